@@ -1,0 +1,1 @@
+"""Semantic-ID tries: the constraint index, its vocabulary, its filters."""
