@@ -100,6 +100,16 @@ class Dialogue:
     turns: tuple[Turn, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class CrsDataset:
+    """A catalogue and its dialogues. Item order is the catalogue's order: every tie in a ranking
+    goes to the lower index. `splits` holds "train", "valid" and "test" where they exist."""
+
+    name: str
+    items: tuple[Item, ...]
+    splits: dict[str, tuple[Dialogue, ...]]
+
+
 def merge_turns(turns: Sequence[Turn], separator: str = " ") -> tuple[Turn, ...]:
     """Join one role's consecutive messages into one turn, mention offsets moved along."""
     merged: list[Turn] = []
