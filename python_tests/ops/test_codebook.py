@@ -1,0 +1,174 @@
+import pytest
+import torch
+
+from crs_fast.ops import codebook
+from crs_fast.ops import reference_codebook as reference
+from crs_fast.ops.codebook import residual_lookup
+
+
+def _agrees(x: torch.Tensor, books: torch.Tensor) -> None:
+    codes, residual = residual_lookup(x, books)
+    want_codes, want_residual = reference.residual_lookup(x, books)
+    assert codes.dtype == torch.int64
+    assert torch.equal(codes, want_codes)
+    assert torch.equal(residual, want_residual.to(residual.dtype))
+
+
+def _random(n: int, dim: int, levels: int, k: int, seed: int = 0) -> tuple:
+    g = torch.Generator().manual_seed(seed)
+    scale = 0.6 ** torch.arange(levels)[:, None, None]
+    return torch.randn(n, dim, generator=g), torch.randn(levels, k, dim, generator=g) * scale
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (7, 3, 2, 5), (129, 32, 4, 64), (900, 65, 3, 33)])
+def test_random(shape):
+    _agrees(*_random(*shape))
+
+
+def test_mean_100():
+    x, books = _random(700, 48, 3, 32)
+    books[0] += 100
+    _agrees(x + 100, books)
+
+
+def test_mean_100_needs_few_rechecks(monkeypatch):
+    x, books = _random(700, 48, 1, 32)
+    measured = []
+    recheck = codebook._Level._recheck
+    monkeypatch.setattr(
+        codebook._Level,
+        "_recheck",
+        lambda self, rest, close: measured.append(len(rest)) or recheck(self, rest, close),
+    )
+    residual_lookup(x + 100, books + 100)
+    assert sum(measured) < 70
+
+
+def test_duplicate_codewords_go_to_the_lower_code():
+    x, books = _random(300, 16, 3, 24)
+    books[:, 12:] = books[:, :12]
+    codes, _ = residual_lookup(x, books)
+    assert int(codes.max()) < 12
+    _agrees(x, books)
+
+
+def test_equidistant_goes_to_the_lower_code():
+    books = torch.tensor([[[3.0, 0.0], [1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]])
+    codes, _ = residual_lookup(torch.zeros(2, 2), books)
+    assert codes.tolist() == [[1], [1]]
+
+
+@pytest.mark.parametrize("gap", [1e-4, 1e-7, 1e-10, 1e-14])
+def test_near_duplicate_codewords(gap):
+    x, books = _random(500, 32, 2, 40)
+    books = books.double()
+    noise = torch.randn(books[:, 20:].shape, generator=torch.Generator().manual_seed(1))
+    books[:, 20:] = books[:, :20] + gap * noise.double()
+    _agrees(x.double(), books)
+
+
+def test_float32_alone_would_be_wrong():
+    x, books = _random(500, 32, 1, 40)
+    books = books.double()
+    books[:, 20:] = books[:, :20] + 1e-10
+    naive = (books[0].float().square().sum(-1) - 2 * x @ books[0].float().T).argmin(-1)
+    want, _ = reference.residual_lookup(x.double(), books)
+    assert not torch.equal(naive, want[:, 0])
+
+
+def test_unequal_norms():
+    x, books = _random(400, 24, 3, 50)
+    books *= 10 ** torch.linspace(-6, 6, 50)[:, None]
+    x *= 10 ** torch.linspace(-5, 5, 400)[:, None]
+    _agrees(x, books)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-25, 1e17, 1e19, 3e37])
+def test_values_at_the_ends_of_float32(scale):
+    x, books = _random(200, 4, 2, 16)
+    _agrees(x * scale, books * scale)
+
+
+def test_strided():
+    x, books = _random(258, 40, 3, 32)
+    _agrees(x[::2, 5:25].flip(0), books.transpose(1, 2).contiguous().transpose(1, 2)[:, :, ::2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes(dtype):
+    x, books = _random(300, 20, 3, 32)
+    _agrees(x.to(dtype), books.to(dtype))
+    _agrees(x.to(dtype), books)
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    assert residual_lookup(x.to(dtype), books)[1].dtype == expected
+
+
+def test_blocks_change_nothing(monkeypatch):
+    x, books = _random(131, 16, 3, 32)
+    whole = residual_lookup(x, books)
+    monkeypatch.setattr(codebook, "_BLOCK_ELEMENTS", 64)
+    blocked = residual_lookup(x, books)
+    assert torch.equal(whole[0], blocked[0])
+    assert torch.equal(whole[1], blocked[1])
+
+
+def test_memory_never_holds_rows_by_codes(monkeypatch):
+    largest = []
+    nearest = codebook._Level.nearest
+    monkeypatch.setattr(
+        codebook._Level,
+        "nearest",
+        lambda self, rest: largest.append(len(rest)) or nearest(self, rest),
+    )
+    residual_lookup(torch.randn(3000, 2), torch.randn(1, 8192, 2))
+    assert max(largest) * 8192 <= codebook._BLOCK_ELEMENTS < 3000 * 8192
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_low_matmul_precision_stays_exact(precision):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        _agrees(*_random(400, 64, 3, 64))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_autocast_stays_exact():
+    x, books = _random(400, 64, 3, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _agrees(x, books)
+
+
+def test_no_rows():
+    codes, residual = residual_lookup(torch.empty(0, 5), torch.randn(3, 4, 5))
+    assert codes.shape == (0, 3)
+    assert residual.shape == (0, 5)
+
+
+def test_inputs_stay_as_they_were():
+    x, books = _random(20, 8, 2, 6)
+    copies = x.clone(), books.clone()
+    residual_lookup(x, books)
+    assert torch.equal(x, copies[0])
+    assert torch.equal(books, copies[1])
+
+
+@pytest.mark.parametrize(
+    ("x", "books", "match"),
+    [
+        ([[1.0]], torch.ones(1, 1, 1), "x must be a torch tensor"),
+        (torch.ones(2, 3, dtype=torch.int64), torch.ones(1, 2, 3), "x must be float16"),
+        (torch.ones(2, 3), torch.ones(1, 2, 3).long(), "codebooks must be float16"),
+        (torch.ones(3), torch.ones(1, 2, 3), r"x must have shape \[N, D\]"),
+        (torch.ones(2, 3), torch.ones(2, 3), r"codebooks must have shape \[L, K, D\]"),
+        (torch.ones(2, 3), torch.ones(1, 2, 4), "x must have the codebooks' 4"),
+        (torch.ones(2, 3), torch.ones(0, 2, 3), "at least one level"),
+        (torch.ones(2, 3), torch.ones(1, 0, 3), "at least one level"),
+        (torch.tensor([[1.0, torch.nan]]), torch.ones(1, 2, 2), "x must be finite"),
+        (torch.ones(1, 1), torch.tensor([[[torch.inf]]]), "codebooks must be finite"),
+    ],
+)
+def test_bad_input(x, books, match):
+    with pytest.raises(ValueError, match=f"residual_lookup: .*{match}"):
+        residual_lookup(x, books)
