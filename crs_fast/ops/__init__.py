@@ -1,0 +1,19 @@
+"""One file an op: a plain-PyTorch oracle, the checks, the way into the native kernel.
+
+Importing this package registers `torch.ops.crs_fast.*`.
+"""
+
+from .codebook import residual_lookup
+from .tensors import FilterTensors, TokenTensors, TrieTensors
+from .trie import trie_build, trie_mask_, trie_step, trie_walk
+
+__all__ = [
+    "FilterTensors",
+    "TokenTensors",
+    "TrieTensors",
+    "residual_lookup",
+    "trie_build",
+    "trie_mask_",
+    "trie_step",
+    "trie_walk",
+]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from crs_fast.ops import TokenTensors
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -109,6 +111,19 @@ class SidVocab:
             at = torch.searchsorted(ids, column).clamp(max=ids.numel() - 1)
             out[..., level] = torch.where(ids[at] == column, order[at], -1)
         return out
+
+    def tensors(self, terminator: int | None = None) -> TokenTensors:
+        """What the trie ops take, on the CPU. `terminator`: the token forced after a whole SID;
+        None means `end`, else `eos`, else none."""
+        column = self.table()
+        denied = self.code_tokens()
+        if self.end is not None:
+            denied = torch.cat([denied, denied.new_tensor([self.end])])
+        for choice in (terminator, self.end, self.eos):
+            if choice is not None:
+                break
+        highest = max(int(denied.max()), -1 if choice is None else choice)
+        return TokenTensors(column, denied, -1 if choice is None else choice, highest + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; `SidVocab(**vocab.to_dict())` gives an equal vocabulary."""

@@ -1,0 +1,73 @@
+// The trie kernels' entry points. Every pointer is contiguous unless a stride is named; checks stand
+// on the Python side, before the pointers cross.
+#pragma once
+
+#include <cstdint>
+
+#include "trie.h"
+
+namespace crs {
+
+// How token ids and codes relate, and what stands outside a SID.
+struct TokenView {
+  const int64_t* column;  // [levels, width]: logits column of code c at each level, -1 where none
+  int64_t stride;         // from one level's row to the next; 0 when all levels share one
+  int64_t width;
+  int64_t terminator;     // column forced after a whole SID, -1 when there is none
+  const int64_t* denied;  // [num_denied]: columns masked in rows outside a SID
+  int64_t num_denied;
+
+  CRS_HD int64_t at(int32_t depth, int32_t code) const {
+    return code < width ? column[depth * stride + code] : -1;
+  }
+};
+
+// nodes[r] = the node reached from the root by codes[r, :], stopping at the first -1; kNoNode when
+// the trie has no such path.
+void trie_walk_cpu(const TrieView& trie, const int64_t* codes, int64_t rows, int64_t length,
+                   int64_t* nodes);
+
+// In place: logits[r, v] = -inf unless v is legal after nodes[r].
+struct MaskArgs {
+  TrieView trie;
+  FilterView filter;
+  TokenView tokens;
+  int64_t rows_per_filter;
+  void* logits;         // [rows, vocab] of element_size bytes, row_stride elements apart
+  const int64_t* nodes;  // [rows]
+  int64_t rows, vocab, row_stride;
+  int element_size;     // 4 (float32) or 2 (bfloat16, float16)
+  uint32_t minus_inf;   // its bit pattern in that dtype
+};
+void trie_mask_cpu(const MaskArgs& args);
+
+// One constrained beam step; see crs_fast/ops/trie.py for what it computes.
+enum class Normalize : int { kVocab = 0, kLevel = 1, kLegal = 2 };
+struct StepArgs {
+  TrieView trie;
+  FilterView filter;
+  TokenView tokens;
+  Normalize normalize;
+  float inverse_temperature;
+  const void* logits;  // [batch * beams, vocab], row_stride elements apart
+  int64_t batch, beams, vocab, row_stride;
+  int dtype;               // 0 float32, 1 bfloat16, 2 float16
+  const float* scores;     // [batch, beams]
+  const int64_t* nodes;    // [batch, beams], kNoNode for a dead beam
+  int64_t out_beams;
+  float* out_scores;       // [batch, out_beams]
+  int64_t* out_nodes;      // [batch, out_beams]
+  int64_t* out_parents;    // [batch, out_beams]
+  int64_t* out_codes;      // [batch, out_beams]
+};
+void trie_step_cpu(const StepArgs& args);
+
+#if defined(CRS_FAST_WITH_CUDA)
+// Return a cudaError_t; stream is a cudaStream_t.
+int trie_walk_cuda(const TrieView& trie, const int64_t* codes, int64_t rows, int64_t length,
+                   int64_t* nodes, void* stream);
+int trie_mask_cuda(const MaskArgs& args, void* stream);
+const char* cuda_error_string(int error);
+#endif
+
+}  // namespace crs
