@@ -6,10 +6,10 @@ with an optional year after it. The longest title wins. A title that several ite
 only when a year says which, and is text otherwise, as is a title followed by another "(year)".
 
 Everyday titles ("It", "Her", "Get Out", "1917") would be found in every second message. A title
-made only of very common words or digits is linked only when the writer marked it as a title: by a
-year, by quotation marks, or by capitals that the start of a sentence or a shouted message does not
-explain. So "I loved It" links and "It was fun" does not; "get out was fun" is missed, which costs
-less than seeing films nobody named.
+made only of very common words, digits or single letters is linked only when the writer marked it
+as a title: by its year, by quotation marks, or by capitals that neither the start of a sentence,
+nor a word that often opens one, nor a shouted message explains. So "I loved Her" links and "I met
+her" does not; "get out was fun" is missed, which costs less than seeing films nobody named.
 
 `locate_items` answers another question: where are the items that this text is known to name? It
 may be lenient, and falls back to articles left out, parts of the title, and near spellings.
@@ -30,56 +30,84 @@ from crs_fast.crs.dialogue import Item, Mention
 
 # Very common words of English and of talk about films; a title of these alone needs a mark.
 _EVERYDAY_WORDS = """
-a about above across action actor actors after again ago ah all almost alone along already also
-always am amazing an and animated animation another any anyone anything anyway are around as
-ask at away awesome back bad be beautiful because been before behind being believe best better
-between big bit black blue book both boy bring brother but by bye call came can cannot cant
-care change chance child children cinema classic come comedy comedies coming cool could crazy
-cut dad dark date daughter day days dead dear did didnt different do documentary does doesnt
-dog done dont down drama dream each early easy eight else end enjoy enough even ever every
-everybody everyone everything except eye fact fair fall family famous fan fantasy far fast
-father favorite favourite fear feel few film films find fine fire first five for forever found
-four free fresh friend friends from full fun funny future game games gave genre get ghost girl
-girls give go god going gone good goodbye got great greetings guess guy guys had half hand
-happen happy hard has hate have havent he head hear heard heart hello help her here hero hey hi
-high him his hit holiday home honest honestly hope horror hot house how huge human husband i
-idea if ill im in indeed inside interesting into is isnt it its ive job joke just keep kid kids
-kill kind knew know known lady last late later laugh least leave left less let lets life light
-like liked line list listen little live lol long look looking lost lot lots love loved lucky
-mad made magic make man many may maybe me mean men might mind mine mom money monster month more
-morning most mother movie movies much mum music musical must my myself mystery name need never
-new next nice night nine no nobody none nope not nothing november now of off oh ok okay old on
-once one only open or original other our out over own parents part party past pass people
-perfect perhaps person place play please pretty probably problem question quick quite quiet
-rather read ready real really recommend red remember right roll romance romantic run sad safe
-said same saturday save saw say scary school science scream second secret see seek seen serial
-series serious seven several shall she short should show shows side silly similar since single
-sir sister six sleep slow small so some somebody someone something sometimes son song soon
-sorry sort sound sounds speed spend star stars start stay still stop story strange stuff such
-suggest summer sunday super sure suspense take talk team teen tell ten than thank thanks that
-thats the their them then there these they thing things think this those thought three thriller
-through time times title to today together told tomorrow tonight too top totally touch town
-trailer true trust try turn two type under until up upon us use used very view wait walk want
-war was watch watched water way we wedding week weekend welcome well were what whatever when
-where which while white who whole why wife will win winter wish with woman women wonder
-wonderful word work world would wow wrong yeah year years yep yes yet you young your yours
+a about above absolutely across action actor actors after again ago agree agreed ah all almost
+alone along already also always am amazing american an and angel angels animated animation another
+any anyone anything anyway are around as ask at away awesome baby bachelor back bad be beautiful
+beauty because been before behind being believe best better between big birthday bit black bless
+blue body book both box boy boys bride bring brother brothers but by bye call came can cannot cant
+car care cars cat cats cell certainly chance change check checking cheers child children christmas
+cinema circle city classic club coach code college come comedies comedy coming company contact
+control conversation cool cop cops could country couple court crash crazy crime criminal criminals
+cut cute dad daddy dance dancer dancing danger dark date daughter day days dead dear death
+definitely detective did didnt die different dinner do doctor documentary does doesnt dog dogs
+done dont door down drama dream dreams drive duel each early earth easy edge eight else end enemy
+enjoy enough entertaining epic escape even ever every everybody everyone everything evil exactly
+excellent except eye eyes faces fact fair faith fall family famous fan fantastic fantasy far fast
+faster father favorite favourite fear feel fever few fight fighting film films find fine fire
+first five flick flicks flight fly focus food football for forever found four free fresh friend
+friends from full fun funny future game games gangster gave genre get ghost ghosts giant gift
+gifts girl girls give glass glory go god going gold gone good goodbye got great greetings gross
+guess gun guns guy guys had haha half hand happen happy hard has hate have haven havent he head
+hear heard heart hello help her here hero heroes hey hi high hilarious him his hit hmm holiday
+hollywood home honest honestly hoot hope horror hot house how huge human hunt hunter husband
+husbands i ice idea if ill im in indeed inside intense interesting into is island isnt it its ive
+jail job joke judge just justice keep kid kids kill killer killers killing kind king kings kiss
+knew know known lady last late later laugh law least leave left legend legends less let lets lies
+life light lights like liked line list listen little live living lol long look looking loser
+losers lost lot lots love loved lovely luck lucky mad made magic make man many marriage mask
+master match may maybe me mean men might mind mine miracle mom moms money monster month moon more
+morning most mother mothers movie movies much mum murder music musical must my myself mystery name
+need neighbor neighborhood neighbors neighbour never new news next nice night nine no nobody noise
+none nope not nothing november now numbers nurse obsessed of off office oh ok okay old on once one
+only open or original other others our out over own pain paradise parents paris part party pass
+passion past peace people perfect perhaps person phone pieces pilot pirates place play player
+please police popcorn power pretty pride prime prison private probably problem project promise
+pure queen question quick quiet quite race rain rather read ready real reality really rebel rec
+recommend red relax release remember rent revenge rich right ring rings road robot robots rock
+roll romance romantic room rules run runner running sad safe said same saturday savage save saw
+say scary school science scream second secret see seek seeker seen serial series serious seven
+several sex shadow shadows shall shame she shock short should show shows side signs silly similar
+since singer single sir sister sisters six sleep slow small smile smoke snow so soldier some
+somebody someone something sometimes son song soon sorry sort soul sound sounds space speed spend
+spirit sport sports spy stand star stars start stay still stop story strange stranger street
+student stuff success such suggest summer sun sunday sunshine super superhero sure surprise
+suspense swing take talk teacher teachers team teen tell ten than thank thanks that thats the
+theater their them then there these they thief thing things think this those thought three
+thriller through tiger time times title to today together told tomorrow tonight too top totally
+touch touching town toys traffic trailer train trap trip trouble true trust truth try turn twins
+two type uncle under until up upon us use used vacation vampire vampires very victory view village
+voice wait walk want war was watch watched water way we wedding week weekend welcome well were
+what whatever when where which while white who whole why wife wild will win wings winner winter
+wish wishes witch with witness wolf woman women wonder wonderful word work world would wow writer
+wrong yeah year years yep yes yet you young your yours zombie zombies
 """
 EVERYDAY = frozenset(_EVERYDAY_WORDS.split())
 # Words that a capitalised title leaves in lower case.
 _SMALL = frozenset(
     ("a", "an", "and", "as", "at", "by", "for", "from", "in", "of", "on", "or", "the", "to")
 )
-_FIRST_PERSON = frozenset(("i", "im", "ive", "ill", "id"))
+# Words whose capital says nothing: the pronoun, and words that open sentences, which chat seldom
+# ends with a full stop.
+_OPENER_WORDS = """
+awesome haha hello hey hi i id ill im it ive lol love loved no oh ok okay remember so take thank
+thanks that they this we well what wow yeah yes you
+"""
+_OPENERS = frozenset(_OPENER_WORDS.split())
+_NUMERALS = frozenset(
+    (*map(str, range(2, 11)), *("ii", "iii", "iv", "v", "vi", "vii", "viii", "x"))
+)
+_SAME = {"&": "and", "vs": "v", "versus": "v"}
 _ARTICLES = frozenset(("a", "an", "the"))
 
 _WORD = re.compile("&|(?:[^\\W_]|[\u0300-\u036f]|(?<=\\w)['’](?=\\w))+")
-_YEAR_AFTER = re.compile(r"\s*,?\s*[(\[]((?:18|19|20)[0-9]{2})[)\]]|,?\s+((?:18|19|20)[0-9]{2})\b")
+_YEAR = "((?:18|19|20)[0-9]{2})"
+_YEAR_AFTER = re.compile(rf"[^\w(\[\n]{{0,6}}[(\[]{_YEAR}[)\]]|,?[ ]+{_YEAR}\b")
 _SENTENCE_END = re.compile(r"(?:^|[.!?:;\n])\W*$")
 _QUOTES = "\"'*“”‘’«»"
 _MAX_GAP = 4
-_PART_BREAK = re.compile(r":|\s[-–—]\s|\(|\)|\bpart\b|\bchapter\b|\bvol\b", re.IGNORECASE)
+_PART_BREAK = re.compile(r":|\s[-–—]\s|\(|\)|[!?]\s|\bpart\b|\bchapter\b|\bvol\b", re.IGNORECASE)
 _MIN_FUZZY = 4
-_FUZZY = 0.8
+_FUZZY = 0.85
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +128,8 @@ class _Span:
 
 
 def _fold(word: str) -> str:
-    if word == "&":
-        return "and"
+    if word.lower() in _SAME:
+        return _SAME[word.lower()]
     if not word.isascii():
         word = unicodedata.normalize("NFKD", word)
     return "".join(filter(str.isalnum, word.casefold()))
@@ -192,7 +220,7 @@ class TitleIndex:
         run = words[span.first : span.last]
         if not self.everyday:
             return False
-        if not all(word.key in self.everyday or word.key.isdigit() for word in run):
+        if not all(w.key in self.everyday or w.key.isdigit() or len(w.key) == 1 for w in run):
             return False
         before, after = text[: run[0].start], text[span.end : span.end + 1]
         if before and after and before[-1] in _QUOTES and after in _QUOTES:
@@ -206,7 +234,8 @@ def _has_space(gap: str) -> bool:
 
 def _is_capitalised(text: str, run: Sequence[_Word], starts_sentence: bool) -> bool:
     """Whether capitals mark the words as a title: all but small words have one, and one of them
-    is explained neither by a sentence's start, nor by "I", nor by a message without lower case."""
+    is explained neither by a sentence's start, nor by being a word that often opens one, nor by
+    standing in a message without lower case."""
     if text == text.upper():
         return False
     evidence = False
@@ -215,7 +244,8 @@ def _is_capitalised(text: str, run: Sequence[_Word], starts_sentence: bool) -> b
         may_be_lower = text[word.start].isdigit() or (place > 0 and word.key in _SMALL)
         if not capital and not may_be_lower:
             return False
-        explained = (place == 0 and starts_sentence) or word.key in _FIRST_PERSON
+        opens = (place == 0 and starts_sentence) or word.key in _OPENERS
+        explained = opens or len(word.key) == 1
         evidence |= capital and not explained
     return evidence
 
@@ -256,9 +286,9 @@ def locate_items(text: str, items: Sequence[Item]) -> tuple[Mention, ...]:
     """Find where a text names items that it is known to name.
 
     Each entry of `items` takes one place of its own, longer titles first. Tried in turn: the whole
-    title as in `link_items`, everyday or not; the title without its article, or one part of it
-    ("Endgame"); a spelling near one of these (`difflib` ratio at least 0.8). Among equal places
-    the one followed by the item's year wins, then a capitalised one, then the earlier.
+    title as in `link_items`, everyday or not; the title without its article or number, or one
+    part of it ("Endgame"); a spelling near one of these (`difflib` ratio at least 0.85). Among
+    equal places the one followed by the item's year wins, then a capitalised one, then the first.
 
     Args:
         text: the turn's text.
@@ -322,16 +352,22 @@ def _title_key(title: str) -> str:
     return "".join(word.key for word in _words(title))
 
 
+def _is_telling(words: Sequence[str]) -> bool:
+    """Whether the words can stand for a title whose rest is left out."""
+    return not all(word in EVERYDAY or word.isdigit() for word in words)
+
+
 def _forms(title: str) -> list[str]:
-    """Keys of the title without its article and of its parts, longest first; parts too short or
-    too common to stand for the title are left out."""
+    """Keys of the title without its article, of its parts and of these without a sequel's number,
+    longest first; what is too short or too common to stand for the title is left out."""
     keys = []
     for part in (title, *_PART_BREAK.split(title)):
         words = [word.key for word in _words(part)]
         if words and words[0] in _ARTICLES:
             words = words[1:]
-        if part == title or not all(word in EVERYDAY or word.isdigit() for word in words):
-            keys.append("".join(words))
+        stems = [words, words[:-1]] if words and words[-1] in _NUMERALS else [words]
+        whole = part == title
+        keys += ["".join(stem) for n, stem in enumerate(stems) if whole > n or _is_telling(stem)]
     return sorted({key for key in keys if len(key) > 1}, key=lambda key: (-len(key), key))
 
 

@@ -1,0 +1,200 @@
+"""Figures of merit, each from plain numbers or strings: no model and no data set in here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+DEFAULT_KS = (1, 5, 10, 20, 50)
+
+# `<movie>` and other placeholders are one token; words keep an inner apostrophe.
+_TOKEN = re.compile(r"<\w+>|\w+(?:['’]\w+)*|[^\w\s]")
+
+
+@dataclass(frozen=True, slots=True)
+class RankingMetrics:
+    """Means over `n` targets, each a share in [0, 1], by k; `hits[k]` counts ranks within k."""
+
+    n: int
+    hits: dict[int, int]
+    recall: dict[int, float]
+    ndcg: dict[int, float]
+    mrr: dict[int, float]
+
+    def to_dict(self) -> dict[str, float]:
+        """JSON-ready: `n`, `hits@k`, `recall@k`, `ndcg@k`, `mrr@k`."""
+        flat: dict[str, float] = {"n": self.n}
+        for name in ("hits", "recall", "ndcg", "mrr"):
+            flat |= {f"{name}@{k}": value for k, value in getattr(self, name).items()}
+        return flat
+
+
+def target_values(ranks: ArrayLike, k: int, metric: str = "recall") -> np.ndarray:
+    """A metric's value for each target (every target is the only relevant item of its list).
+
+        recall: 1;   ndcg: 1 / log2(rank + 1);   mrr: 1 / rank;   all 0 where rank is 0 or > k
+
+    Args:
+        ranks: int [n], 1 is best, 0 means not ranked.
+        k: length of the list, at least 1.
+        metric: "recall", "ndcg" or "mrr".
+
+    Returns:
+        float64 [n].
+
+    Raises:
+        ValueError: a negative rank, k < 1 or an unknown metric.
+    """
+    ranks = np.asarray(ranks, dtype=np.int64).reshape(-1)
+    if ranks.size and ranks.min() < 0:
+        raise ValueError(f"target_values: ranks must be >= 0 (got {ranks.min()})")
+    if k < 1:
+        raise ValueError(f"target_values: k must be at least 1 (got {k})")
+    hit = (ranks > 0) & (ranks <= k)
+    place = np.where(hit, ranks, 1).astype(np.float64)
+    if metric == "recall":
+        return hit.astype(np.float64)
+    if metric == "ndcg":
+        return np.where(hit, 1 / np.log2(place + 1), 0.0)
+    if metric == "mrr":
+        return np.where(hit, 1 / place, 0.0)
+    raise ValueError(f"target_values: metric must be recall, ndcg or mrr (got {metric!r})")
+
+
+def ranking_metrics(ranks: ArrayLike, ks: Sequence[int] = DEFAULT_KS) -> RankingMetrics:
+    """R@k, NDCG@k and MRR@k of ranked lists with one relevant item each.
+
+    Args:
+        ranks: int [n], where the target stands; 1 is best, 0 means not ranked.
+        ks: list lengths.
+
+    Raises:
+        ValueError: no target, a negative rank, or a k below 1.
+    """
+    ranks = np.asarray(ranks, dtype=np.int64).reshape(-1)
+    if not ranks.size:
+        raise ValueError("ranking_metrics: ranks must hold at least one target (got none)")
+
+    def means(metric: str) -> dict[int, float]:
+        return {k: float(target_values(ranks, k, metric).mean()) for k in ks}
+
+    hits = {k: int(target_values(ranks, k).sum()) for k in ks}
+    return RankingMetrics(ranks.size, hits, means("recall"), means("ndcg"), means("mrr"))
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    dialogues: ArrayLike,
+    seed: int = 0,
+    samples: int = 1000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean over targets, resampling whole dialogues, because
+    the targets of one dialogue are not independent.
+
+    Args:
+        values: float [n], one value a target.
+        dialogues: [n], the dialogue each target comes from.
+        seed: seed of the resampling.
+        samples: number of resamples.
+        level: coverage, in (0, 1).
+
+    Returns:
+        Lower and upper end.
+
+    Raises:
+        ValueError: no value, lengths that differ, or a level outside (0, 1).
+    """
+    values = np.asarray(values, dtype=np.float64).reshape(-1)
+    dialogues = np.asarray(dialogues).reshape(-1)
+    if not values.size or values.shape != dialogues.shape:
+        raise ValueError(
+            "bootstrap_interval: values and dialogues must be equally long and not empty "
+            f"(got {values.size} and {dialogues.size})"
+        )
+    if not 0 < level < 1 or samples < 1:
+        raise ValueError(
+            "bootstrap_interval: level must lie in (0, 1) and samples be at least 1 "
+            f"(got {level} and {samples})"
+        )
+    _, group = np.unique(dialogues, return_inverse=True)
+    sums, sizes = np.bincount(group, weights=values), np.bincount(group)  # [D]
+    rng = np.random.default_rng(seed)
+    means = np.empty(samples)
+    for i in range(samples):
+        drawn = rng.integers(len(sums), size=len(sums))
+        means[i] = sums[drawn].sum() / sizes[drawn].sum()
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def tokens(text: str) -> list[str]:
+    """The tokens Distinct-n counts: words, punctuation marks, and placeholders like `<movie>`,
+    in lower case."""
+    return _TOKEN.findall(text.lower())
+
+
+def distinct_n(texts: Sequence[str], n: int) -> float:
+    """Distinct n-grams over all n-grams of the whole corpus, in [0, 1]; 0.0 where it has none.
+
+    An n-gram does not cross from one text to the next. (UniCRS and CRSLab divide by the number of
+    sentences instead, which can exceed 1: never put both in one table.)
+
+    Raises:
+        ValueError: n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"distinct_n: n must be at least 1 (got {n})")
+    seen: set[tuple[str, ...]] = set()
+    total = 0
+    for text in texts:
+        words = tokens(text)
+        grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        seen.update(grams)
+        total += len(grams)
+    return len(seen) / total if total else 0.0
+
+
+def sacre_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus BLEU by the `sacrebleu` library with its defaults (13a tokens, exp smoothing), in
+    [0, 100]; one reference a hypothesis.
+
+    Raises:
+        ValueError: no hypothesis, or not one reference each.
+        ImportError: `sacrebleu` is missing.
+    """
+    if not hypotheses or len(hypotheses) != len(references):
+        raise ValueError(
+            "sacre_bleu: hypotheses must not be empty and have one reference each "
+            f"(got {len(hypotheses)} and {len(references)} references)"
+        )
+    return float(_sacrebleu().corpus_bleu(list(hypotheses), [list(references)]).score)
+
+
+def _sacrebleu() -> Any:
+    try:
+        import sacrebleu
+    except ImportError as error:
+        raise ImportError("sacre_bleu needs sacrebleu: pip install 'crs_fast[evaluate]'") from error
+    return sacrebleu
+
+
+def perplexity(sum_nll: float, num_tokens: int) -> float:
+    """exp(sum of negative log-likelihoods in nats / number of tokens), over a whole corpus;
+    infinite where that overflows.
+
+    Raises:
+        ValueError: num_tokens below 1.
+    """
+    if num_tokens < 1:
+        raise ValueError(f"perplexity: num_tokens must be at least 1 (got {num_tokens})")
+    try:
+        return math.exp(sum_nll / num_tokens)
+    except OverflowError:
+        return math.inf
