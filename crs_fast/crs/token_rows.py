@@ -1,0 +1,127 @@
+"""The embedding rows of the new tokens: which they are, where they start, how they alone train."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crs_fast.crs.sequence import ControlTokens
+from crs_fast.trie.sid_vocab import SidVocab
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+NOISE = 0.5  # of the old rows' standard deviation, for rows that stand for nothing yet
+
+
+def new_tokens(vocab: SidVocab, control: ControlTokens) -> list[int]:
+    """Ids of every token added for SIDs and modes, sorted."""
+    frame = [token for token in (vocab.begin, vocab.end) if token is not None]
+    return sorted({*vocab.code_tokens().tolist(), *frame, control.resp, control.chat, control.rec})
+
+
+@torch.no_grad()
+def init_sid_rows(
+    model: PreTrainedModel,
+    vocab: SidVocab,
+    control: ControlTokens,
+    item_embeddings: torch.Tensor,
+    sids: Any,
+    seed: int = 0,
+) -> None:
+    """Start the new rows from what the items are, so that near items have near SIDs in the
+    language model too.
+
+    A code's row is mean + z * std of the old rows, z a random projection (to zero mean, unit
+    variance) of the mean residual embedding of the items that hold the code; residuals as in
+    residual quantization. Rows of `<BOI>`, the modes and unused codes are mean + noise. Input and
+    untied output embeddings both get their rows, in place.
+
+    Args:
+        item_embeddings: float [N, D], row i for the item with SID `sids[i]`.
+        sids: int [N, L], -1 pads ragged rows.
+
+    Raises:
+        ValueError: `item_embeddings` and `sids` differ in rows, or `sids` don't fit `vocab`.
+    """
+    codes = torch.as_tensor(sids, dtype=torch.int64)
+    residual = torch.as_tensor(item_embeddings).detach().float().cpu().clone()  # [N, D]
+    if residual.ndim != 2 or codes.ndim != 2 or len(residual) != len(codes):
+        raise ValueError(
+            "init_sid_rows: item_embeddings [N, D] and sids [N, L] must have the same N "
+            f"(got {tuple(residual.shape)} and {tuple(codes.shape)})"
+        )
+    vocab.encode(codes)
+    generator = torch.Generator().manual_seed(seed)
+    weights = _embedding_weights(model)
+    hidden = next(iter(weights.values())).shape[1]
+    projection = torch.randn(residual.shape[1], hidden, generator=generator)  # [D, H]
+    tokens = new_tokens(vocab, control)
+    z = {token: torch.randn(hidden, generator=generator) * NOISE for token in tokens}
+    for level in range(codes.shape[1]):
+        means, used = _code_means(residual, codes[:, level], vocab.sizes[level])
+        residual -= torch.where(codes[:, level, None] >= 0, means[codes[:, level]], 0.0)
+        rows = _standardise(means[used] @ projection)
+        ids = vocab.token_ids[level][used].tolist()
+        z.update(zip(ids, rows, strict=True))
+    _write_rows(weights, tokens, torch.stack([z[token] for token in tokens]))
+
+
+def _code_means(
+    residual: torch.Tensor, codes: torch.Tensor, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean residual of every code [K, D] and the codes in use, bool [K]."""
+    held = codes >= 0
+    sums = torch.zeros(size, residual.shape[1]).index_add_(0, codes[held], residual[held])
+    counts = torch.bincount(codes[held], minlength=size)
+    return sums / counts.clamp(min=1)[:, None], counts > 0
+
+
+def _standardise(rows: torch.Tensor) -> torch.Tensor:
+    if len(rows) < 2:
+        return torch.zeros_like(rows)
+    rows = rows - rows.mean(0)
+    return rows / rows.std().clamp(min=1e-12)
+
+
+def _write_rows(weights: dict[str, torch.nn.Parameter], tokens: list[int], z: torch.Tensor) -> None:
+    for weight in weights.values():
+        old = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+        old[tokens] = False
+        mean, std = weight[old].float().mean(0), weight[old].float().std()
+        weight[tokens] = (mean + z.to(weight.device) * std).to(weight.dtype)
+
+
+def _embedding_weights(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+    """The embedding's weight by module name, and the output layer's where it is not the same."""
+    modules = {model.get_input_embeddings(), model.get_output_embeddings()} - {None}
+    weights: dict[str, torch.nn.Parameter] = {}
+    for name, module in model.named_modules():
+        if module in modules and all(module.weight is not seen for seen in weights.values()):
+            weights[name] = module.weight
+    return weights
+
+
+def add_lora(
+    model: PreTrainedModel, tokens: list[int], rank: int, alpha: int = 32, dropout: float = 0.05
+) -> Any:
+    """A PEFT model with LoRA on every linear layer but the head, in which of the embedding (and
+    an untied head) only the rows of `tokens` train.
+
+    Raises:
+        ImportError: peft is missing (`crs_fast[train]`).
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ImportError("add_lora: needs peft; `pip install crs_fast[train]`") from None
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        trainable_token_indices={name: tokens for name in _embedding_weights(model)},
+    )
+    return get_peft_model(model, config)

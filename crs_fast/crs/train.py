@@ -1,0 +1,242 @@
+"""Training: the HF `Trainer` on packed dialogues, with LoRA (PEFT) or all weights."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crs_fast.crs.dialogue import CrsDataset, Dialogue
+from crs_fast.crs.packing import (
+    Packed,
+    batches,
+    collate,
+    collate_separate,
+    pack,
+    packing_is_exact,
+    separate,
+)
+from crs_fast.crs.sequence import ControlTokens, Instance, SequenceBuilder, trie_sids
+from crs_fast.crs.token_rows import add_lora, new_tokens
+from crs_fast.trie import SidTrie, SidVocab
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainingArguments
+
+    from crs_fast.crs.backbones import Backbone
+    from crs_fast.crs.trainer import PackedTrainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How to train.
+
+    Args:
+        epochs: passes over the dialogues.
+        max_minutes: stop cleanly after so many minutes, or None. The learning rate follows the
+            larger of the share of steps and the share of time, so it reaches zero either way.
+        learning_rate: peak, after a linear warm-up over `warmup_ratio`; then a cosine to zero.
+        tokens_per_batch: padded tokens a batch holds at most (one sequence at least).
+        accumulate: batches a step.
+        lora_rank: rank on all linear layers, where old embedding rows stay frozen and only the
+            new tokens' rows train; None tunes every weight.
+        bf16: autocast to bfloat16; None means on a GPU that has it, and not on the CPU.
+        packed: all instances of a dialogue in one sequence (see `crs_fast.crs.packing`). A model
+            that gives another loss for it is trained on separate instances, with a warning.
+        save_steps: steps between checkpoints (`<output_dir>/training/checkpoint-*`, the newest
+            two are kept); 0 for none.
+    """
+
+    epochs: float = 3
+    max_minutes: float | None = None
+    learning_rate: float = 2e-4
+    warmup_ratio: float = 0.06
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    tokens_per_batch: int = 8192
+    accumulate: int = 1
+    max_length: int = 768
+    lora_rank: int | None = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    seed: int = 0
+    bf16: bool | None = None
+    packed: bool = True
+    gradient_checkpointing: bool = False
+    logging_steps: int = 10
+    save_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run did. `losses`: one dict a log line (step, loss, learning_rate, seconds).
+    `tokens`: tokens the model read, without padding; `seconds`: of this call's steps."""
+
+    model: PreTrainedModel
+    losses: list[dict[str, float]] = field(repr=False)
+    steps: int
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+def train(
+    backbone: Backbone,
+    dialogues: CrsDataset | Sequence[Dialogue],
+    trie: SidTrie,
+    vocab: SidVocab,
+    control: ControlTokens,
+    *,
+    output_dir: str | Path,
+    config: TrainConfig | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Teach a language model to choose a mode, an item and the words (GCRS, section 3.3).
+
+    Args:
+        backbone: model and tokenizer, extended by `SidVocab.extend` and `ControlTokens.extend`.
+            `init_sid_rows` gives the new rows an informed start. The model is trained in place;
+            a LoRA adapter is merged into it at the end.
+        dialogues: a dataset (its "train" split is used) or dialogues.
+        trie: `SidTrie` with the SID of every item the dialogues name.
+        vocab, control: the new tokens.
+        output_dir: gets `training/` with checkpoints, `loss.jsonl` and `loss.png`. The model
+            itself is saved by `save_bundle`.
+        resume: go on from the newest checkpoint in `output_dir`, if there is one; the parameters
+            become those of an uninterrupted run.
+
+    Raises:
+        ValueError: no instance to train on.
+        ImportError: accelerate, peft (for LoRA) or matplotlib is missing (`crs_fast[train]`).
+    """
+    config = config or TrainConfig()
+    _require_extra(config)
+    from transformers import set_seed
+
+    from crs_fast.crs.trainer import save_loss_curve
+
+    set_seed(config.seed)
+    model, tokenizer = backbone
+    builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), config.max_length)
+    groups = _instances(builder, dialogues)
+    packed = config.packed and packing_is_exact(model, groups[0], config.max_length)
+    if config.packed and not packed:
+        logger.warning("train: this model can't read packed dialogues; instances stay separate")
+    limit = config.tokens_per_batch
+    packs = [p for group in groups for p in (pack(group, limit) if packed else separate(group))]
+    trained = model
+    if config.lora_rank:
+        tokens = new_tokens(vocab, control)
+        trained = add_lora(model, tokens, config.lora_rank, config.lora_alpha, config.lora_dropout)
+    folder = Path(output_dir) / "training"
+    trainer = _trainer(trained, packs, packed, builder, folder, config, progress)
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=_checkpoint(folder) if resume else None)
+    seconds = time.perf_counter() - start
+    save_loss_curve(trainer.loss_file.history, folder / "loss.png")
+    if config.lora_rank:
+        model = trained.merge_and_unload()  # type: ignore[operator]
+    return TrainResult(
+        model.eval(),
+        trainer.loss_file.history,
+        trainer.state.global_step,
+        int(trainer.tokens_read),
+        seconds,
+    )
+
+
+def _instances(
+    builder: SequenceBuilder, dialogues: CrsDataset | Sequence[Dialogue]
+) -> list[list[Instance]]:
+    if isinstance(dialogues, CrsDataset):
+        dialogues = dialogues.splits["train"]
+    groups = [group for dialogue in dialogues if (group := builder.instances(dialogue))]
+    if not groups:
+        raise ValueError("train: dialogues must hold a recommender turn (got none)")
+    return groups
+
+
+def _require_extra(config: TrainConfig) -> None:
+    names = ["accelerate", "matplotlib", *(["peft"] if config.lora_rank else [])]
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"train: needs {', '.join(missing)}; install with `pip install crs_fast[train]`"
+        )
+
+
+def _checkpoint(folder: Path) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def _trainer(
+    model: Any,
+    packs: list[Packed],
+    packed: bool,
+    builder: SequenceBuilder,
+    folder: Path,
+    config: TrainConfig,
+    progress: bool,
+) -> PackedTrainer:
+    from crs_fast.crs.trainer import Clock, LossFile, PackedTrainer
+
+    order = list(range(len(packs)))
+    random.Random(config.seed).shuffle(order)
+    together = collate if packed else collate_separate
+    pad_id = builder.tokenizer.pad_token_id
+    pad_id = builder.eos if pad_id is None else pad_id
+    return PackedTrainer(
+        model=model,
+        args=_arguments(folder, config, progress),
+        train_dataset=batches(packs, config.tokens_per_batch, order),
+        data_collator=lambda samples: together(samples[0], pad_id),
+        clock=Clock(config.max_minutes * 60 if config.max_minutes else None),
+        loss_file=LossFile(folder / "loss.jsonl"),
+        warmup=config.warmup_ratio,
+    )
+
+
+def _arguments(folder: Path, config: TrainConfig, progress: bool) -> TrainingArguments:
+    from transformers import TrainingArguments
+
+    bf16 = config.bf16
+    if bf16 is None:
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=config.accumulate,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch",
+        bf16=bf16,
+        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500,
+        save_total_limit=2,
+        seed=config.seed,
+        data_seed=config.seed,
+        disable_tqdm=not progress,
+        remove_unused_columns=False,
+        report_to="none",
+    )

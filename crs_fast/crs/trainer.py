@@ -1,0 +1,166 @@
+"""HF `Trainer` for packed dialogues. Imports transformers, so import it only to train."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from crs_fast.crs.packing import PAD, next_token_loss
+
+
+class Clock(TrainerCallback):
+    """Time spent training, earlier runs of a resumed training included, and the stop at its end.
+
+    Args:
+        limit: seconds after which training stops, or None.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self.limit = limit
+        self.spent = 0.0
+        self.started = time.perf_counter()
+
+    def seconds(self) -> float:
+        return self.spent + time.perf_counter() - self.started
+
+    def share(self) -> float:
+        """Of the time limit, 0 without one."""
+        return self.seconds() / self.limit if self.limit else 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.spent = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
+        self.started = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        late = self.share() >= 1
+        if late:
+            control.should_training_stop = True
+            control.should_save = args.save_strategy != "no"
+        if late or state.global_step >= state.max_steps:
+            control.should_log = True
+
+
+class LossFile(TrainerCallback):
+    """`loss.jsonl`: one line a log, rewritten whole so that a resumed run leaves no doubles."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.history: list[dict[str, float]] = []
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if not state.is_world_process_zero:
+            return
+        self.history = [entry for entry in state.log_history if "loss" in entry]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".tmp")
+        partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.history))
+        os.replace(partial, self.path)
+
+
+class LossBar(ProgressCallback):
+    """The progress bar with the loss on it, instead of a printed line a log."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            minutes = f"{logs['seconds'] / 60:.1f}"
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", minutes=minutes)
+
+
+class PackedTrainer(Trainer):
+    """`Trainer` over ready-made batches (per_device_train_batch_size is 1: one batch).
+
+    The loss is the mean over all labels of a step. The learning rate goes up linearly over
+    `warmup`, then down a cosine to zero, in the larger of the shares of steps and time done.
+    """
+
+    def __init__(
+        self, *args: Any, clock: Clock, loss_file: LossFile, warmup: float, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.clock, self.loss_file, self.warmup = clock, loss_file, warmup
+        self.model_accepts_loss_kwargs = True  # makes Trainer count a step's labels
+        self.tokens_read: torch.Tensor | int = 0
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        if not self.args.disable_tqdm:
+            self.add_callback(LossBar())
+        self.add_callback(clock)
+        self.add_callback(loss_file)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        branch = inputs.get("branch")
+        read = branch != PAD if branch is not None else inputs["attention_mask"] > 0
+        self.tokens_read += read.sum()
+        total, count = next_token_loss(model, inputs)
+        if num_items_in_batch is None:
+            return total / count
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return total / num_items_in_batch * processes
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LambdaLR:
+        def factor(step: int) -> float:
+            done = min(max((step + 0.5) / num_training_steps, self.clock.share()), 1.0)
+            if done < self.warmup:
+                return done / self.warmup
+            return 0.5 * (1 + math.cos(math.pi * (done - self.warmup) / (1 - self.warmup)))
+
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            logs["seconds"] = round(self.clock.seconds(), 3)
+        super().log(logs, *args, **kwargs)
+
+
+def save_loss_curve(history: list[dict[str, float]], path: Path) -> None:
+    """The training loss over the steps, as a PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([entry["step"] for entry in history], [entry["loss"] for entry in history])
+    axes.set(xlabel="step", ylabel="training loss (nats per token)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name("partial_" + path.name)
+    figure.savefig(partial, format="png", dpi=150)
+    os.replace(partial, path)
