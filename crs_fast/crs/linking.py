@@ -297,7 +297,7 @@ def locate_items(text: str, items: Sequence[Item]) -> tuple[Mention, ...]:
     Returns:
         One mention an entry: located ones in text order, then those not found, without a place.
     """
-    words = _words(text)
+    words = _words(text) if items else []
     taken: set[int] = set()
     placed: list[Mention] = []
     missing = sorted(items, key=lambda item: -len(item.title))
