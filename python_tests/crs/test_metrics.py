@@ -51,6 +51,8 @@ def test_bootstrap_resamples_dialogues():
     values, dialogues = [1, 1, 1, 0, 0, 0], [4, 4, 4, 9, 9, 9]
     assert bootstrap_interval(values, dialogues) == (0.0, 1.0)
     assert bootstrap_interval([1.0] * 6, dialogues) == (1.0, 1.0)
+    # A dialogue counts by its targets: half the resamples draw both, whose mean is 1/4.
+    assert bootstrap_interval([1, 0, 0, 0], [0, 1, 1, 1], level=0.3) == (0.25, 0.25)
 
 
 def test_bootstrap_interval_has_the_textbook_width():
