@@ -52,7 +52,7 @@ def _popcount(bits: torch.Tensor) -> torch.Tensor:
     return count
 
 
-def _allowed(
+def allowed(
     trie: TrieTensors, filters: FilterTensors | None, which: torch.Tensor, nodes: torch.Tensor
 ) -> torch.Tensor:
     """Whether some allowed item is below each node."""
@@ -100,7 +100,7 @@ def trie_mask(
     if filters is not None:
         per = rows // filters.words.shape[0]
         which = torch.arange(rows, device=nodes.device) // max(per, 1)
-        legal &= _allowed(trie, filters, which[:, None], child)
+        legal &= allowed(trie, filters, which[:, None], child)
     column = torch.where(code == END, tokens.terminator, _columns(trie, tokens, at, code))
     legal &= column >= 0
     # A leaf, or a prefix below which the filter allows nothing: only the terminator is left.
@@ -140,7 +140,7 @@ def trie_step(
     code = torch.where(leaf[..., None], END, code)
     legal[..., 0] |= leaf
     which = torch.arange(batch, device=nodes.device)[:, None, None]
-    legal &= _allowed(trie, filters, which, child)
+    legal &= allowed(trie, filters, which, child)
     column = _columns(trie, tokens, at, code)
     legal &= (column >= 0) | (code == END)
 

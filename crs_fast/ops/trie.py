@@ -24,9 +24,7 @@ _FILTERS = "Tensor? words, Tensor? rank"
 
 LIBRARY = torch.library.Library("crs_fast", "DEF")
 LIBRARY.define(f"trie_walk({_TRIE}, Tensor codes) -> Tensor")
-LIBRARY.define(
-    f"trie_mask_(Tensor(a!) logits, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}) -> ()"
-)
+LIBRARY.define(f"trie_mask_(Tensor(a!) logits, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}) -> ()")
 LIBRARY.define(
     f"trie_step(Tensor logits, Tensor scores, Tensor nodes, {_TRIE}, {_TOKENS}, int num_beams, "
     f"str normalize, float temperature, {_FILTERS}) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -208,9 +206,7 @@ def _check(
         )
 
 
-def _check_tokens(
-    op: str, logits: torch.Tensor, trie: TrieTensors, tokens: TokenTensors
-) -> None:
+def _check_tokens(op: str, logits: torch.Tensor, trie: TrieTensors, tokens: TokenTensors) -> None:
     if logits.shape[1] < tokens.num_columns:
         raise ValueError(
             f"{op}: logits must have at least {tokens.num_columns} columns, the highest token of "
@@ -330,10 +326,12 @@ def _step(
     native = _native.load()
     if native is None:
         return _step_reference(
-            logits, scores, nodes, cb, code, ib, ie, lb, column, denied, terminator, columns, num_beams,
-            normalize, temperature, words, rank,
+            logits, scores, nodes, cb, code, ib, ie, lb, column, denied, terminator, columns,
+            num_beams, normalize, temperature, words, rank,
         )  # fmt: skip
-    views = _views(native, (cb, code, ib, ie, lb), (column, denied, terminator, columns), words, rank)
+    views = _views(
+        native, (cb, code, ib, ie, lb), (column, denied, terminator, columns), words, rank
+    )
     logits, scores, nodes = _rows(logits), scores.contiguous(), nodes.contiguous()
     batch, beams = scores.shape
     out_scores = torch.empty(batch, num_beams, dtype=torch.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -65,13 +66,11 @@ class ItemIds:
         """The ids of a range of positions."""
         if self.numbers is not None:
             return self.numbers[span].tolist()
-        assert self.text is not None and self.offsets is not None
+        assert self.text is not None
+        assert self.offsets is not None
         start, stop, _ = span.indices(len(self))
         bounds = self.offsets[start : stop + 1].tolist()
-        return [
-            bytes(self.text[a:b].tolist()).decode()
-            for a, b in zip(bounds[:-1], bounds[1:], strict=True)
-        ]
+        return [bytes(self.text[a:b].tolist()).decode() for a, b in pairwise(bounds)]
 
     def tolist(self) -> list[int | str]:
         return self[:]
@@ -85,7 +84,8 @@ class ItemIds:
         """The ids at positions `order` int64 [n]."""
         if self.numbers is not None:
             return ItemIds(numbers=self.numbers[order])
-        assert self.text is not None and self.offsets is not None
+        assert self.text is not None
+        assert self.offsets is not None
         lengths = (self.offsets[1:] - self.offsets[:-1])[order]
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         start = torch.repeat_interleave(self.offsets[:-1][order] - offsets[:-1], lengths)

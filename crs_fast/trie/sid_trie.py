@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ class SidTrie:
         self.tensors = tensors
         self.item_ids = item_ids  # in sorted SID order
         bounds = tensors.level_begin.tolist()
-        self._level_bounds = list(zip(bounds[1:-1], bounds[2:], strict=True))
+        self._level_bounds = list(pairwise(bounds[1:]))
 
     @classmethod
     def from_sids(cls, sids: Any, item_ids: Any = None) -> SidTrie:

@@ -135,9 +135,7 @@ class SidVocab:
         }
 
     def __repr__(self) -> str:
-        return (
-            f"SidVocab(sizes={self.sizes}, begin={self.begin}, end={self.end}, eos={self.eos})"
-        )
+        return f"SidVocab(sizes={self.sizes}, begin={self.begin}, end={self.end}, eos={self.eos})"
 
     @classmethod
     def extend(
@@ -165,7 +163,9 @@ class SidVocab:
                 f"SidVocab.extend: levels must lie in [1, 26] and codes be at least 1 "
                 f"(got levels={levels}, codes={codes})"
             )
-        names = [[f"<{string.ascii_lowercase[l]}_{c}>" for c in range(codes)] for l in range(levels)]
+        names = [
+            [f"<{string.ascii_lowercase[l]}_{c}>" for c in range(codes)] for l in range(levels)
+        ]
         flat = [BEGIN, END, *(name for level in names for name in level)]
         ids = dict(zip(flat, add_special_tokens(tokenizer, model, flat), strict=True))
         return cls(
@@ -189,7 +189,7 @@ def add_special_tokens(
 
     added = [AddedToken(token, special=True, normalized=False) for token in tokens]
     tokenizer.add_tokens(added, special_tokens=True)
-    ids = [int(i) for i in tokenizer.convert_tokens_to_ids(list(tokens))]
-    if model is not None and max(ids) >= model.get_input_embeddings().num_embeddings:
+    ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in tokens]  # type: ignore[arg-type]
+    if model is not None and max(ids) >= len(model.get_input_embeddings().weight):  # type: ignore[arg-type]
         model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
     return ids

@@ -27,7 +27,8 @@ def save_trie(trie: SidTrie, path: str | PathLike[str]) -> None:
     if ids.numbers is not None:
         tensors["item_ids"] = ids.numbers
     else:
-        assert ids.text is not None and ids.offsets is not None
+        assert ids.text is not None
+        assert ids.offsets is not None
         tensors |= {"item_ids.text": ids.text, "item_ids.offsets": ids.offsets}
     metadata = {
         "format": FORMAT,

@@ -1,0 +1,15 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder that holds redial/, inspired/ and iard/."""
+    root = os.environ.get("CRS_FAST_DATA")
+    if not root:
+        pytest.skip("CRS_FAST_DATA is not set")
+    return Path(root)

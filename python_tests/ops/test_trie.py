@@ -1,0 +1,346 @@
+"""The native trie ops against full enumeration and against the plain-PyTorch oracle."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crs_fast.ops import reference, trie_build, trie_mask_, trie_step, trie_walk
+from crs_fast.trie import ItemFilter, SidTrie, SidVocab
+
+from ..helpers import CASES, BruteForce, random_sids
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
+FIRST_TOKEN = 7
+
+
+def vocab_of(levels: int, codes: int, **kwargs) -> SidVocab:
+    """Codes shuffled among the tokens from FIRST_TOKEN on."""
+    generator = torch.Generator().manual_seed(levels * 1000 + codes)
+    ids = FIRST_TOKEN + torch.randperm(levels * codes, generator=generator).view(levels, codes)
+    return SidVocab(ids, **kwargs)
+
+
+def walk_all(trie: SidTrie, prefixes) -> torch.Tensor:
+    codes = torch.full((len(prefixes), trie.num_levels), -1)
+    for row, prefix in enumerate(prefixes):
+        codes[row, : len(prefix)] = torch.tensor(prefix, dtype=torch.int64)
+    return trie_walk(trie.tensors, codes)
+
+
+@pytest.mark.parametrize(("name", "sids"), CASES, ids=[name for name, _ in CASES])
+def test_walk_finds_exactly_the_prefixes(name, sids):
+    trie, oracle = SidTrie.from_sids(sids), BruteForce(sids)
+    tried = [p for n in range(trie.num_levels + 1) for p in itertools.product(range(6), repeat=n)]
+    nodes = walk_all(trie, tried)
+    assert [bool(n >= 0) for n in nodes] == [oracle.is_prefix(p) for p in tried]
+    reached = nodes[nodes >= 0]
+    assert reached.unique().numel() == reached.numel()
+
+
+@pytest.mark.parametrize(("name", "sids"), CASES, ids=[name for name, _ in CASES])
+def test_nodes_are_breadth_first_and_cover_their_items(name, sids):
+    trie = SidTrie.from_sids(sids)
+    ordered = BruteForce(trie.sids()).sids
+    assert ordered == sorted(BruteForce(sids).sids)
+    prefixes = sorted(BruteForce(sids).prefixes(), key=len)
+    nodes = walk_all(trie, prefixes)
+    depth = torch.searchsorted(trie.tensors.level_begin, nodes.int(), right=True) - 1
+    assert depth.tolist() == [len(p) for p in prefixes]
+    for prefix, node in zip(prefixes, nodes, strict=True):
+        below = [i for i, sid in enumerate(ordered) if sid[: len(prefix)] == prefix]
+        begin, end = trie.tensors.item_begin[node], trie.tensors.item_end[node]
+        assert below == list(range(int(begin), int(end)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize(("name", "sids"), CASES, ids=[name for name, _ in CASES])
+def test_mask_leaves_exactly_the_legal_tokens(name, sids, filtered, dtype):
+    trie, terminator = SidTrie.from_sids(sids), 3
+    vocab = vocab_of(trie.num_levels, 6, end=terminator)
+    prefixes = sorted(BruteForce(sids).prefixes(), key=len)
+    rows = [*prefixes, None]  # None: outside a SID
+    nodes = torch.cat([walk_all(trie, prefixes), torch.tensor([-1])])
+    allow = list(range(0, len(sids), 2))
+    oracle = BruteForce(sids, allow if filtered else None)
+    filters = trie.filter(allow=allow).tensors if filtered else None
+    wide = torch.randn(len(rows), 101).to(dtype)
+    logits = wide[:, :90]  # rows 101 apart
+    expected_rest = wide[:, 90:].clone()
+    before = logits.clone()
+    tokens = vocab.tensors()
+    out = trie_mask_(logits, nodes, trie.tensors, tokens, filters)
+    assert out is logits
+    codes = vocab.code_tokens().tolist()
+    for row, prefix in enumerate(rows):
+        if prefix is None:
+            legal = set(range(90)) - set(codes) - {terminator}
+        else:
+            follow = oracle.next_codes(prefix) or {-1}
+            legal = {
+                terminator if c == -1 else int(vocab.token_ids[len(prefix)][c]) for c in follow
+            }
+        kept = (logits[row] > float("-inf")).nonzero().flatten().tolist()
+        assert set(kept) == legal, prefix
+        assert torch.equal(logits[row, kept], before[row, kept])
+    assert torch.equal(wide[:, 90:], expected_rest)
+    assert torch.equal(logits, reference.trie_mask(before, nodes, trie.tensors, tokens, filters))
+
+
+def brute_step(sids, allowed, logits, scores, prefixes, vocab, num_beams, normalize, temperature):
+    """Beam step over tuples: [(score, parent, code)] per request, best first."""
+    logits, out = logits.double() / temperature, []
+    for b in range(scores.shape[0]):
+        oracle, found = BruteForce(sids, allowed[b]), []
+        for m, prefix in enumerate(prefixes[b]):
+            row, score = logits[b * scores.shape[1] + m], float(scores[b, m])
+            if prefix is None or score == float("-inf"):
+                continue
+            codes = sorted(oracle.next_codes(prefix))
+            table = vocab.token_ids[min(len(prefix), vocab.num_levels - 1)]
+            legal = [int(table[c]) for c in codes if c >= 0]
+            pool = {"vocab": slice(None), "level": table, "legal": legal}[normalize]
+            norm = float(row[pool].logsumexp(0)) if legal else 0.0
+            for code in codes:
+                gain = 0.0 if code == -1 else float(row[int(table[code])]) - norm
+                found.append((score + gain, m, code))
+        out.append(sorted(found, key=lambda f: (-f[0], f[1], f[2]))[:num_beams])
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("normalize", ["vocab", "level", "legal"])
+@pytest.mark.parametrize("filtered", [False, True])
+@pytest.mark.parametrize(("name", "sids"), CASES, ids=[name for name, _ in CASES])
+def test_step_against_enumeration(name, sids, filtered, normalize, dtype):
+    trie = SidTrie.from_sids(sids)
+    vocab, vocab_size = vocab_of(trie.num_levels, 6), 61
+    known = sorted(BruteForce(sids).prefixes(), key=len)
+    generator = torch.Generator().manual_seed(1)
+    batch, beams, num_beams = 2, len(known) + 2, 5
+    prefixes = [[*known, None, ()], [*reversed(known), (), None]]
+    nodes = torch.stack([walk_all(trie, [p or () for p in row]) for row in prefixes])
+    for b, row in enumerate(prefixes):
+        for m, prefix in enumerate(row):
+            if prefix is None:
+                nodes[b, m] = -1
+    scores = torch.randn(batch, beams, generator=generator)
+    scores[0, -1] = float("-inf")
+    logits = torch.randn(batch * beams, vocab_size, generator=generator).to(dtype)
+    allow = [list(range(len(sids)))] * batch
+    filters = None
+    if filtered:
+        allow = [[0], list(range(1, len(sids)))]
+        filters = ItemFilter.stack([trie.filter(allow=a) for a in allow]).tensors
+    got = trie_step(
+        logits, scores, nodes, trie.tensors, vocab.tensors(), num_beams, normalize, 0.7, filters
+    )
+    plain = reference.trie_step(
+        logits, scores, nodes, trie.tensors, vocab.tensors(), num_beams, normalize, 0.7, filters
+    )
+    for mine, theirs in zip(got[1:], plain[1:], strict=True):
+        assert torch.equal(mine, theirs)
+    torch.testing.assert_close(got[0], plain[0], atol=TOLERANCE[dtype], rtol=0)
+    expected = brute_step(sids, allow, logits, scores, prefixes, vocab, num_beams, normalize, 0.7)
+    for b in range(batch):
+        for k in range(num_beams):
+            score, node, parent, code = (float(t[b, k]) for t in got)
+            if k >= len(expected[b]):
+                assert (score, node, parent, code) == (float("-inf"), -1, 0, -1)
+                continue
+            assert (parent, code) == expected[b][k][1:]
+            assert score == pytest.approx(expected[b][k][0], abs=2e-5)
+            mother = prefixes[b][int(parent)]
+            child = mother if code == -1 and len(mother) == trie.num_levels else None
+            if code >= 0:
+                child = (*mother, int(code))
+            if child is not None:
+                assert int(walk_all(trie, [child])[0]) == node
+
+
+def test_step_breaks_ties_to_the_lower_parent_then_code():
+    trie = SidTrie.from_sids(list(itertools.product(range(3), repeat=2)))
+    logits = torch.zeros(4, 20)
+    nodes = torch.zeros(1, 4, dtype=torch.int64)
+    _, _, parents, codes = trie_step(
+        logits, torch.zeros(1, 4), nodes, trie.tensors, vocab_of(2, 3).tensors(), 5, "legal"
+    )
+    assert parents.tolist() == [[0, 0, 0, 1, 1]]
+    assert codes.tolist() == [[0, 1, 2, 0, 1]]
+
+
+def test_step_over_an_empty_trie_gives_no_beam():
+    trie = SidTrie.from_sids(torch.empty(0, 3, dtype=torch.int64))
+    vocab = vocab_of(3, 4)
+    out = trie_step(
+        torch.randn(1, 30), torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), trie.tensors,
+        vocab.tensors(), 4,
+    )  # fmt: skip
+    plain = reference.trie_step(
+        torch.randn(1, 30), torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), trie.tensors,
+        vocab.tensors(), 4,
+    )  # fmt: skip
+    # The root of an empty trie is a leaf over no item: it waits, and names nothing.
+    assert torch.equal(out[1], plain[1])
+    assert trie.items(torch.full((1, 3), -1)) == [[]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    items=st.integers(1, 40),
+    levels=st.integers(1, 5),
+    codes=st.integers(1, 7),
+    ragged=st.booleans(),
+    num_beams=st.integers(1, 60),
+    normalize=st.sampled_from(["vocab", "level", "legal"]),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_native_step_equals_the_reference(
+    seed, items, levels, codes, ragged, num_beams, normalize, dtype
+):
+    """Whole descents, so that nodes and scores are those of real beams; quantised logits tie."""
+    trie = SidTrie.from_sids(random_sids(seed, items, levels, codes, ragged))
+    vocab = vocab_of(levels, codes)
+    generator = torch.Generator().manual_seed(seed)
+    keep = [torch.rand(items, generator=generator) < 0.6 for _ in range(2)]
+    filters = ItemFilter.stack([trie.filter(allow=keep[0]), None]).tensors
+    scores, nodes = torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.int64)
+    for _ in range(levels):
+        rows = scores.numel()
+        logits = torch.randint(-3, 4, (rows, 33 + levels * codes), generator=generator).to(dtype)
+        args = (nodes, trie.tensors, vocab.tensors(), num_beams, normalize, 1.0, filters)
+        got = trie_step(logits, scores, *args)
+        plain = reference.trie_step(logits, scores, *args)
+        torch.testing.assert_close(got[0], plain[0], atol=3e-5, rtol=0)
+        # Rounding may order two near-equal sums either way; equal sums must give equal beams.
+        if torch.equal(got[0], plain[0]):
+            assert all(torch.equal(a, b) for a, b in zip(got[1:], plain[1:], strict=True))
+        scores, nodes = got[0], got[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    items=st.integers(1, 200),
+    levels=st.integers(1, 5),
+    codes=st.integers(1, 9),
+    ragged=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_native_walk_and_mask_equal_the_reference(seed, items, levels, codes, ragged, dtype):
+    sids = random_sids(seed, items, levels, codes, ragged)
+    trie = SidTrie.from_sids(sids)
+    generator = torch.Generator().manual_seed(seed)
+    tried = torch.randint(-1, codes + 1, (50, levels), generator=generator)
+    nodes = trie_walk(trie.tensors, tried)
+    assert torch.equal(nodes, reference.trie_walk(trie.tensors, tried))
+    tokens = vocab_of(levels, codes, end=2, begin=1).tensors()
+    keep = [torch.rand(items, generator=generator) < p for p in (0.5, 0.1)]
+    filters = ItemFilter.stack([trie.filter(allow=k) for k in keep]).tensors
+    for chosen in (None, filters):
+        logits = torch.randn(50, 80, generator=generator).to(dtype)
+        expected = reference.trie_mask(logits, nodes, trie.tensors, tokens, chosen)
+        assert torch.equal(trie_mask_(logits, nodes, trie.tensors, tokens, chosen), expected)
+
+
+def test_mask_of_a_column_strided_tensor():
+    trie = SidTrie.from_sids(CASES[2][1])
+    tokens = vocab_of(3, 6, end=3).tensors()
+    logits = torch.randn(32, 4).T  # [4, 32], columns adjacent in memory
+    expected = reference.trie_mask(
+        logits.clone(), torch.zeros(4, dtype=torch.int64), trie.tensors, tokens
+    )
+    got = trie_mask_(logits, torch.zeros(4, dtype=torch.int64), trie.tensors, tokens)
+    assert torch.equal(got, expected)
+
+
+def opcheck(op, args):
+    torch.library.opcheck(op, args, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_opcheck():
+    trie = SidTrie.from_sids(CASES[2][1])
+    tokens = vocab_of(3, 6, end=3).tensors()
+    words = trie.filter(allow=[0, 1]).tensors
+    nodes = torch.zeros(2, dtype=torch.int64)
+    ops = torch.ops.crs_fast
+    opcheck(ops.trie_walk.default, (*trie.tensors, torch.zeros(2, 3, dtype=torch.int64)))
+    for chosen in ((None, None), tuple(words)):
+        opcheck(
+            ops.trie_mask_.default,
+            (torch.randn(2, 40), nodes, *trie.tensors, *tokens, *chosen),
+        )
+        opcheck(
+            ops.trie_step.default,
+            (torch.randn(2, 40), torch.zeros(1, 2), nodes[None], *trie.tensors, *tokens, 4,
+             "vocab", 1.0, *chosen),
+        )  # fmt: skip
+
+
+def test_compiles_without_graph_breaks():
+    trie = SidTrie.from_sids(CASES[2][1])
+    tokens = vocab_of(3, 6, end=3).tensors()
+
+    def step(logits, scores, nodes):
+        masked = trie_mask_(logits * 1.0, nodes.flatten(), trie.tensors, tokens)
+        return masked, *trie_step(logits, scores, nodes, trie.tensors, tokens, 4)
+
+    args = (torch.randn(2, 40), torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.int64))
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    for got, expected in zip(compiled(*args), step(*args), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(
+    ("sids", "message"),
+    [
+        ([[0, -2]], r"codes must lie in \[0, 2\^31 - 2\]"),
+        ([[-1, -1]], "must hold at least one code"),
+        ([[1, -1, 2]], "no code after padding"),
+        ([[2**31]], "codes must lie in"),
+    ],
+)
+def test_build_refuses_bad_rows(sids, message):
+    with pytest.raises(ValueError, match=message):
+        trie_build(torch.tensor(sids))
+
+
+def test_ops_refuse_bad_arguments():
+    trie = SidTrie.from_sids(CASES[2][1])
+    tokens = vocab_of(3, 6, end=3).tensors()
+    nodes = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"trie_mask_: logits must be float32.*got int64"):
+        trie_mask_(torch.zeros(2, 40, dtype=torch.int64), nodes, trie.tensors, tokens)
+    with pytest.raises(ValueError, match="at least 25 columns"):
+        trie_mask_(torch.zeros(2, 24), nodes, trie.tensors, tokens)
+    with pytest.raises(ValueError, match="nodes must have one entry a row"):
+        trie_mask_(torch.zeros(3, 40), nodes, trie.tensors, tokens)
+    with pytest.raises(ValueError, match="normalize must be one of"):
+        trie_step(torch.zeros(2, 40), torch.zeros(1, 2), nodes[None], trie.tensors, tokens, 3, "x")
+    with pytest.raises(ValueError, match="num_beams must be at least 1"):
+        trie_step(torch.zeros(2, 40), torch.zeros(1, 2), nodes[None], trie.tensors, tokens, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocab_size", [90, 32_011, 300_001])
+def test_cuda_kernels_equal_the_reference(dtype, vocab_size):
+    sids = random_sids(0, 500, 3, 6, ragged=True)
+    trie, tokens = SidTrie.from_sids(sids), vocab_of(3, 6, end=3, begin=2).tensors()
+    filters = ItemFilter.stack([trie.filter(allow=range(0, 500, 7)), None]).tensors
+    codes = torch.randint(-1, 6, (128, 3))
+    nodes = reference.trie_walk(trie.tensors, codes)
+    on_gpu = trie.to("cuda").tensors
+    assert torch.equal(trie_walk(on_gpu, codes.cuda()).cpu(), nodes)
+    gpu_tokens = tokens._replace(column=tokens.column.cuda(), denied=tokens.denied.cuda())
+    for chosen in (None, filters):
+        logits = torch.randn(128, vocab_size).to(dtype)
+        expected = reference.trie_mask(logits, nodes, trie.tensors, tokens, chosen)
+        gpu_filters = None if chosen is None else type(chosen)(*(t.cuda() for t in chosen))
+        got = trie_mask_(logits.cuda(), nodes.cuda(), on_gpu, gpu_tokens, gpu_filters)
+        assert torch.equal(got.cpu(), expected)

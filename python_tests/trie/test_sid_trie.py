@@ -1,0 +1,207 @@
+"""SidTrie, its ids, filters and files."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from crs_fast.trie import ItemFilter, SidTrie
+
+from ..helpers import CASES, BruteForce, random_sids, whole
+
+
+@pytest.mark.parametrize(("name", "sids"), CASES, ids=[name for name, _ in CASES])
+def test_items_and_sids_are_inverse(name, sids):
+    ids = [f"item {i}" for i in range(len(sids))]
+    trie = SidTrie.from_sids(sids, item_ids=ids)
+    assert trie.num_items == len(sids)
+    rows = trie.sids(ids)
+    assert [whole(row) for row in rows] == [whole(row) for row in BruteForce(sids).sids]
+    for sid, found in zip(sids, trie.items(rows), strict=True):
+        assert found == [i for i, other in zip(ids, sids, strict=True) if other == sid]
+
+
+def test_items_of_what_is_no_sid():
+    trie = SidTrie.from_sids([[1, 2], [3]])
+    assert trie.items([[1, -1], [1, 1], [3, 0], [-1, -1], [3, -1]]) == [[], [], [], [], [1]]
+
+
+def test_num_nodes_counts_distinct_prefixes():
+    sids = random_sids(0, 300, 4, 6)
+    assert SidTrie.from_sids(sids).num_nodes == len(BruteForce(sids).prefixes())
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.tensor, list], ids=["numpy", "torch", "list"])
+def test_sids_may_come_as(make):
+    trie = SidTrie.from_sids(make([[1, 2], [0, 3]]))
+    assert trie.items([[0, 3], [1, 2]]) == [[1], [0]]
+
+
+def test_wide_codes_and_item_ids():
+    """Codes above 2^16 take two radix passes; ids are any int64 or text in any script."""
+    sids = [[70_000, 1], [69_999, 1], [2_000_000_000, 0], [70_000, 0], [5, 65_536]]
+    ids = [-(2**62), 7, 2**62, 0, 1]
+    trie = SidTrie.from_sids(sids, item_ids=ids)
+    assert trie.sids(ids).tolist() == sids
+    assert [whole(s) for s in trie.sids()] == sorted(map(tuple, sids))
+    names = ["Amélie (2001)", "七人の侍", "", "a", "ab"]
+    trie = SidTrie.from_sids(sids, item_ids=names)
+    assert [ids[0] for ids in trie.items(sids)] == names
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(sids=[[1.5]]), "sids must be integers"),
+        (dict(sids=[1, 2]), "sids must be integers"),
+        (dict(sids=[[1], [2]], item_ids=["a"]), "one id a SID, 2"),
+        (dict(sids=[[1], [2]], item_ids=["a", "a"]), "distinct"),
+        (dict(sids=[[1], [2]], item_ids=[4, 4]), "distinct"),
+        (dict(sids=[[1], [2]], item_ids=[4, "a"]), "all int or all str"),
+    ],
+)
+def test_from_sids_refuses(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        SidTrie.from_sids(**kwargs)
+
+
+def test_unknown_items_are_key_errors():
+    for ids, unknown in (([3, 4], 5), (["a", "b"], "c")):
+        trie = SidTrie.from_sids([[0], [1]], item_ids=ids)
+        for ask in (trie.sids, lambda i, t=trie: t.filter(deny=i)):
+            with pytest.raises(KeyError, match="no item"):
+                ask([ids[0], unknown])
+
+
+def test_empty_catalogue():
+    trie = SidTrie.from_sids(torch.empty(0, 4, dtype=torch.int64))
+    assert (trie.num_items, trie.num_levels, trie.num_nodes) == (0, 4, 1)
+    assert trie.items([[0, 0, 0, 0]]) == [[]]
+    assert trie.sids([]).shape == (0, 4)
+
+
+def test_filters_compose():
+    trie = SidTrie.from_sids(random_sids(0, 130, 3, 8), item_ids=list(range(1000, 1130)))
+    ids = np.array(trie.item_ids.tolist())
+    allow, deny = list(range(1000, 1080)), list(range(1060, 1130, 3))
+    a, d = trie.filter(allow=allow), trie.filter(deny=deny)
+    both = trie.filter(allow=allow, deny=deny)
+
+    def kept(f):
+        return set(ids[f.mask()[0].numpy()].tolist())
+
+    assert kept(a) == set(allow)
+    assert kept(d) == set(range(1000, 1130)) - set(deny)
+    assert kept(both) == kept(a & d) == set(allow) - set(deny)
+    assert kept(a | d) == kept(a) | kept(d)
+    assert kept(~a) == set(range(1000, 1130)) - set(allow)
+    stacked = ItemFilter.stack([a, None, d])
+    assert stacked.num_requests == 3
+    assert [int(row.sum()) for row in stacked.mask()] == [80, 130, 130 - len(deny)]
+    assert torch.equal(trie.filter(allow=a.mask()[0]).mask(), a.mask())
+
+
+def test_filter_rank_counts_every_boundary():
+    """Sizes around a 64-bit word: rank at every position equals a plain count."""
+    for items in (1, 63, 64, 65, 128, 129):
+        mask = torch.rand(1, items, generator=torch.Generator().manual_seed(items)) < 0.4
+        words, rank = ItemFilter(mask).tensors
+        for position in range(items + 1):
+            word, bit = divmod(position, 64)
+            below = int(words[0, word]) & ((1 << bit) - 1)
+            assert int(rank[0, word]) + below.bit_count() == int(mask[0, :position].sum())
+
+
+def test_filter_refuses():
+    trie = SidTrie.from_sids([[0], [1]])
+    with pytest.raises(ValueError, match="allow or deny must be given"):
+        trie.filter()
+    with pytest.raises(ValueError, match="one entry an item, 2"):
+        trie.filter(allow=torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="at least one filter"):
+        ItemFilter.stack([None, None])
+
+
+@pytest.mark.parametrize("ids", [None, "text"])
+def test_saved_and_loaded_tries_are_equal(tmp_path, ids):
+    sids = random_sids(3, 50, 4, 5, ragged=True)
+    names = None if ids is None else [f"é{i}" for i in range(50)]
+    trie = SidTrie.from_sids(sids, item_ids=names)
+    trie.save(tmp_path / "trie.safetensors")
+    loaded = SidTrie.load(tmp_path / "trie.safetensors")
+    for mine, theirs in zip(trie.tensors, loaded.tensors, strict=True):
+        assert torch.equal(mine, theirs)
+    assert loaded.item_ids.tolist() == trie.item_ids.tolist()
+    assert list(tmp_path.iterdir()) == [tmp_path / "trie.safetensors"]
+    with safe_open(tmp_path / "trie.safetensors", framework="pt") as file:
+        assert file.metadata()["num_items"] == "50"
+
+
+def rewrite(path, change, metadata=None):
+    """Write the file again with other tensors and a checksum that fits them."""
+    from crs_fast.trie.storage import checksum
+
+    with safe_open(path, framework="pt") as file:
+        kept = dict(file.metadata())
+    tensors = load_file(path)
+    change(tensors)
+    kept |= {"sha256": checksum(tensors), **(metadata or {})}
+    save_file(tensors, path, metadata=kept)
+
+
+DAMAGE = {
+    "child pointer out of range": lambda t: t["child_begin"].__setitem__(-1, 10_000),
+    "child pointers must not decrease": lambda t: t["child_begin"].__setitem__(1, -3),
+    "item range is out of range": lambda t: t["item_end"].__setitem__(2, 10_000),
+    "levels must cover": lambda t: t["level_begin"].__setitem__(-1, 3),
+    "a code is below -1": lambda t: t["code"].__setitem__(0, -7),
+    "tensor sizes disagree": lambda t: t.__setitem__("code", t["code"][:-1].clone()),
+    "no tensor 'code'": lambda t: t.pop("code"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_inconsistent_files_are_refused(tmp_path, name):
+    path = tmp_path / "trie.safetensors"
+    SidTrie.from_sids(random_sids(3, 50, 4, 5)).save(path)
+    rewrite(path, DAMAGE[name])
+    with pytest.raises(ValueError, match=r"SidTrie\.load: .*is inconsistent"):
+        SidTrie.load(path)
+
+
+def test_damaged_files_are_refused(tmp_path):
+    path = tmp_path / "trie.safetensors"
+    SidTrie.from_sids(random_sids(3, 50, 4, 5)).save(path)
+    good = path.read_bytes()
+    path.write_bytes(good[:-5])
+    with pytest.raises(ValueError, match="is damaged"):
+        SidTrie.load(path)
+    path.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])
+    with pytest.raises(ValueError, match="checksum does not match"):
+        SidTrie.load(path)
+    path.write_bytes(good)
+    rewrite(path, lambda t: None, {"version": "99"})
+    with pytest.raises(ValueError, match=r"version 1 \(got crs_fast\.sid_trie version 99"):
+        SidTrie.load(path)
+    with pytest.raises(FileNotFoundError):
+        SidTrie.load(tmp_path / "none")
+
+
+@pytest.mark.data
+def test_a_real_index_with_shared_sids(data_root):
+    """MiniOneRec's Industrial index: 3,686 items on 3,670 SIDs, up to 3 items on one."""
+    import gzip
+    import json
+    import re
+
+    path = data_root / "minionerec_industrial" / "Industrial_and_Scientific.index.json.gz"
+    with gzip.open(path, "rt") as file:
+        index = json.load(file)
+    sids = [[int(re.search(r"\d+", token)[0]) for token in row] for row in index.values()]
+    trie = SidTrie.from_sids(sids, item_ids=list(index))
+    assert trie.num_items == 3686
+    groups = trie.items(trie.sids().unique(dim=0))
+    assert len(groups) == 3670
+    assert max(map(len, groups)) == 3
+    assert trie.sids(list(index)).tolist() == sids

@@ -1,0 +1,71 @@
+"""SidVocab: code ↔ token maps, and adding tokens to tokenizers and models."""
+
+import pytest
+import torch
+
+from crs_fast.trie import SidVocab
+
+from ..helpers import tiny_model
+
+
+def test_encode_and_decode_are_inverse():
+    vocab = SidVocab([[30, 10, 20], [10, 40]])
+    sids = torch.tensor([[0, 1], [2, 0], [1, -1]])
+    tokens = vocab.encode(sids)
+    assert tokens.tolist() == [[30, 40], [20, 10], [10, -1]]
+    assert torch.equal(vocab.decode(tokens), sids)
+    assert vocab.decode([[40, 30]]).tolist() == [[-1, -1]]
+    assert vocab.code_tokens().tolist() == [10, 20, 30, 40]
+    assert SidVocab(**vocab.to_dict()).to_dict() == vocab.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("sids", "message"),
+    [([[3, 0]], r"level 0 must lie in \[-1, 3\)"), ([[0, 0, 0]], "at most 2 levels")],
+)
+def test_encode_refuses(sids, message):
+    with pytest.raises(ValueError, match=message):
+        SidVocab([[30, 10, 20], [10, 40]]).encode(sids)
+
+
+@pytest.mark.parametrize("ids", [[], [[]], [[1, 1]], [[-1]]])
+def test_bad_token_ids_are_refused(ids):
+    with pytest.raises(ValueError, match="SidVocab: token_ids"):
+        SidVocab(ids)
+
+
+def make_tokenizer():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: i for i, word in enumerate(["<unk>", "</s>", "a", "film", "<", ">", "BOI"])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("rows", [7, 200])
+def test_extend_finds_rows_by_token_and_never_shrinks(rows):
+    """A padded vocabulary (200 rows for 7 tokens, as Qwen's) has room: no row is moved."""
+    tokenizer, model = make_tokenizer(), tiny_model("llama", rows)
+    before = model.get_input_embeddings().weight.detach().clone()
+    vocab = SidVocab.extend(tokenizer, model, levels=2, codes=3)
+    after = model.get_input_embeddings().weight
+    assert after.shape[0] == max(rows, 7 + 2 + 6)
+    assert torch.equal(after[:7], before[:7])
+    assert tokenizer.convert_ids_to_tokens(vocab.token_ids[1].tolist()) == [
+        "<b_0>",
+        "<b_1>",
+        "<b_2>",
+    ]
+    assert tokenizer.convert_ids_to_tokens([vocab.begin, vocab.end]) == ["<BOI>", "<EOI>"]
+    assert vocab.eos == tokenizer.eos_token_id
+    again = SidVocab.extend(tokenizer, model, levels=2, codes=3)
+    assert again.to_dict() == vocab.to_dict()
+    assert model.get_input_embeddings().weight.shape == after.shape
+
+
+def test_extend_refuses():
+    for kwargs in (dict(levels=0), dict(levels=27), dict(codes=0)):
+        with pytest.raises(ValueError, match=r"SidVocab\.extend"):
+            SidVocab.extend(make_tokenizer(), None, **kwargs)
