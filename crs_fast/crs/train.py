@@ -137,6 +137,8 @@ def train(
         logger.warning("train: this model can't read packed dialogues; instances stay separate")
     limit = config.tokens_per_batch
     packs = [p for group in groups for p in (pack(group, limit) if packed else separate(group))]
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     trained = model
     if config.lora_rank:
         tokens = new_tokens(vocab, control)
@@ -227,8 +229,8 @@ def _arguments(folder: Path, config: TrainConfig, progress: bool) -> TrainingArg
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch",
         bf16=bf16,
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
         logging_steps=config.logging_steps,
         logging_first_step=True,
         save_strategy="steps" if config.save_steps else "no",

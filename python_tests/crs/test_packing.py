@@ -1,6 +1,5 @@
 import pytest
 import torch
-from tiny_system import DIALOGUE, SIDS, dialogues, system
 
 from crs_fast.crs.packing import (
     IGNORE,
@@ -15,6 +14,8 @@ from crs_fast.crs.packing import (
     tree_mask,
 )
 from crs_fast.crs.sequence import Instance, SequenceBuilder
+
+from .tiny_system import DIALOGUE, SIDS, dialogues, system
 
 
 def make(architecture, vocab_size):

@@ -1,9 +1,10 @@
 import pytest
-from tiny_system import DIALOGUE, ITEMS, SIDS, say, system
 
 from crs_fast.crs.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_fast.crs.sequence import CONTROL, SequenceBuilder
 from crs_fast.trie import SidVocab
+
+from .tiny_system import DIALOGUE, ITEMS, SIDS, say, system
 
 TITLES = {item.item_id: item.title for item in ITEMS}
 TYPED = [*CONTROL, "<BOI>", "<EOI>", "<a_0>", "<c_3>", "<|endoftext|>"]
