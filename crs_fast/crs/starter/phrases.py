@@ -48,19 +48,19 @@ GENRES: dict[str, tuple[str, ...]] = {
     "animation": (
         "something drawn rather than filmed",
         "a cartoon",
-        "something hand drawn or computer made",
+        "something drawn or computer made",
         "a feature length cartoon",
     ),
     "biography": (
         "something based on a real person",
         "a portrait of somebody who actually lived",
-        "somebody's true life story",
-        "a portrait of a real person",
+        "the portrait of a real person",
+        "a portrait of a real hero",
     ),
     "comedy": (
         "something to make me laugh",
         "something silly and light",
-        "a good laugh",
+        "a hearty laugh",
         "something funny and light",
     ),
     "crime": (
@@ -78,7 +78,7 @@ GENRES: dict[str, tuple[str, ...]] = {
     "family": (
         "something the kids can watch too",
         "something suitable for all ages",
-        "a film my little ones would enjoy",
+        "a film my kids would enjoy",
         "something suitable for kids",
     ),
     "fantasy": (
@@ -96,7 +96,7 @@ GENRES: dict[str, tuple[str, ...]] = {
     "horror": (
         "something that gives me nightmares",
         "something really scary",
-        "a film to make me scream and shiver",
+        "a film that makes me shiver",
         "something scary that makes me shiver",
     ),
     "music": (
@@ -112,15 +112,15 @@ GENRES: dict[str, tuple[str, ...]] = {
         "a puzzle that keeps me guessing",
     ),
     "romance": (
-        "something for date night",
+        "something for a date",
         "something sweet where two people fall for each other",
         "a tearjerker about two people falling for each other",
-        "something sweet for date night",
+        "something sweet for a date",
     ),
     "science fiction": (
         "something futuristic",
         "something with advanced technology",
-        "a vision of the future",
+        "a look decades ahead",
         "something futuristic with technology",
     ),
     "sport": (
@@ -137,9 +137,9 @@ GENRES: dict[str, tuple[str, ...]] = {
     ),
     "war": (
         "something set in the trenches",
-        "something about combat at the front",
+        "something about combat",
         "a film about troops in combat",
-        "something about troops at the front",
+        "something about troops in trenches",
     ),
     "western": (
         "something with gunslingers and saloons",
@@ -159,7 +159,7 @@ DECADES: dict[str, tuple[str, ...]] = {
     "1990": ("from the nineties", "from the 90s", "made in the nineties"),
     "2000": ("from the two thousands", "from the noughties", "made in the noughties"),
     "2010": ("from the twenty tens", "from the tens", "made in the twenty tens"),
-    "2020": ("from the last few years", "that is brand new", "made in the last few years"),
+    "2020": ("from the last few years", "that is recent", "made in the last few years"),
 }
 
 KEYWORDS: dict[str, tuple[str, ...]] = {
@@ -171,9 +171,9 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
     ),
     "father": ("about a dad", "about dads and their kids", "with a devoted dad"),
     "mother": ("about a mum", "about mums and their kids", "with a fierce mum"),
-    "new york": ("set in the Big Apple", "set around Manhattan", "set in Brooklyn or Manhattan"),
+    "new york": ("set around Broadway", "set around Manhattan", "set in Brooklyn or Manhattan"),
     "los angeles": ("set in Hollywood", "set in sunny California", "set on California streets"),
-    "london": ("set in the British capital", "set near the Thames", "set near Big Ben"),
+    "london": ("set in the British capital", "set near the Thames", "near the British capital"),
     "japan": ("set in Tokyo or thereabouts", "set in the Far East", "set in old Kyoto or Tokyo"),
     "childhood": ("seen through a kid's eyes", "about being little", "about kids being kids"),
     "small town": (
@@ -195,7 +195,7 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
     "satire": ("that pokes fun at everything", "that mocks the powerful", "full of mockery"),
     "mentor": ("about a wise teacher", "about a coach and a pupil", "about a pupil and a teacher"),
     "betrayal": (
-        "where somebody gets double crossed",
+        "where somebody gets cheated",
         "with a stab in the back",
         "with backstabbing partners",
     ),
@@ -208,7 +208,7 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
     "gangster": ("about the mafia", "about mobsters", "about the mob"),
     "alien": (
         "with visitors from afar",
-        "with little green men",
+        "with little green creatures",
         "with an extraterrestrial",
     ),
     "journalism": ("about reporters", "about the newspapers", "about a newspaper reporter"),
@@ -217,9 +217,9 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
     "animals": ("with furry creatures", "with talking critters", "with furry critters"),
     "coming of age": ("about teenagers", "about becoming an adult", "about a teenager"),
     "class difference": (
-        "about rich and poor",
+        "about wealthy and poor people",
         "about wealth and snobbery",
-        "about rich snobs",
+        "about wealthy snobs",
     ),
     "robot": ("with androids", "with thinking machines", "with a clever machine"),
     "heist": ("about one big score", "about a clever robbery", "about robbing a bank"),
@@ -231,7 +231,7 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
     "secret agent": ("about spies", "about espionage", "about a spy"),
     "superhero": ("with capes and powers", "with masked crusaders", "with a masked crusader"),
     "outsider": ("about someone who does not fit in", "about an oddball", "about a strange loner"),
-    "first love": ("about a young crush", "about puppy love", "about a teenage crush"),
+    "first love": ("about a young crush", "about a sweet crush", "about a teenage crush"),
     "dystopia": (
         "about a bleak tomorrow",
         "set after everything fell apart",
@@ -239,15 +239,19 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
     ),
     "racism": ("about bigotry", "about the color line", "about bigotry and the color line"),
     "courtroom": ("about lawyers", "about a trial", "with lawyers and a jury"),
-    "mental illness": ("about madness", "about a mind coming undone", "about going mad"),
+    "mental illness": ("about madness", "about someone coming undone", "about going mad"),
     "drugs": ("about narcotics", "about dealers and users", "about pushers"),
     "prison": ("set behind bars", "about inmates", "about life in a cell"),
-    "martial arts": ("with kung fu kicks", "with karate", "with flying kicks"),
+    "martial arts": ("with kung fu kicks", "with high kicks", "with flying kicks"),
     "ghost": ("with restless spirits", "with things that go bump", "with spirits"),
     "road trip": ("about driving across the country", "on the highway", "about a long drive"),
     "sports team": ("about a squad of players", "about a locker room", "about a winning squad"),
-    "genius": ("about a brilliant mind", "about a prodigy", "about a brilliant prodigy"),
-    "time travel": ("about jumping between eras", "about going back decades", "about era hopping"),
+    "genius": ("about a brilliant thinker", "about a prodigy", "about a brilliant prodigy"),
+    "time travel": (
+        "about jumping between eras",
+        "about visiting other centuries",
+        "about era hopping",
+    ),
     "sea": ("on the ocean", "among waves and sailors", "with sailors and waves"),
     "christmas": (
         "for a cosy december evening",

@@ -21,8 +21,8 @@ from crs_fast.crs.starter.phrases import Attribute
 
 MIN_CANDIDATES = 5
 NUM_GROUPS = 20
-ZIPF_EXPONENT = 0.72
-TASTE_STRENGTH = 2.0
+ZIPF_EXPONENT = 0.7
+TASTE_STRENGTH = 2.5
 TASTE_NOISE = 0.5
 OFF_TASTE = 0.08
 # The world (popularity, tastes) is one and the same for every seed of the dialogues, or a model
