@@ -182,7 +182,12 @@ class _Script:
         return self.say("liked", film=self.name(film))
 
     def avoid(self) -> list[list[Part]]:
-        options = [a for a in self.avoids if self.can_state(a, False)]
+        """Something to rule out that holds neither of the goal nor of a film the seeker likes."""
+        options = [
+            a
+            for a in self.avoids
+            if self.can_state(a, False) and not self.world.has[a][self.named].any()
+        ]
         if not options:
             return []
         attribute = options[self.rng.integers(len(options))]
