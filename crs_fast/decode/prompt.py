@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,7 +57,7 @@ class Prompt:
 
     @property
     def length(self) -> int:
-        """Cached columns."""
+        """Columns of the sequence, all of them cached."""
         return self.ids.shape[1]
 
     def append(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -78,11 +79,25 @@ class Prompt:
         bias = bias.masked_fill_(~mask, torch.finfo(dtype).min)
         return self._forward(ids, bias[:, None], positions)
 
-    def crop(self) -> None:
-        """Forget tree slots."""
-        slots = self.cache.get_seq_length() - self.length
-        if slots:
-            self.cache.crop(-slots)
+    def crop(self, length: int | None = None) -> None:
+        """Forget tree slots and, where `length` is given, columns from there on."""
+        if length is not None:
+            self.ids, self.mask = self.ids[:, :length], self.mask[:, :length]
+        surplus = self.cache.get_seq_length() - self.length
+        if surplus:
+            self.cache.crop(-surplus)
+
+    def select(self, rows: list[int]) -> Prompt:
+        """A prompt of some rows; the cache is copied unless all rows are taken."""
+        if rows == list(range(self.ids.shape[0])):
+            return self
+        chosen = copy.copy(self)
+        index = torch.tensor(rows, device=self.ids.device)
+        chosen.ids, chosen.mask = self.ids[index], self.mask[index]
+        chosen.logits = self.logits[index]
+        chosen.cache = copy.deepcopy(self.cache)
+        chosen.cache.batch_select_indices(index)
+        return chosen
 
     def _forward(
         self,

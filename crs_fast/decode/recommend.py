@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import compress
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,12 +26,14 @@ class RecommendOutput:
     scores float32 [B, M]: sums of log-probs, -inf for invalid beams
     items: for each request, the ids of the items its valid beams name, best first; several items
         on one SID stand in catalogue order, filtered ones are left out
+    item_scores: the score of each of `items`
     num_valid int64 [B]: valid beams; fewer than M when fewer items are allowed
     """
 
     sids: torch.Tensor
     scores: torch.Tensor
     items: list[list[int | str]]
+    item_scores: list[list[float]]
     num_valid: torch.Tensor
 
 
@@ -116,7 +119,8 @@ def grow_beams(
     prompt.crop()
     valid = scores > float("-inf")
     sids = sids.masked_fill(~valid[..., None], -1)
-    return RecommendOutput(sids, scores, _items(trie, sids, valid, filters), valid.sum(1))
+    items, item_scores = _items(trie, sids, scores, filters)
+    return RecommendOutput(sids, scores, items, item_scores, valid.sum(1))
 
 
 class _Tree:
@@ -156,21 +160,26 @@ def _one_each(filters: ItemFilter | None, batch: int, trie: SidTrie):
 
 
 def _items(
-    trie: SidTrie, sids: torch.Tensor, valid: torch.Tensor, filters: ItemFilter | None
-) -> list[list[int | str]]:
+    trie: SidTrie, sids: torch.Tensor, scores: torch.Tensor, filters: ItemFilter | None
+) -> tuple[list[list[int | str]], list[list[float]]]:
+    """Ids and scores of the items that beams name; invalid beams hold only padding and name
+    none."""
     batch, beams, levels = sids.shape
-    # Invalid beams hold only padding, which names no item.
     begin, end = trie.item_ranges(sids.reshape(batch * beams, levels).cpu())
-    spans = list(zip(begin.tolist(), end.tolist(), strict=True))
+    spans = torch.stack([begin, end], 1).view(batch, beams, 2).tolist()
     masks = None if filters is None else filters.mask().cpu()
-    found: list[list[int | str]] = []
-    for request in range(batch):
-        mine: list[int | str] = []
-        for a, b in spans[request * beams : (request + 1) * beams]:
-            ids = trie.item_ids[a:b]
+    items: list[list[int | str]] = []
+    item_scores: list[list[float]] = []
+    for request, (mine, values) in enumerate(zip(spans, scores.tolist(), strict=True)):
+        ids: list[int | str] = []
+        ranked: list[float] = []
+        for (a, b), score in zip(mine, values, strict=True):
+            found = trie.item_ids[a:b]
             if masks is not None:
                 keep = masks[request % masks.shape[0], a:b].tolist()
-                ids = [item for item, allowed in zip(ids, keep, strict=True) if allowed]
-            mine += ids
-        found.append(mine)
-    return found
+                found = list(compress(found, keep))
+            ids += found
+            ranked += [score] * len(found)
+        items.append(ids)
+        item_scores.append(ranked)
+    return items, item_scores

@@ -1,0 +1,233 @@
+"""`Recommender`: a trained directory that answers messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crs_fast.crs.bundle import Bundle, load_bundle
+from crs_fast.crs.dialogue import RECOMMENDER, SEEKER, Mention, Turn, merge_turns
+from crs_fast.crs.linking import TitleIndex
+from crs_fast.crs.sequence import CHAT, MODES, REC
+from crs_fast.crs.turn import TurnBatch
+from crs_fast.trie import ItemFilter
+
+ROLES = {"user": SEEKER, "assistant": RECOMMENDER, SEEKER: SEEKER, RECOMMENDER: RECOMMENDER}
+Message = Mapping[str, Any]
+Messages = Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One recommender turn.
+
+    mode: "chat" or "rec"
+    items: (item id, title, score) best first; scores are sums of log-probs. Empty in mode "chat"
+    text: the reply, titles in place of semantic IDs
+    rec_probability: how likely the model found "rec" against "chat"
+    named: items the reply names, in order
+    invalid_items: fragments of semantic IDs in the reply that are no item
+    """
+
+    mode: str
+    items: list[tuple[str, str, float]]
+    text: str
+    rec_probability: float
+    named: list[str]
+    invalid_items: int
+
+
+class Recommender:
+    """A trained system: model, tokenizer, trie and item table of one directory.
+
+    Make one with `Recommender.from_pretrained(dir)`. Holds no state of a conversation.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.titles = {item.item_id: item.display() for item in bundle.items}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Recommender:
+        """Load a directory that training wrote; see `load_bundle` for what is refused."""
+        return cls(load_bundle(directory, dtype=dtype, device=device))
+
+    @cached_property
+    def index(self) -> TitleIndex:
+        """Finds the catalogue's titles in free text."""
+        return TitleIndex(self.bundle.items)
+
+    def respond(
+        self,
+        messages: Any,
+        mode: str | None = None,
+        num_items: int = 10,
+        exclude: Any = None,
+        *,
+        item: str | None = None,
+        num_beams: int = 50,
+        normalize: str = "vocab",
+        max_new_tokens: int = 64,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Any:
+        """The next recommender turn: intent, then items, then words, on one prefill.
+
+        Args:
+            messages: [{"role": "user" | "assistant", "content": text}, ...], or a batch of such
+                lists. Titles in the text are linked to items unless the message brings its own
+                "items": [{"item_id", "start", "end"}, ...] (offsets may be absent).
+            mode: "chat" or "rec" forces the intent; None lets the model choose.
+            num_items: how many items to return at most, in mode "rec".
+            exclude: item ids that must not be recommended; for a batch one collection a request.
+            item: force mode "rec" and this item; the model writes the text.
+            num_beams: width of the beam search over items, at least `num_items`.
+            normalize: see `crs_fast.recommend`.
+            max_new_tokens: of the reply; an item that is open then is finished.
+            do_sample, temperature, top_p: how the reply's words are chosen (greedy by default).
+
+        Returns:
+            A `Response`, or a list of them for a batch. Where exclusion leaves no item, `items` is
+            empty and the reply is a chat reply.
+
+        Raises:
+            ValueError: an unknown role or mode, an item with mode "chat", no message, an item id
+                that is not in the catalogue, or more items than beams.
+        """
+        single = not messages or isinstance(messages[0], Mapping)
+        batch: list[Messages] = [messages] if single else list(messages)
+        excluded = [exclude] if single else (exclude or [None] * len(batch))
+        self._check(batch, excluded, mode, item, num_items, num_beams)
+        builder = self.bundle.builder
+        reserve = len(builder.prefix(REC)) + self.bundle.vocab.num_levels + 2 + max_new_tokens
+        reserve = min(reserve, builder.max_length // 2)
+        turns = TurnBatch(
+            self.bundle, [builder.context(self.turns(one), reserve=reserve) for one in batch]
+        )
+        modes = self._modes(turns, mode, item)
+        items = self._items(turns, modes, item, excluded, num_items, num_beams, normalize)
+        prefixes = [
+            builder.prefix(m, found[0][0] if found else None) if m == REC and found
+            else builder.prefix(CHAT)
+            for m, found in zip(modes, items, strict=True)
+        ]  # fmt: skip
+        replies = turns.write(
+            prefixes,
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            temperature=temperature,
+            top_p=top_p,
+        )
+        responses = [
+            self._response(*parts)
+            for parts in zip(modes, items, replies, turns.rec_probability.tolist(), strict=True)
+        ]
+        return responses[0] if single else responses
+
+    def turns(self, messages: Messages) -> tuple[Turn, ...]:
+        """Messages as turns, titles linked to items."""
+        return merge_turns([self._turn(message) for message in messages])
+
+    def _turn(self, message: Message) -> Turn:
+        role, text = message.get("role"), message.get("content")
+        if role not in ROLES or not isinstance(text, str):
+            raise ValueError(
+                f"respond: a message must have a role of {sorted(ROLES)} and a content string "
+                f"(got {dict(message)!r})"
+            )
+        given = message.get("items")
+        if given is None:
+            return Turn(ROLES[role], text, tuple(self.index.link(text)))
+        mentions = [Mention(m["item_id"], m.get("start"), m.get("end")) for m in given]
+        mentions.sort(key=lambda m: (not m.located, m.start or 0))
+        return Turn(ROLES[role], text, tuple(mentions))
+
+    def _check(
+        self,
+        batch: list[Messages],
+        excluded: Sequence[Any],
+        mode: str | None,
+        item: str | None,
+        num_items: int,
+        num_beams: int,
+    ) -> None:
+        if not batch or not all(batch):
+            raise ValueError("respond: messages must hold at least one message (got none)")
+        if len(excluded) != len(batch):
+            raise ValueError(
+                f"respond: exclude must hold one collection a request, {len(batch)} "
+                f"(got {len(excluded)})"
+            )
+        if mode is not None and (mode not in MODES or (mode == CHAT and item is not None)):
+            raise ValueError(
+                f"respond: mode must be one of {MODES}, and 'rec' with an item "
+                f"(got mode={mode!r}, item={item!r})"
+            )
+        if not 1 <= num_items <= num_beams:
+            raise ValueError(
+                "respond: num_items must be at least 1 and at most num_beams "
+                f"(got {num_items} and {num_beams})"
+            )
+        wanted = [i for ids in excluded for i in ids or ()] + ([item] if item else [])
+        unknown = [i for i in wanted if i not in self.titles]
+        if unknown:
+            raise ValueError(
+                f"respond: exclude and item must be ids of the catalogue (got {unknown[0]!r})"
+            )
+
+    def _modes(self, turns: TurnBatch, mode: str | None, item: str | None) -> list[str]:
+        if mode is not None or item is not None:
+            return [mode or REC] * len(turns.rec_probability)
+        return [REC if p > 0.5 else CHAT for p in turns.rec_probability.tolist()]
+
+    def _items(
+        self,
+        turns: TurnBatch,
+        modes: list[str],
+        item: str | None,
+        excluded: Sequence[Any],
+        num_items: int,
+        num_beams: int,
+        normalize: str,
+    ) -> list[list[tuple[str, str, float]]]:
+        """(id, title, score) of each request's items, best first; [] in mode "chat"."""
+        if item is not None:
+            return [[(item, self.titles[item], 0.0)] for _ in modes]
+        rows = [row for row, mode in enumerate(modes) if mode == REC]
+        found: list[list[tuple[str, str, float]]] = [[] for _ in modes]
+        if not rows:
+            return found
+        trie = self.bundle.trie
+        filters = None
+        if any(excluded[row] for row in rows):
+            denied = [trie.filter(deny=list(excluded[r])) if excluded[r] else None for r in rows]
+            filters = ItemFilter.stack(denied)
+        out = turns.rank(rows, num_beams=num_beams, normalize=normalize, filters=filters)
+        for row, ids, scores in zip(rows, out.items, out.item_scores, strict=True):
+            pairs = list(zip(map(str, ids), scores, strict=True))[:num_items]
+            found[row] = [(i, self.titles[i], score) for i, score in pairs]
+        return found
+
+    def _response(
+        self,
+        mode: str,
+        items: list[tuple[str, str, float]],
+        reply: list[int],
+        rec_probability: float,
+    ) -> Response:
+        builder = self.bundle.builder
+        named, invalid = builder.sid_fragments(reply)
+        text = builder.decode(reply, self.titles)
+        return Response(mode, items, text, rec_probability, named, invalid)

@@ -1,0 +1,124 @@
+"""From a dataset and a language model to a trained recommender directory, in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crs_fast.crs.bundle import save_bundle
+from crs_fast.crs.dialogue import CrsDataset
+from crs_fast.crs.sequence import ControlTokens
+from crs_fast.crs.token_rows import init_sid_rows
+from crs_fast.crs.train import TrainConfig, TrainResult, train
+from crs_fast.quantize import build_sids, encode_texts
+from crs_fast.trie import SidTrie, SidVocab
+
+if TYPE_CHECKING:
+    from crs_fast.crs.backbones import Backbone
+    from crs_fast.quantize import ResidualQuantizer
+
+
+@dataclass(frozen=True, slots=True)
+class SidConfig:
+    """How items get their semantic IDs.
+
+    Args:
+        levels, codes: L codes a SID, K codewords a level.
+        method: "rqvae" or "rqkmeans".
+        encoder: a sentence-transformers path or hub name; None is the offline MiniLM.
+        seed: of the quantizer.
+    """
+
+    levels: int = 4
+    codes: int = 64
+    method: str = "rqvae"
+    encoder: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """A catalogue with semantic IDs: row i of each tensor belongs to `dataset.items[i]`.
+
+    embeddings: float32 [N, D]; sids: int64 [N, L]; report: see `quantization_report`
+    """
+
+    embeddings: torch.Tensor
+    sids: torch.Tensor
+    quantizer: ResidualQuantizer
+    report: dict[str, Any]
+
+
+def make_catalogue(
+    dataset: CrsDataset, config: SidConfig | None = None, progress: bool = False
+) -> Catalogue:
+    """Encode the items' texts and quantize them to distinct semantic IDs."""
+    config = config or SidConfig()
+    embeddings = encode_texts(
+        [item.text() for item in dataset.items], config.encoder, progress=progress
+    )
+    quantizer, sids, report = build_sids(
+        embeddings, config.levels, config.codes, config.method, config.seed, progress
+    )
+    return Catalogue(embeddings, sids, quantizer, report)
+
+
+def train_recommender(
+    dataset: CrsDataset,
+    backbone: Backbone,
+    output_dir: str | Path,
+    *,
+    sids: SidConfig | None = None,
+    training: TrainConfig | None = None,
+    catalogue: Catalogue | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a recommender and write the directory that `Recommender.from_pretrained` loads.
+
+        catalogue = quantize(encode(items)); tokens for SIDs and modes join the model
+        new rows start from the item embeddings; train on dataset.splits["train"]; save
+
+    Args:
+        dataset: catalogue and dialogues.
+        backbone: model and tokenizer, changed in place.
+        output_dir: gets the model directory, `quantizer/` and `training/`.
+        sids: how items get SIDs.
+        training: see `TrainConfig`.
+        catalogue: from `make_catalogue`, to skip encoding and quantizing.
+        resume: go on from the newest checkpoint in `output_dir`.
+    """
+    sids, training = sids or SidConfig(), training or TrainConfig()
+    catalogue = catalogue or make_catalogue(dataset, sids, progress)
+    model, tokenizer = backbone
+    levels, codes = catalogue.sids.shape[1], catalogue.quantizer.codebooks.shape[1]
+    vocab = SidVocab.extend(tokenizer, model, levels, codes)
+    control = ControlTokens.extend(tokenizer, model)
+    trie = SidTrie.from_sids(catalogue.sids, [item.item_id for item in dataset.items])
+    init_sid_rows(model, vocab, control, catalogue.embeddings, catalogue.sids, training.seed)
+    result = train(
+        backbone,
+        dataset,
+        trie,
+        vocab,
+        control,
+        output_dir=output_dir,
+        config=training,
+        resume=resume,
+        progress=progress,
+    )
+    path = save_bundle(
+        output_dir,
+        (result.model, tokenizer),
+        trie,
+        vocab,
+        control,
+        dataset.items,
+        quantizer=catalogue.quantizer.fingerprint(),
+        max_length=training.max_length,
+    )
+    catalogue.quantizer.save_pretrained(path / "quantizer")
+    return result
