@@ -50,15 +50,14 @@ def encode_texts(
         encoder if encoder is not None else str(_offline_model()),
         device=str(device) if device is not None else None,
     )
-    distinct = list(dict.fromkeys(texts))
-    if not distinct:
-        return torch.zeros(0, model.get_sentence_embedding_dimension() or 0)
+    # Without texts the width is still known: that of any text.
+    distinct = list(dict.fromkeys(texts)) or [""]
     rows = model.encode(
         distinct, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=progress
     )
     rows = torch.nn.functional.normalize(rows.float().cpu(), dim=-1)
     index = {text: row for row, text in enumerate(distinct)}
-    return rows[torch.tensor([index[text] for text in texts])]
+    return rows[torch.tensor([index[text] for text in texts], dtype=torch.int64)]
 
 
 def _offline_model() -> Path:
