@@ -1,0 +1,53 @@
+"""`crs-fast chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+HELP = "Type a message. /rec or /chat force the next turn's mode, /new starts over, /quit ends."
+
+
+def run(directory: str, num_items: int, sample: bool) -> int:
+    """Read messages from the terminal until /quit or end of input."""
+    from crs_fast.crs.model import Recommender
+
+    recommender = Recommender.from_pretrained(directory)
+    print(HELP)
+    messages: list[dict[str, Any]] = []
+    mode: str | None = None
+    while True:
+        try:
+            text = input("you> ").strip()
+        except EOFError:
+            return 0
+        if text == "/quit":
+            return 0
+        if text == "/new":
+            messages, mode = [], None
+            print("(a new conversation)")
+        elif text in ("/rec", "/chat"):
+            mode = text[1:]
+            print(f"(the next turn is {mode})")
+        elif text.startswith("/"):
+            print(HELP)
+        elif text:
+            messages.append({"role": "user", "content": text})
+            print(answer(recommender, messages, mode, num_items, sample))
+            mode = None
+
+
+def answer(
+    recommender: Any, messages: list[dict[str, Any]], mode: str | None, num_items: int, sample: bool
+) -> str:
+    """The next turn as text to show; `messages` gets the reply."""
+    named = recommender.turns(messages)[-1].item_ids()
+    turn = recommender.respond(
+        messages, mode=mode, num_items=num_items, do_sample=sample, temperature=0.8, top_p=0.9
+    )
+    messages.append({"role": "assistant", "content": turn.text})
+    lines = [f"  (heard: {', '.join(recommender.titles[i] for i in named)})"] if named else []
+    lines.append(f"bot> {turn.text}")
+    lines += [
+        f"  {rank}. {title}  {score:.2f}" for rank, (_, title, score) in enumerate(turn.items, 1)
+    ]
+    return "\n".join(lines)

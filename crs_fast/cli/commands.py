@@ -1,0 +1,124 @@
+"""quantize, train, evaluate, info: thin wrappers around the Python functions."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import Namespace
+from pathlib import Path
+
+
+def _dataset(args: Namespace):
+    from crs_fast.crs.datasets import ReadReport, load_dataset, located_share
+
+    report = ReadReport()
+    dataset = load_dataset(args.data, args.root, args.on_error, report)
+    sizes = ", ".join(f"{len(d)} {name}" for name, d in dataset.splits.items())
+    print(f"{dataset.name}: {len(dataset.items)} items; dialogues: {sizes}")
+    everything = [d for split in dataset.splits.values() for d in split]
+    print(f"mentions located in the text: {100 * located_share(everything):.1f} %")
+    for where in report.skipped:
+        print(f"skipped: {where}")
+    return dataset
+
+
+def _sid_config(args: Namespace):
+    from crs_fast.crs.pipeline import SidConfig
+
+    return SidConfig(args.levels, args.codes, args.method, args.encoder, args.seed)
+
+
+def quantize(args: Namespace) -> int:
+    from crs_fast.crs.pipeline import make_catalogue
+    from crs_fast.trie import SidTrie
+
+    dataset = _dataset(args)
+    catalogue = make_catalogue(dataset, _sid_config(args), progress=True)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    catalogue.quantizer.save_pretrained(out / "quantizer")
+    trie = SidTrie.from_sids(catalogue.sids, [item.item_id for item in dataset.items])
+    trie.save(out / "trie.safetensors")
+    _write(out / "report.json", json.dumps(catalogue.report, indent=1) + "\n")
+    for name, value in catalogue.report.items():
+        print(f"{name}: {value}")
+    print(json.dumps({"out": str(out), **catalogue.report}))
+    return 0
+
+
+def train(args: Namespace) -> int:
+    from crs_fast.crs.backbones import load_backbone
+    from crs_fast.crs.pipeline import train_recommender
+    from crs_fast.crs.train import TrainConfig
+
+    dataset = _dataset(args)
+    config = TrainConfig(
+        epochs=args.epochs,
+        max_minutes=args.minutes,
+        learning_rate=args.lr,
+        lora_rank=args.lora_rank or None,
+        tokens_per_batch=args.tokens_per_batch,
+        max_length=args.max_length,
+        save_steps=args.save_steps,
+        bf16=args.bf16 or None,
+        seed=args.seed,
+    )
+    result = train_recommender(
+        dataset,
+        load_backbone(args.model),
+        args.out,
+        sids=_sid_config(args),
+        training=config,
+        resume=args.resume,
+    )
+    summary = {
+        "out": str(args.out),
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 1),
+        "tokens_per_second": round(result.tokens_per_second, 1),
+        "final_loss": result.losses[-1]["loss"] if result.losses else None,
+    }
+    print(json.dumps(summary))
+    return 0
+
+
+def evaluate(args: Namespace) -> int:
+    from crs_fast.crs.evaluate import evaluate as run
+    from crs_fast.crs.model import Recommender
+
+    dataset = _dataset(args)
+    evaluation = run(
+        Recommender.from_pretrained(args.model),
+        dataset,
+        args.split,
+        num_beams=args.beams,
+        replies=not args.no_replies,
+        limit=args.limit,
+    )
+    folder = Path(args.out or Path(args.model) / "training")
+    evaluation.save(folder)
+    print(evaluation.markdown())
+    print(f"written to {folder}")
+    print(json.dumps(evaluation.to_dict()))
+    return 0
+
+
+def info() -> int:
+    from crs_fast import show_config
+
+    config = show_config()
+    missing = config.pop("missing")
+    for name, value in config.items():
+        print(f"{name}: {value if value is not None else '–'}")
+    if config["native"] and not config["cuda_architectures"]:
+        print("CUDA kernels: not built (the PyTorch reference serves CUDA tensors)")
+    for name, how in missing.items():
+        print(f"missing {name}: {how}")
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
