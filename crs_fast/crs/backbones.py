@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Backbone = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 SMOLLM2 = "smollm2"
+SMOLLM2_EOS = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -38,6 +39,8 @@ def load_backbone(name: str | Path, dtype: torch.dtype | None = None) -> Backbon
         return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), tokenizer
     file = _smollm2_file()
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # transformers 4.57 takes <|im_start|> for the end and knows no padding token.
+    tokenizer.eos_token = tokenizer.pad_token = SMOLLM2_EOS
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=dtype, **_dequantize()
     )

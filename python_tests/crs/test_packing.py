@@ -102,7 +102,7 @@ def test_separate_equals_the_models_own_loss():
         labels = ids.clone()
         labels[:, : len(instance.context)] = IGNORE
         loss, count = next_token_loss(model, collate_separate(separate([instance])))
-        assert float(model(ids, labels=labels).loss) == pytest.approx(float(loss) / count, rel=1e-5)
+        assert model(ids, labels=labels).loss.item() == pytest.approx(loss.item() / count, rel=1e-5)
 
 
 def test_packing_is_exact_tells():
