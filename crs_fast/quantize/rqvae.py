@@ -30,7 +30,8 @@ class RQVAEConfig(ResidualQuantizerConfig):
         epochs: passes over the items; None takes as many as make 500 steps.
         warmup: share of the steps that train the autoencoder alone, before the codebooks start
             from k-means of its latents.
-        commitment: weight of the commitment loss.
+        commitment: weight of the commitment loss. The customary 0.25 pins the latents to the
+            codewords: on ReDial's items it leaves 82 % of the variance, 0.02 leaves 71 %.
         reset_every: steps between two re-seedings of codes that no item used since the last;
             0 never does.
         lr, weight_decay, batch_size: of AdamW.
@@ -44,7 +45,7 @@ class RQVAEConfig(ResidualQuantizerConfig):
         hidden_dims: Sequence[int] = (512, 256, 256, 128, 128, 64),
         epochs: int | None = None,
         warmup: float = 0.2,
-        commitment: float = 0.25,
+        commitment: float = 0.02,
         reset_every: int = 50,
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
@@ -210,13 +211,18 @@ class RQVAE(ResidualQuantizer):
 
 
 def _mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers with ReLU between them; He initialization, so that depth keeps the scale."""
+    """Linear layers with LeakyReLU between them.
+
+    Orthogonal weights and a mild slope start near a linear projection. ReLU with He weights loses
+    the input in the narrow layers: on ReDial's items the plain autoencoder then leaves 83 % of the
+    variance after 300 steps, this one 59 % (32 principal components: 61 %).
+    """
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
         linear = nn.Linear(a, b)
-        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        nn.init.orthogonal_(linear.weight)
         nn.init.zeros_(linear.bias)
-        layers += [linear, nn.ReLU()]
+        layers += [linear, nn.LeakyReLU(0.5)]
     return nn.Sequential(*layers[:-1])
 
 
