@@ -45,7 +45,8 @@ void check_cuda(const char* op, int error) {
 
 PYBIND11_MODULE(_C, m) {
   py::class_<crs::TrieArrays>(m, "TrieArrays")
-      .def_property_readonly("num_nodes", [](const crs::TrieArrays& t) { return t.item_begin.size(); })
+      .def_property_readonly("num_nodes",
+                             [](const crs::TrieArrays& t) { return t.item_begin.size(); })
       .def("copy_to", [](const crs::TrieArrays& t, Address child_begin, Address code,
                          Address item_begin, Address item_end, Address level_begin, Address order) {
         copy_out(t.child_begin, child_begin);
@@ -60,34 +61,42 @@ PYBIND11_MODULE(_C, m) {
     return crs::trie_build(as<const int64_t>(sids), num_items, levels);
   });
 
-  py::class_<Trie>(m, "Trie").def(py::init([](Address child_begin, Address code, Address item_begin,
-                                              Address item_end, Address level_begin,
-                                              int64_t levels) {
-    return Trie{{as<const int32_t>(child_begin), as<const int32_t>(code),
-                 as<const int32_t>(item_begin), as<const int32_t>(item_end),
-                 as<const int32_t>(level_begin), levels}};
-  }));
+  py::class_<Trie>(m, "Trie").def(
+      py::init([](Address child_begin, Address code, Address item_begin, Address item_end,
+                  Address level_begin, int64_t levels) {
+        return Trie{{as<const int32_t>(child_begin), as<const int32_t>(code),
+                     as<const int32_t>(item_begin), as<const int32_t>(item_end),
+                     as<const int32_t>(level_begin), levels}};
+      }));
   py::class_<Filter>(m, "Filter").def(py::init([](Address words, Address rank, int64_t stride) {
     return Filter{{as<const uint64_t>(words), as<const int32_t>(rank), stride}};
   }));
-  py::class_<Tokens>(m, "Tokens").def(py::init([](Address column, int64_t stride, int64_t width,
-                                                  int64_t terminator, Address denied,
-                                                  int64_t num_denied) {
-    return Tokens{{as<const int64_t>(column), stride, width, terminator, as<const int64_t>(denied),
-                   num_denied}};
-  }));
+  py::class_<Tokens>(m, "Tokens")
+      .def(py::init([](Address column, int64_t stride, int64_t width, int64_t terminator,
+                       Address denied, int64_t num_denied) {
+        return Tokens{{as<const int64_t>(column), stride, width, terminator,
+                       as<const int64_t>(denied), num_denied}};
+      }));
 
-  m.def("trie_walk", [](const Trie& trie, Address codes, int64_t rows, int64_t length,
-                        Address nodes) {
-    py::gil_scoped_release release;
-    crs::trie_walk_cpu(trie.view, as<const int64_t>(codes), rows, length, as<int64_t>(nodes));
-  });
+  m.def("trie_walk",
+        [](const Trie& trie, Address codes, int64_t rows, int64_t length, Address nodes) {
+          py::gil_scoped_release release;
+          crs::trie_walk_cpu(trie.view, as<const int64_t>(codes), rows, length, as<int64_t>(nodes));
+        });
 
   auto mask_args = [](const Trie& trie, const Filter& filter, const Tokens& tokens,
                       int64_t rows_per_filter, Address logits, Address nodes, int64_t rows,
                       int64_t vocab, int64_t row_stride, int element_size, uint32_t minus_inf) {
-    return crs::MaskArgs{trie.view, filter.view, tokens.view, rows_per_filter, as<void>(logits),
-                         as<const int64_t>(nodes), rows, vocab, row_stride, element_size,
+    return crs::MaskArgs{trie.view,
+                         filter.view,
+                         tokens.view,
+                         rows_per_filter,
+                         as<void>(logits),
+                         as<const int64_t>(nodes),
+                         rows,
+                         vocab,
+                         row_stride,
+                         element_size,
                          minus_inf};
   };
   py::class_<crs::MaskArgs>(m, "MaskArgs").def(py::init(mask_args));

@@ -15,17 +15,19 @@
 
 namespace crs {
 
-// Label of the edge that ends a SID which is also the prefix of a longer one; also pads ragged rows.
+// Label of the edge that ends a SID which is also the prefix of a longer one; also pads ragged
+// rows.
 constexpr int32_t kEnd = -1;
 // Node of a row outside any SID (trie_mask), of an illegal prefix (trie_walk), of a dead beam
 // (trie_step).
 constexpr int64_t kNoNode = -1;
 
 struct TrieView {
-  const int32_t* child_begin;  // [nodes + 1]: edges of node n are child_begin[n] .. child_begin[n+1]
-  const int32_t* code;         // [nodes - 1]: label of each edge, ascending within a node
-  const int32_t* item_begin;   // [nodes]
-  const int32_t* item_end;     // [nodes]
+  const int32_t*
+      child_begin;            // [nodes + 1]: edges of node n are child_begin[n] .. child_begin[n+1]
+  const int32_t* code;        // [nodes - 1]: label of each edge, ascending within a node
+  const int32_t* item_begin;  // [nodes]
+  const int32_t* item_end;    // [nodes]
   const int32_t* level_begin;  // [levels + 2]: first node of each depth
   int64_t levels;
 

@@ -27,12 +27,12 @@ void check_rows(const int64_t* sids, int64_t num_items, int64_t levels) {
     for (int64_t l = 0; l < levels; ++l) {
       if (row[l] < kEnd || row[l] >= std::numeric_limits<int32_t>::max())
         throw std::invalid_argument("trie_build: codes must lie in [0, 2^31 - 2], -1 pads (got " +
-                                    std::to_string(row[l]) + " in sids[" + std::to_string(i) + "])");
+                                    std::to_string(row[l]) + " in sids[" + std::to_string(i) +
+                                    "])");
       if (l > 0 && row[l - 1] == kEnd && row[l] != kEnd)
-        throw std::invalid_argument("trie_build: sids[" + std::to_string(i) +
-                                    "] must have no code after padding (got " +
-                                    std::to_string(row[l]) + " at level " + std::to_string(l) +
-                                    ")");
+        throw std::invalid_argument(
+            "trie_build: sids[" + std::to_string(i) + "] must have no code after padding (got " +
+            std::to_string(row[l]) + " at level " + std::to_string(l) + ")");
     }
   }
 }

@@ -1,5 +1,5 @@
-// The trie kernels' entry points. Every pointer is contiguous unless a stride is named; checks stand
-// on the Python side, before the pointers cross.
+// The trie kernels' entry points. Every pointer is contiguous unless a stride is named; checks
+// stand on the Python side, before the pointers cross.
 #pragma once
 
 #include <cstdint>
@@ -33,11 +33,11 @@ struct MaskArgs {
   FilterView filter;
   TokenView tokens;
   int64_t rows_per_filter;
-  void* logits;         // [rows, vocab] of element_size bytes, row_stride elements apart
+  void* logits;          // [rows, vocab] of element_size bytes, row_stride elements apart
   const int64_t* nodes;  // [rows]
   int64_t rows, vocab, row_stride;
-  int element_size;     // 4 (float32) or 2 (bfloat16, float16)
-  uint32_t minus_inf;   // its bit pattern in that dtype
+  int element_size;    // 4 (float32) or 2 (bfloat16, float16)
+  uint32_t minus_inf;  // its bit pattern in that dtype
 };
 void trie_mask_cpu(const MaskArgs& args);
 
@@ -51,14 +51,14 @@ struct StepArgs {
   float inverse_temperature;
   const void* logits;  // [batch * beams, vocab], row_stride elements apart
   int64_t batch, beams, vocab, row_stride;
-  int dtype;               // 0 float32, 1 bfloat16, 2 float16
-  const float* scores;     // [batch, beams]
-  const int64_t* nodes;    // [batch, beams], kNoNode for a dead beam
+  int dtype;             // 0 float32, 1 bfloat16, 2 float16
+  const float* scores;   // [batch, beams]
+  const int64_t* nodes;  // [batch, beams], kNoNode for a dead beam
   int64_t out_beams;
-  float* out_scores;       // [batch, out_beams]
-  int64_t* out_nodes;      // [batch, out_beams]
-  int64_t* out_parents;    // [batch, out_beams]
-  int64_t* out_codes;      // [batch, out_beams]
+  float* out_scores;     // [batch, out_beams]
+  int64_t* out_nodes;    // [batch, out_beams]
+  int64_t* out_parents;  // [batch, out_beams]
+  int64_t* out_codes;    // [batch, out_beams]
 };
 void trie_step_cpu(const StepArgs& args);
 

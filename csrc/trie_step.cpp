@@ -49,9 +49,7 @@ template <typename T>
 struct Step {
   const StepArgs& args;
 
-  const T* row(int64_t r) const {
-    return static_cast<const T*>(args.logits) + r * args.row_stride;
-  }
+  const T* row(int64_t r) const { return static_cast<const T*>(args.logits) + r * args.row_stride; }
   bool dead(int64_t r) const { return args.nodes[r] == kNoNode || args.scores[r] == kMinusInf; }
 
   // Calls visit(child node, code, column or -1) for each legal continuation of row r.

@@ -20,7 +20,7 @@ int trie_walk_cuda(const TrieView& trie, const int64_t* codes, int64_t rows, int
   constexpr int kThreads = 128;
   auto blocks = static_cast<unsigned>((rows + kThreads - 1) / kThreads);
   walk_kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(trie, codes, rows, length,
-                                                                         nodes);
+                                                                          nodes);
   return cudaGetLastError();
 }
 

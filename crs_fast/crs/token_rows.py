@@ -53,10 +53,9 @@ def init_sid_rows(
             f"(got {tuple(residual.shape)} and {tuple(codes.shape)})"
         )
     vocab.encode(codes)
-    generator = torch.Generator().manual_seed(seed)
     weights = _embedding_weights(model)
     hidden = next(iter(weights.values())).shape[1]
-    projection = torch.randn(residual.shape[1], hidden, generator=generator)  # [D, H]
+    projection, generator = _projection(residual.shape[1], hidden, seed)
     tokens = new_tokens(vocab, control)
     z = {token: torch.randn(hidden, generator=generator) * NOISE for token in tokens}
     for level in range(codes.shape[1]):
@@ -66,6 +65,28 @@ def init_sid_rows(
         ids = vocab.token_ids[level][used].tolist()
         z.update(zip(ids, rows, strict=True))
     _write_rows(weights, tokens, torch.stack([z[token] for token in tokens]))
+
+
+@torch.no_grad()
+def init_word_rows(model: PreTrainedModel, embeddings: torch.Tensor, seed: int = 0) -> None:
+    """Start the first rows of an untrained model from what the words mean: a random projection of
+    a text encoder's embeddings, the one `init_sid_rows` takes for the same seed and encoder, so
+    that words stand near the items they speak of. In place; mean and std stay as they were.
+
+    Args:
+        embeddings: float [n, D], row i for token i.
+    """
+    for weight in _embedding_weights(model).values():
+        rows = weight[: len(embeddings)]
+        projection, _ = _projection(embeddings.shape[1], weight.shape[1], seed)
+        z = _standardise(embeddings.float().cpu() @ projection).to(weight.device)
+        rows.copy_(rows.float().mean(0) + z * rows.float().std())
+
+
+def _projection(dim: int, hidden: int, seed: int) -> tuple[torch.Tensor, torch.Generator]:
+    """Random projection [D, H], and the generator that drew it."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(dim, hidden, generator=generator), generator
 
 
 def _code_means(

@@ -61,6 +61,7 @@ class TrainConfig:
     learning_rate: float = 2e-4
     warmup_ratio: float = 0.06
     weight_decay: float = 0.0
+    adam_beta2: float = 0.98
     max_grad_norm: float = 1.0
     tokens_per_batch: int = 8192
     accumulate: int = 1
@@ -226,6 +227,7 @@ def _arguments(folder: Path, config: TrainConfig, progress: bool) -> TrainingArg
         gradient_accumulation_steps=config.accumulate,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch",
         bf16=bf16,

@@ -34,7 +34,7 @@ class SidVocab:
 
     def __init__(
         self,
-        token_ids: Sequence[Sequence[int] | torch.Tensor],
+        token_ids: Sequence[Sequence[int] | torch.Tensor] | torch.Tensor,
         begin: int | None = None,
         end: int | None = None,
         eos: int | None = None,

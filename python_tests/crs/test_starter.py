@@ -125,6 +125,14 @@ def test_paraphrases_share_no_word_with_the_film(items):
     assert not clashes
 
 
+def test_jobs_say_nothing_of_any_film(items):
+    """A job tells the taste group only: none of its words is in the catalogue's text."""
+    catalogue = set(re.findall(r"\w+", " ".join(i.text() for i in items.values()).casefold()))
+    assert len(set(phrases.JOBS)) == len(phrases.JOBS)
+    for job in phrases.JOBS:
+        assert job.split()[-1] not in catalogue
+
+
 def test_deterministic_in_the_seed_and_stable_in_the_count():
     first = load_starter(seed=3, train=8, valid=2, test=4)
     assert first == load_starter(seed=3, train=8, valid=2, test=4)

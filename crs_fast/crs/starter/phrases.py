@@ -10,6 +10,30 @@ from __future__ import annotations
 
 Attribute = tuple[str, str]
 
+# One for each taste group. None of the words is in the catalogue's text.
+JOBS = (
+    "a dentist",
+    "a plumber",
+    "an accountant",
+    "a gardener",
+    "a baker",
+    "a librarian",
+    "an electrician",
+    "an optician",
+    "a surveyor",
+    "a tailor",
+    "a beekeeper",
+    "a cashier",
+    "a bricklayer",
+    "a translator",
+    "a midwife",
+    "a locksmith",
+    "a barber",
+    "a florist",
+    "a geologist",
+    "a pharmacist",
+)
+
 GENRE_NAMES: dict[str, str] = {
     "action": "an action film",
     "adventure": "an adventure film",

@@ -2,7 +2,8 @@
 
 A world is a catalogue, a Zipf popularity over it and latent taste groups. For each dialogue a
 seeker of one group has a goal film in mind, states some of the goal's attributes in words of their
-own, names a film of the group's taste, and is recommended films that satisfy what was said until
+own, may say what they do for a living (which goes with the group, as in life, and is in no film's
+text), names a film of the group's taste, and is recommended films that satisfy what was said until
 the goal comes up. What was said never narrows the catalogue below `MIN_CANDIDATES` films, so
 a recommender must learn the groups' tastes; copying or matching words is not enough.
 """
@@ -20,11 +21,12 @@ from crs_fast.crs.starter import phrases, templates
 from crs_fast.crs.starter.phrases import Attribute
 
 MIN_CANDIDATES = 5
-NUM_GROUPS = 20
+NUM_GROUPS = len(phrases.JOBS)
 ZIPF_EXPONENT = 0.7
-TASTE_STRENGTH = 2.5
-TASTE_NOISE = 0.5
-OFF_TASTE = 0.08
+TASTE_STRENGTH = 8.0
+TASTE_NOISE = 0.3
+OFF_TASTE = 0.05
+TYPICAL = 2.0  # how much a seeker's wishes lean to what sets their taste apart
 # The world (popularity, tastes) is one and the same for every seed of the dialogues, or a model
 # trained on one seed could not be tested on another.
 WORLD_SEED = 20260
@@ -95,8 +97,9 @@ class _Script:
         self.stated: set[Attribute] = set()
         self.named: list[int] = []
         self.open = np.ones(len(world.items), dtype=bool)  # [F]
-        taste = world.tastes[rng.integers(len(world.tastes))]
-        self.taste = world.popularity if self.chance(OFF_TASTE) else taste  # [F]
+        self.group = int(rng.integers(len(world.tastes)))
+        own = not self.chance(OFF_TASTE)
+        self.taste = world.tastes[self.group] if own else world.popularity  # [F]
         self.goal = self.draw(world.popularity if self.chance(OFF_TASTE) else self.taste)
 
     def chance(self, probability: float) -> bool:
@@ -155,8 +158,8 @@ class _Script:
         if lacking is not None:
             options = [a for a in options if not self.world.has[a][lacking]]
         said: dict[str, str] = {}
-        for at in self.rng.permutation(len(options)):
-            kind, _ = attribute = options[at]
+        for attribute in self.shuffled(options):
+            kind = attribute[0]
             if len(said) < count and kind not in said and self.can_state(attribute):
                 self.state(attribute)
                 said[kind] = self.word(attribute)
@@ -164,6 +167,17 @@ class _Script:
             return None
         order = (said.get("genre", "something"), said.get("decade"), said.get("keyword"))
         return " ".join(words for words in order if words)
+
+    def shuffled(self, options: Sequence[Attribute]) -> list[Attribute]:
+        """In random order, what is typical of the seeker's taste tending to come first."""
+        having = [self.world.has[attribute] for attribute in options]
+        lift = [self.taste @ has / (self.world.popularity @ has) for has in having]
+        keys = self.rng.exponential(size=len(options)) / np.array(lift) ** TYPICAL
+        return [options[at] for at in keys.argsort()]
+
+    def persona(self) -> list[Part]:
+        """What the seeker does for a living: tells their group, and nothing of tonight's film."""
+        return self.say("persona", job=phrases.JOBS[self.group])
 
     def word(self, attribute: Attribute) -> str:
         kind, value = attribute
@@ -197,7 +211,7 @@ class _Script:
     def request(self) -> list[list[Part]]:
         wish = self.wish(int(self.rng.integers(1, 4)))
         sentences = [self.say("request", want=wish or "something good")]
-        if self.chance(0.6):
+        if self.chance(0.8):
             sentences.append(self.liked())
         if self.chance(0.15):
             sentences += self.avoid()
@@ -206,6 +220,8 @@ class _Script:
     def opening(self) -> None:
         """Greetings and the first request."""
         hello = [self.say("seeker_hello")]
+        if self.chance(0.9):
+            hello.append(self.persona())
         if self.chance(0.25):
             hello.append(self.say("remark"))
         if self.chance(0.5):

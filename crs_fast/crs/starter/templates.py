@@ -1,6 +1,7 @@
 """Sentence templates of the simulated dialogues: one set for training, another for held-out talk.
 
-A slot is `{film}`, `{other}` (films), `{want}` (a wish, as a noun phrase) or `{avoid}` (a clause).
+A slot is `{film}`, `{other}` (films), `{want}` (a wish, as a noun phrase), `{avoid}` (a clause) or
+`{job}`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ TRAIN: dict[str, tuple[str, ...]] = {
         "Hey! Tell me what you like.",
         "Good to meet you. What kind of film do you want?",
         "Hello! I am happy to help you find a film.",
+    ),
+    "persona": (
+        "I work as {job}.",
+        "By the way, I am {job}.",
+        "I am {job} and I need a break.",
+        "As you may know, I am {job}.",
     ),
     "remark": (
         "It is raining here today.",
@@ -135,6 +142,7 @@ HELD_OUT: dict[str, tuple[str, ...]] = {
         "Hi, which films do you like?",
         "Hey, are you looking for a film?",
     ),
+    "persona": ("My trade: I am {job}.", "I earn my living as {job}."),
     "remark": (
         "My dog wants to play all day.",
         "It is so cold outside.",

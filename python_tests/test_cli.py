@@ -1,0 +1,85 @@
+"""The command line end to end, on a tiny dataset in the package's own format."""
+
+import json
+
+import pytest
+
+from crs_fast.cli import main
+from crs_fast.crs.backbones import tiny_backbone
+from crs_fast.crs.datasets import write_dialogues, write_items
+from crs_fast.crs.model import Recommender
+
+from .crs.tiny_system import ITEMS, TEXTS, dialogues
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """data/ in the own format, base/ a tiny model."""
+    path = tmp_path_factory.mktemp("cli")
+    data = path / "data"
+    data.mkdir()
+    write_items(data / "items.jsonl", ITEMS)
+    for split, count in (("train", 8), ("valid", 2), ("test", 3)):
+        write_dialogues(data / f"{split}.jsonl", dialogues(count))
+    model, tokenizer = tiny_backbone(
+        TEXTS, hidden_size=32, layers=1, heads=2, vocab_size=300, seed=0
+    )
+    model.save_pretrained(path / "base")
+    tokenizer.save_pretrained(path / "base")
+    return path
+
+
+def last_json(capsys):
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+SIDS = ["--levels", "3", "--codes", "4", "--method", "rqkmeans"]
+
+
+def test_info_says_what_was_built(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "native: True" in out
+    assert "cuda_architectures" in out
+
+
+def test_quantize_train_evaluate_chat(folder, capsys, monkeypatch):
+    data = ["--data", str(folder / "data")]
+    assert main(["quantize", *data, *SIDS, "--out", str(folder / "sids")]) == 0
+    report = last_json(capsys)
+    assert report["items"] == 8
+    assert report["unique"] is True
+    assert (folder / "sids" / "trie.safetensors").is_file()
+
+    out = ["--out", str(folder / "model")]
+    train = ["train", *data, *SIDS, *out, "--model", str(folder / "base"), "--lora-rank", "2"]
+    assert main([*train, "--epochs", "2", "--tokens-per-batch", "200"]) == 0
+    summary = last_json(capsys)
+    assert summary["steps"] > 1
+    assert (folder / "model" / "training" / "loss.png").stat().st_size > 1000
+
+    assert main(["evaluate", *data, "--model", str(folder / "model"), "--beams", "8"]) == 0
+    figures = last_json(capsys)
+    assert figures["recommendation"]["paper"]["crs_fast"]["n"] == 3
+    assert figures["text"]["invalid items"] == 0
+
+    said = iter(["I liked Film 3", "/rec", "more?", "/new", "/help", "hello", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    assert main(["chat", "--model", str(folder / "model")]) == 0
+    out = capsys.readouterr().out
+    assert "(heard: Film 3 (1993))" in out
+    assert "  1. Film" in out
+    assert Recommender.from_pretrained(folder / "model").titles["i3"] == "Film 3 (1993)"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--data", "nowhere", "--out", "x"], "crs-fast train: load_dataset"),
+        (["evaluate", "--data", "starter", "--model", "nowhere"], "crs-fast evaluate: load_bundle"),
+    ],
+)
+def test_bad_input_is_one_line(argv, message, capsys):
+    assert main(argv) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith(message)

@@ -1,0 +1,75 @@
+"""Rooms may import only what stands to their right, lazily or not."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import crs_fast
+
+PACKAGE = Path(crs_fast.__file__).parent
+MAY_IMPORT = {
+    "_native": set(),
+    "ops": {"_native"},
+    "trie": {"ops"},
+    "quantize": {"ops"},
+    "decode": {"trie", "ops"},
+    "crs": {"decode", "trie", "quantize"},
+    "integrations": {"crs", "decode", "trie"},
+    "cli": {"integrations", "crs", "decode", "trie", "quantize", "ops", "_native"},
+}
+ANYONE = {"_version", "__init__"}
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms that a file imports, at any depth of the code."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    package = parts[:-1]
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {tuple(alias.name.split(".")) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            base += tuple(node.module.split(".")) if node.module else ()
+            modules |= {(*base, alias.name) for alias in node.names}
+    return {m[1] for m in modules if m[0] == "crs_fast" and len(m) > 1}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_arrows_point_one_way(room):
+    files = [PACKAGE / f"{room}.py"] if room == "_native" else (PACKAGE / room).rglob("*.py")
+    rooms = set(MAY_IMPORT) | ANYONE
+    for path in files:
+        found = imported(path) & rooms - {room} - ANYONE
+        assert found <= MAY_IMPORT[room], f"{path} imports {found - MAY_IMPORT[room]}"
+
+
+def test_every_room_is_known():
+    rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    assert rooms == set(MAY_IMPORT) - {"_native"}
+
+
+def test_the_reference_imports_no_wrapper():
+    for name in ("reference.py", "reference_codebook.py"):
+        tree = ast.parse((PACKAGE / "ops" / name).read_text())
+        nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+        assert {n.module for n in nodes if n.level or "crs_fast" in (n.module or "")} <= {"tensors"}
+
+
+def test_import_needs_neither_transformers_nor_triton():
+    code = (
+        "import sys, crs_fast; crs_fast.SidTrie; crs_fast.recommend; crs_fast.SidVocab;"
+        "assert not {'transformers', 'triton', 'sentence_transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_exist_and_are_documented():
+    for name in crs_fast.__all__:
+        value = getattr(crs_fast, name)
+        assert value is not None
+        if callable(value):
+            assert value.__doc__, name
