@@ -219,16 +219,17 @@ class _Script:
 
     def opening(self) -> None:
         """Greetings and the first request."""
-        hello = [self.say("seeker_hello")]
-        if self.chance(0.9):
-            hello.append(self.persona())
+        hello, request = [self.say("seeker_hello")], self.request()
         if self.chance(0.25):
             hello.append(self.say("remark"))
+        if self.chance(0.9):
+            said = hello if self.chance(0.7) else request
+            said.insert(int(self.rng.integers(len(said) + 1)), self.persona())
         if self.chance(0.5):
             self.turn(SEEKER, *hello)
             self.turn(RECOMMENDER, self.say("recommender_hello"))
             hello = []
-        self.turn(SEEKER, *hello, *self.request())
+        self.turn(SEEKER, *hello, *request)
 
     def ask_back(self) -> None:
         """The recommender asks, the seeker answers."""
