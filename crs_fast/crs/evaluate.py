@@ -225,10 +225,8 @@ def _text(
         "invalid items": sum(p.invalid_items for p in predictions),
     }
     figures |= {f"distinct-{n}": distinct_n(replies, n) for n in (1, 2, 3, 4)}
-    for name, own in (("gold", False), ("own", True)):
-        nll, words = gold_reply_nll(
-            recommender.bundle, dialogues, predictions, own=own, progress=progress
-        )
+    scored = gold_reply_nll(recommender.bundle, dialogues, predictions, progress=progress)
+    for name, (nll, words) in scored.items():
         figures[f"perplexity given {name} mode and item"] = perplexity(nll, words)
         figures["word tokens"] = words
     return figures

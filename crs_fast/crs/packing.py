@@ -156,7 +156,14 @@ def batches(
 
 
 def next_token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """Summed cross-entropy of a batch of `collate` or `collate_separate`, and its label count.
+    """Summed cross-entropy of a batch of `collate` or `collate_separate`, and its label count."""
+    losses = token_losses(model, batch)
+    return losses.sum(), losses.numel()
+
+
+def token_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy of each label of a batch, in nats: [n], in the order of
+    `batch["labels"] != -100` by rows.
 
     The head runs on columns with a label only: on a small model it costs more than all layers.
     """
@@ -169,8 +176,7 @@ def next_token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.T
         logits = model(**inputs).logits[:, columns]
     labels = labels[:, columns]
     keep = labels != IGNORE
-    loss = F.cross_entropy(logits[keep].float(), labels[keep], reduction="sum")
-    return loss, labels[keep].numel()
+    return F.cross_entropy(logits[keep].float(), labels[keep], reduction="none")
 
 
 def _model_inputs(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:

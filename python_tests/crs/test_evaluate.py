@@ -100,7 +100,8 @@ def test_perplexity_counts_word_tokens_only_and_equals_plain_forwards(recommende
     bundle = recommender.bundle
     builder, dialogues_ = bundle.builder, dataset.splits["test"]
     predictions = predict(bundle, dialogues_, replies=False, free_rankings=True, progress=False)
-    got, words = gold_reply_nll(bundle, dialogues_, predictions, own=own, progress=False)
+    scored = gold_reply_nll(bundle, dialogues_, predictions, progress=False)
+    got, words = scored["own" if own else "gold"]
     special = {*new_tokens(bundle.vocab, bundle.control), builder.eos}
     total, count = 0.0, 0
     for p in predictions:
