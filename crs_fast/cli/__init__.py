@@ -120,6 +120,7 @@ def _evaluate(commands) -> None:
     parser.add_argument("--out", help="folder for tables and predictions (default: --model)")
     parser.add_argument("--beams", type=int, default=50)
     parser.add_argument("--limit", type=int, help="only the first so many dialogues")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="of a reply")
     parser.add_argument("--no-replies", action="store_true", help="recommendation figures only")
 
     def run(args) -> int:

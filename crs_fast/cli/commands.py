@@ -95,6 +95,7 @@ def evaluate(args: Namespace) -> int:
         num_beams=args.beams,
         replies=not args.no_replies,
         limit=args.limit,
+        max_new_tokens=args.max_new_tokens,
     )
     folder = Path(args.out or Path(args.model) / "training")
     evaluation.save(folder)
