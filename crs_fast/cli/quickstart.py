@@ -82,6 +82,7 @@ def _train(
         lora_rank=None,
         tokens_per_batch=1024,
         weight_decay=0.05,
+        context_dropout=0.15,
         max_length=512,
         seed=seed,
     )

@@ -110,6 +110,15 @@ def collate_separate(packs: Sequence[Packed], pad_id: int = 0) -> dict[str, torc
     }
 
 
+def drop_context(batch: dict[str, torch.Tensor], share: float, token: int) -> None:
+    """Replace a random share of the context's tokens by `token`, in place, so that a model learns
+    to do without any one of them (word dropout: Bowman et al. 2016, arXiv 1511.06349). Responses
+    stay whole."""
+    ids = batch["input_ids"]
+    context = batch["labels"] == IGNORE
+    ids.masked_fill_(context & (torch.rand(ids.shape) < share), token)
+
+
 def _layout(packed: Packed) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
     """Tokens, positions, branch numbers, visible trunk lengths and labels of one sequence."""
     n = len(packed.trunk) - 1

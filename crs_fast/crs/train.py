@@ -19,6 +19,7 @@ from crs_fast.crs.packing import (
     batches,
     collate,
     collate_separate,
+    drop_context,
     pack,
     packing_is_exact,
     separate,
@@ -50,6 +51,8 @@ class TrainConfig:
         lora_rank: rank on all linear layers, where old embedding rows stay frozen and only the
             new tokens' rows train; None tunes every weight.
         bf16: autocast to bfloat16; None means on a GPU that has it, and not on the CPU.
+        context_dropout: share of the context's tokens replaced by padding, anew in each batch.
+            Helps a small model from scratch over to wordings it was not trained on.
         packed: all instances of a dialogue in one sequence (see `crs_fast.crs.packing`). A model
             that gives another loss for it is trained on separate instances, with a warning.
         save_steps: steps between checkpoints (`<output_dir>/training/checkpoint-*`, the newest
@@ -71,6 +74,7 @@ class TrainConfig:
     lora_dropout: float = 0.05
     seed: int = 0
     bf16: bool | None = None
+    context_dropout: float = 0.0
     packed: bool = True
     gradient_checkpointing: bool = False
     logging_steps: int = 10
@@ -203,11 +207,18 @@ def _trainer(
     together = collate if packed else collate_separate
     pad_id = builder.tokenizer.pad_token_id
     pad_id = builder.eos if pad_id is None else pad_id
+
+    def collator(samples: list[list[Packed]]) -> dict[str, torch.Tensor]:
+        batch = together(samples[0], pad_id)
+        if config.context_dropout:
+            drop_context(batch, config.context_dropout, pad_id)
+        return batch
+
     return PackedTrainer(
         model=model,
         args=_arguments(folder, config, progress),
         train_dataset=batches(packs, config.tokens_per_batch, order),
-        data_collator=lambda samples: together(samples[0], pad_id),
+        data_collator=collator,
         clock=Clock(config.max_minutes * 60 if config.max_minutes else None),
         loss_file=LossFile(folder / "loss.jsonl"),
         warmup=config.warmup_ratio,

@@ -7,6 +7,7 @@ from crs_fast.crs.packing import (
     batches,
     collate,
     collate_separate,
+    drop_context,
     next_token_loss,
     pack,
     packing_is_exact,
@@ -152,3 +153,17 @@ def test_batches_hold_every_pack_once_within_the_limit():
     assert sorted(id(p) for g in groups for p in g) == sorted(map(id, packs))
     assert all(len(g) * max(map(len, g)) <= 32 for g in groups)
     assert len(batches(packs, 1, list(range(50)))) == 50
+
+
+def test_dropped_context_leaves_the_responses_whole():
+    instances = system()[-1].instances(DIALOGUE)
+    batch = collate(pack(instances), 0)
+    before = {name: value.clone() for name, value in batch.items()}
+    torch.manual_seed(0)
+    drop_context(batch, 0.5, 7)
+    changed = batch["input_ids"] != before["input_ids"]
+    trunk = before["labels"] == IGNORE
+    assert not changed[~trunk].any()
+    assert 0.3 < float(changed[trunk].float().mean()) < 0.7
+    assert batch["input_ids"][changed].eq(7).all()
+    assert all(torch.equal(batch[n], before[n]) for n in before if n != "input_ids")

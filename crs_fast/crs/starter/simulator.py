@@ -220,7 +220,7 @@ class _Script:
     def opening(self) -> None:
         """Greetings and the first request."""
         hello, request = [self.say("seeker_hello")], self.request()
-        if self.chance(0.25):
+        if self.chance(0.35):
             hello.append(self.say("remark"))
         if self.chance(0.9):
             said = hello if self.chance(0.7) else request
