@@ -6,6 +6,11 @@ import itertools
 
 import torch
 
+from crs_fast.trie import SidVocab
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+FIRST_TOKEN = 7
+
 CASES = [
     # name, sids (ragged rows are padded by SidTrie)
     ("one item", [[3]]),
@@ -24,6 +29,13 @@ def random_sids(seed: int, items: int, levels: int, codes: int, ragged: bool = F
         lengths = torch.randint(1, levels + 1, (items, 1), generator=generator)
         sids = sids.masked_fill(torch.arange(levels) >= lengths, -1)
     return sids
+
+
+def vocab_of(levels: int, codes: int, **kwargs) -> SidVocab:
+    """Codes shuffled among the tokens from FIRST_TOKEN on."""
+    generator = torch.Generator().manual_seed(levels * 1000 + codes)
+    ids = FIRST_TOKEN + torch.randperm(levels * codes, generator=generator).view(levels, codes)
+    return SidVocab(ids, **kwargs)
 
 
 def whole(row) -> tuple[int, ...]:

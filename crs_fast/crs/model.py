@@ -27,7 +27,8 @@ class Response:
     """One recommender turn.
 
     mode: "chat" or "rec"
-    items: (item id, title, score) best first; scores are sums of log-probs. Empty in mode "chat"
+    items: (item id, title, score) best first; scores are sums of log-probs, 0.0 for an
+        item the caller gave. Empty in mode "chat"
     text: the reply, titles in place of semantic IDs
     rec_probability: how likely the model found "rec" against "chat"
     named: items the reply names, in order

@@ -8,20 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crs_fast.ops import reference, trie_build, trie_mask_, trie_step, trie_walk
-from crs_fast.trie import ItemFilter, SidTrie, SidVocab
+from crs_fast.trie import ItemFilter, SidTrie
 
-from ..helpers import CASES, BruteForce, random_sids
+from ..helpers import CASES, DTYPES, BruteForce, random_sids, vocab_of
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
-FIRST_TOKEN = 7
-
-
-def vocab_of(levels: int, codes: int, **kwargs) -> SidVocab:
-    """Codes shuffled among the tokens from FIRST_TOKEN on."""
-    generator = torch.Generator().manual_seed(levels * 1000 + codes)
-    ids = FIRST_TOKEN + torch.randperm(levels * codes, generator=generator).view(levels, codes)
-    return SidVocab(ids, **kwargs)
 
 
 def walk_all(trie: SidTrie, prefixes) -> torch.Tensor:
@@ -324,23 +315,3 @@ def test_ops_refuse_bad_arguments():
         trie_step(torch.zeros(2, 40), torch.zeros(1, 2), nodes[None], trie.tensors, tokens, 3, "x")
     with pytest.raises(ValueError, match="num_beams must be at least 1"):
         trie_step(torch.zeros(2, 40), torch.zeros(1, 2), nodes[None], trie.tensors, tokens, 0)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("vocab_size", [90, 32_011, 300_001])
-def test_cuda_kernels_equal_the_reference(dtype, vocab_size):
-    sids = random_sids(0, 500, 3, 6, ragged=True)
-    trie, tokens = SidTrie.from_sids(sids), vocab_of(3, 6, end=3, begin=2).tensors()
-    filters = ItemFilter.stack([trie.filter(allow=range(0, 500, 7)), None]).tensors
-    codes = torch.randint(-1, 6, (128, 3))
-    nodes = reference.trie_walk(trie.tensors, codes)
-    on_gpu = trie.to("cuda").tensors
-    assert torch.equal(trie_walk(on_gpu, codes.cuda()).cpu(), nodes)
-    gpu_tokens = tokens._replace(column=tokens.column.cuda(), denied=tokens.denied.cuda())
-    for chosen in (None, filters):
-        logits = torch.randn(128, vocab_size).to(dtype)
-        expected = reference.trie_mask(logits, nodes, trie.tensors, tokens, chosen)
-        gpu_filters = None if chosen is None else type(chosen)(*(t.cuda() for t in chosen))
-        got = trie_mask_(logits.cuda(), nodes.cuda(), on_gpu, gpu_tokens, gpu_filters)
-        assert torch.equal(got.cpu(), expected)
