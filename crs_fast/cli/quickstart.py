@@ -88,7 +88,7 @@ def _train(
         lora_rank=None,
         tokens_per_batch=1024,
         weight_decay=0.05,
-        context_dropout=0.15,
+        context_dropout=0.2,
         max_length=512,
         seed=seed,
     )

@@ -32,6 +32,12 @@ JOBS = (
     "a florist",
     "a geologist",
     "a pharmacist",
+    "a roofer",
+    "a welder",
+    "a typist",
+    "a hairdresser",
+    "a bookkeeper",
+    "a beautician",
 )
 
 GENRE_NAMES: dict[str, str] = {

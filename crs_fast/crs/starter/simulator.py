@@ -22,10 +22,10 @@ from crs_fast.crs.starter.phrases import Attribute
 
 MIN_CANDIDATES = 5
 NUM_GROUPS = len(phrases.JOBS)
-ZIPF_EXPONENT = 0.7
+ZIPF_EXPONENT = 0.69
 TASTE_STRENGTH = 8.0
 TASTE_NOISE = 0.3
-OFF_TASTE = 0.05
+OFF_TASTE = 0.04
 TYPICAL = 2.0  # how much a seeker's wishes lean to what sets their taste apart
 # The world (popularity, tastes) is one and the same for every seed of the dialogues, or a model
 # trained on one seed could not be tested on another.
@@ -222,7 +222,7 @@ class _Script:
         hello, request = [self.say("seeker_hello")], self.request()
         if self.chance(0.35):
             hello.append(self.say("remark"))
-        if self.chance(0.9):
+        if self.chance(0.95):
             said = hello if self.chance(0.7) else request
             said.insert(int(self.rng.integers(len(said) + 1)), self.persona())
         if self.chance(0.5):
