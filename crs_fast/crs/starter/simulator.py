@@ -22,7 +22,7 @@ from crs_fast.crs.starter.phrases import Attribute
 
 MIN_CANDIDATES = 5
 NUM_GROUPS = len(phrases.JOBS)
-ZIPF_EXPONENT = 0.69
+ZIPF_EXPONENT = 0.74
 TASTE_STRENGTH = 8.0
 TASTE_NOISE = 0.3
 OFF_TASTE = 0.04
