@@ -24,6 +24,8 @@ class CMakeBuild(build_ext):
         configure = [
             "cmake",
             str(ROOT),
+            # A cache left by an earlier isolated build names tools that are gone.
+            "--fresh",
             "-G",
             "Ninja",
             f"-DCRS_FAST_CUDA={cuda}",
