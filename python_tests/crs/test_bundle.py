@@ -130,6 +130,7 @@ def test_refuses_to_save_what_does_not_fit(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.smollm2
 @pytest.mark.parametrize("text", ["Hello  world ", " x", "a <|im_end|> b", "é 日本 🎬\n ok"])
 def test_smollm2_tokenizer_round_trips(smollm2, text):
     tokenizer, reloaded = smollm2
