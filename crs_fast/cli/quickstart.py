@@ -12,6 +12,7 @@ from crs_fast.crs.baselines import bm25_ranking, dense_ranking
 from crs_fast.crs.dialogue import RECOMMENDER, CrsDataset
 from crs_fast.crs.model import Recommender
 from crs_fast.crs.sequence import REC
+from crs_fast.decode import left_pad
 
 TEST_DIALOGUES = 200
 TRAIN_DIALOGUES = 8000
@@ -182,8 +183,6 @@ def conversation(recommender: Recommender, dataset: CrsDataset, number: int) -> 
 
 
 def _time(recommender: Recommender, dataset: CrsDataset) -> dict[str, Any]:
-    import torch
-
     from .bench import compare, show
 
     bundle = recommender.bundle
@@ -191,9 +190,7 @@ def _time(recommender: Recommender, dataset: CrsDataset) -> dict[str, Any]:
         bundle.builder.context(recommender.turns(messages)) + bundle.builder.prefix(REC)
         for messages in _contexts(dataset)[:4]
     ]
-    width = max(map(len, prompts))
-    ids = torch.tensor([[bundle.builder.eos] * (width - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-    result = compare(bundle.model, ids, mask, bundle.trie, bundle.vocab, num_beams=50)
+    ids, mask = left_pad(prompts, bundle.builder.eos)
+    result = compare(bundle.model, ids, mask.long(), bundle.trie, bundle.vocab, num_beams=50)
     show(result)
     return result

@@ -200,7 +200,7 @@ def _mode(predictions: Sequence[Prediction]) -> dict[str, Any]:
     n = len(predictions)
     right = table["chat -> chat"] + table["rec -> rec"]
     named = [p for p in predictions if p.chooses_rec]
-    hits = sum(bool(p.ranking) and p.ranking[0] in p.gold_items for p in named if p.ranking)
+    hits = sum(p.ranking[0] in p.gold_items for p in named if p.ranking)
     return {
         **table,
         "n": n,

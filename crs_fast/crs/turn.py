@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from crs_fast.crs.bundle import Bundle
-from crs_fast.decode import Prompt, RecommendOutput, SidLogitsProcessor, grow_beams
+from crs_fast.decode import Prompt, RecommendOutput, SidLogitsProcessor, grow_beams, left_pad
 from crs_fast.trie import ItemFilter
 
 
@@ -32,9 +32,7 @@ class TurnBatch:
         self.rec_probability = pair.softmax(1)[:, 1]  # [B]: of REC against CHAT
 
     def _left_padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(len(row) for row in rows)
-        ids = torch.tensor([[self.pad] * (width - len(row)) + list(row) for row in rows])
-        mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+        ids, mask = left_pad(rows, self.pad)
         device = self.bundle.model.device
         return ids.to(device), mask.to(device)
 
