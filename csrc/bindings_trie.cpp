@@ -1,0 +1,148 @@
+// The trie ops for Python.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "bindings.h"
+#include "trie_build.h"
+#include "trie_ops.h"
+
+namespace py = pybind11;
+using Address = uintptr_t;
+
+namespace {
+
+template <typename T>
+T* as(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+struct Trie {
+  crs::TrieView view;
+};
+struct Filter {
+  crs::FilterView view;
+};
+struct Tokens {
+  crs::TokenView view;
+};
+
+void copy_out(const std::vector<int32_t>& from, Address to) {
+  if (!from.empty()) std::memcpy(as<void>(to), from.data(), from.size() * sizeof(int32_t));
+}
+
+#if defined(CRS_FAST_WITH_CUDA)
+void check_cuda(const char* op, int error) {
+  if (error != 0)
+    throw std::runtime_error(std::string(op) + ": CUDA: " + crs::cuda_error_string(error));
+}
+#endif
+
+}  // namespace
+
+void bind_trie(py::module_& m) {
+  py::class_<crs::TrieArrays>(m, "TrieArrays")
+      .def_property_readonly("num_nodes",
+                             [](const crs::TrieArrays& t) { return t.item_begin.size(); })
+      .def("copy_to", [](const crs::TrieArrays& t, Address child_begin, Address code,
+                         Address item_begin, Address item_end, Address level_begin, Address order) {
+        copy_out(t.child_begin, child_begin);
+        copy_out(t.code, code);
+        copy_out(t.item_begin, item_begin);
+        copy_out(t.item_end, item_end);
+        copy_out(t.level_begin, level_begin);
+        copy_out(t.order, order);
+      });
+  m.def("trie_build", [](Address sids, int64_t num_items, int64_t levels) {
+    py::gil_scoped_release release;
+    return crs::trie_build(as<const int64_t>(sids), num_items, levels);
+  });
+
+  py::class_<Trie>(m, "Trie").def(
+      py::init([](Address child_begin, Address code, Address item_begin, Address item_end,
+                  Address level_begin, int64_t levels) {
+        return Trie{{as<const int32_t>(child_begin), as<const int32_t>(code),
+                     as<const int32_t>(item_begin), as<const int32_t>(item_end),
+                     as<const int32_t>(level_begin), levels}};
+      }));
+  py::class_<Filter>(m, "Filter").def(py::init([](Address words, Address rank, int64_t stride) {
+    return Filter{{as<const uint64_t>(words), as<const int32_t>(rank), stride}};
+  }));
+  py::class_<Tokens>(m, "Tokens")
+      .def(py::init([](Address column, int64_t stride, int64_t width, int64_t terminator,
+                       Address denied, int64_t num_denied) {
+        return Tokens{{as<const int64_t>(column), stride, width, terminator,
+                       as<const int64_t>(denied), num_denied}};
+      }));
+
+  m.def("trie_walk",
+        [](const Trie& trie, Address codes, int64_t rows, int64_t length, Address nodes) {
+          py::gil_scoped_release release;
+          crs::trie_walk_cpu(trie.view, as<const int64_t>(codes), rows, length, as<int64_t>(nodes));
+        });
+
+  auto mask_args = [](const Trie& trie, const Filter& filter, const Tokens& tokens,
+                      int64_t rows_per_filter, Address logits, Address nodes, int64_t rows,
+                      int64_t vocab, int64_t row_stride, int element_size, uint32_t minus_inf) {
+    return crs::MaskArgs{trie.view,
+                         filter.view,
+                         tokens.view,
+                         rows_per_filter,
+                         as<void>(logits),
+                         as<const int64_t>(nodes),
+                         rows,
+                         vocab,
+                         row_stride,
+                         element_size,
+                         minus_inf};
+  };
+  py::class_<crs::MaskArgs>(m, "MaskArgs").def(py::init(mask_args));
+  m.def("trie_mask", [](const crs::MaskArgs& args) {
+    py::gil_scoped_release release;
+    crs::trie_mask_cpu(args);
+  });
+
+  py::class_<crs::StepArgs>(m, "StepArgs")
+      .def(py::init([](const Trie& trie, const Filter& filter, const Tokens& tokens, int normalize,
+                       float inverse_temperature, Address logits, int64_t batch, int64_t beams,
+                       int64_t vocab, int64_t row_stride, int dtype, Address scores, Address nodes,
+                       int64_t out_beams, Address out_scores, Address out_nodes,
+                       Address out_parents, Address out_codes) {
+        return crs::StepArgs{trie.view,
+                             filter.view,
+                             tokens.view,
+                             static_cast<crs::Normalize>(normalize),
+                             inverse_temperature,
+                             as<const void>(logits),
+                             batch,
+                             beams,
+                             vocab,
+                             row_stride,
+                             dtype,
+                             as<const float>(scores),
+                             as<const int64_t>(nodes),
+                             out_beams,
+                             as<float>(out_scores),
+                             as<int64_t>(out_nodes),
+                             as<int64_t>(out_parents),
+                             as<int64_t>(out_codes)};
+      }));
+  m.def("trie_step", [](const crs::StepArgs& args) {
+    py::gil_scoped_release release;
+    crs::trie_step_cpu(args);
+  });
+
+#if defined(CRS_FAST_WITH_CUDA)
+  m.def("trie_walk_cuda", [](const Trie& trie, Address codes, int64_t rows, int64_t length,
+                             Address nodes, Address stream) {
+    check_cuda("trie_walk", crs::trie_walk_cuda(trie.view, as<const int64_t>(codes), rows, length,
+                                                as<int64_t>(nodes), as<void>(stream)));
+  });
+  m.def("trie_mask_cuda", [](const crs::MaskArgs& args, Address stream) {
+    check_cuda("trie_mask", crs::trie_mask_cuda(args, as<void>(stream)));
+  });
+#endif
+}
