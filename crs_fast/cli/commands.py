@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from argparse import Namespace
 from pathlib import Path
 
 
-def _dataset(args: Namespace):
+def read_dataset(args: Namespace):
+    """The data set that the arguments name; prints what was read."""
     from crs_fast.crs.datasets import ReadReport, load_dataset, located_share
 
     report = ReadReport()
@@ -29,17 +29,18 @@ def _sid_config(args: Namespace):
 
 
 def quantize(args: Namespace) -> int:
+    from crs_fast.crs.files import write_text
     from crs_fast.crs.pipeline import make_catalogue
     from crs_fast.trie import SidTrie
 
-    dataset = _dataset(args)
+    dataset = read_dataset(args)
     catalogue = make_catalogue(dataset, _sid_config(args), progress=True)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     catalogue.quantizer.save_pretrained(out / "quantizer")
     trie = SidTrie.from_sids(catalogue.sids, [item.item_id for item in dataset.items])
     trie.save(out / "trie.safetensors")
-    _write(out / "report.json", json.dumps(catalogue.report, indent=1) + "\n")
+    write_text(out / "report.json", json.dumps(catalogue.report, indent=1) + "\n")
     for name, value in catalogue.report.items():
         print(f"{name}: {value}")
     print(json.dumps({"out": str(out), **catalogue.report}))
@@ -51,7 +52,7 @@ def train(args: Namespace) -> int:
     from crs_fast.crs.pipeline import train_recommender
     from crs_fast.crs.train import TrainConfig
 
-    dataset = _dataset(args)
+    dataset = read_dataset(args)
     config = TrainConfig(
         epochs=args.epochs,
         max_minutes=args.minutes,
@@ -87,7 +88,7 @@ def evaluate(args: Namespace) -> int:
     from crs_fast.crs.evaluate import evaluate as run
     from crs_fast.crs.model import Recommender
 
-    dataset = _dataset(args)
+    dataset = read_dataset(args)
     evaluation = run(
         Recommender.from_pretrained(args.model),
         dataset,
@@ -117,9 +118,3 @@ def info() -> int:
     for name, how in missing.items():
         print(f"missing {name}: {how}")
     return 0
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -26,6 +26,7 @@ import torch
 from crs_fast._version import __version__
 from crs_fast.crs.datasets.jsonl import read_items, write_items
 from crs_fast.crs.dialogue import Item
+from crs_fast.crs.files import umask
 from crs_fast.crs.sequence import ControlTokens, SequenceBuilder, trie_sids
 from crs_fast.crs.token_rows import new_tokens
 from crs_fast.trie import SidTrie, SidVocab
@@ -108,17 +109,14 @@ def save_bundle(
             "sha256": {name: _sha256(partial / name) for name in (TRIE, ITEMS)},
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        partial.chmod(0o777 & ~_umask())
+        # mkdtemp and safetensors let nobody else read.
+        mask = umask()
+        for entry in (partial, *partial.rglob("*")):
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~mask)
         _swap_in(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _swap_in(partial: Path, path: Path) -> None:

@@ -1,47 +1,28 @@
-"""The paper's protocol and the ones it lacks, printed together: every figure with n, hits and an
-interval, beside baselines without a model on the same targets."""
+"""Predict a split and score it: all figures of a trained recommender in one call."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crs_fast.crs.baselines import (
-    Rankings,
-    copy_ranking,
-    copy_then_popularity_ranking,
-    popularity_ranking,
-)
 from crs_fast.crs.dialogue import CrsDataset, Dialogue
-from crs_fast.crs.metrics import (
-    DEFAULT_KS,
-    bootstrap_interval,
-    distinct_n,
-    perplexity,
-    ranking_metrics,
-    sacre_bleu,
-    target_values,
-)
+from crs_fast.crs.files import write_text
+from crs_fast.crs.metrics import perplexity
 from crs_fast.crs.model import Recommender
-from crs_fast.crs.predict import Prediction, gold_reply_nll, predict
-from crs_fast.crs.targets import RecTurn, recommendation_targets, target_ranks
-
-Baseline = Callable[[Sequence[RecTurn], Sequence[Dialogue], bool], Rankings]
+from crs_fast.crs.predict import gold_reply_nll, predict
+from crs_fast.crs.predictions import Prediction, write_predictions
+from crs_fast.crs.score import Baseline, mode_figures, recommendation_figures, text_figures
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Figures of one run.
 
-    recommendation: protocol ("paper", "new-only", "free") -> method -> figures
-        (`n`, `hits@k`, `recall@k`, `ndcg@k`, `mrr@k` and 95 % intervals of recall)
-    mode: 2 x 2 table of gold against chosen mode, accuracy and base rate
-    text: perplexities, BLEU, Distinct-1..4, invalid items
+    recommendation, mode, text: see `crs_fast.crs.score`; text has perplexities too
     """
 
     dataset: str
@@ -61,15 +42,9 @@ class Evaluation:
         """Write evaluation.json, evaluation.md and predictions.jsonl."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(asdict(p)) + "\n" for p in self.predictions)
-        for name, text in (
-            ("evaluation.json", json.dumps(self.to_dict(), indent=1) + "\n"),
-            ("evaluation.md", self.markdown()),
-            ("predictions.jsonl", lines),
-        ):
-            partial = folder / f"{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, folder / name)
+        write_text(folder / "evaluation.json", json.dumps(self.to_dict(), indent=1) + "\n")
+        write_text(folder / "evaluation.md", self.markdown())
+        write_predictions(folder / "predictions.jsonl", self.predictions)
 
     def markdown(self) -> str:
         """The tables a reader should see together."""
@@ -97,9 +72,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate on one split.
 
-    Protocols: "paper" (mode forced to the gold one), "new-only" (targets not named before, named
-    items filtered out of the search) and "free" (the model chooses its mode; a wrong CHAT is a
-    miss).
+    Protocols: see `recommendation_figures`.
 
     Args:
         recommender: the system.
@@ -130,7 +103,7 @@ def evaluate(
         max_new_tokens=max_new_tokens,
         progress=progress,
     )
-    recommendation = _recommendation(dataset, dialogues, predictions, baselines or {})
+    recommendation = recommendation_figures(dataset, split, predictions, baselines)
     text: dict[str, Any] = {}
     if replies:
         text = _text(recommender, dialogues, predictions, progress)
@@ -141,74 +114,10 @@ def evaluate(
         time.perf_counter() - start,
         settings,
         recommendation,
-        _mode(predictions),
+        mode_figures(predictions),
         text,
         predictions,
     )
-
-
-def _recommendation(
-    dataset: CrsDataset,
-    dialogues: Sequence[Dialogue],
-    predictions: Sequence[Prediction],
-    more: dict[str, Baseline],
-) -> dict[str, dict[str, dict[str, Any]]]:
-    turns = recommendation_targets(dialogues)
-    if not turns:
-        raise ValueError("evaluate: the split must hold a recommendation (got none)")
-    train = recommendation_targets(dataset.splits["train"])
-    rec = [p for p in predictions if p.gold_items]
-    free = [p.ranking or [] if p.chooses_rec else [] for p in rec]
-    protocols: dict[str, dict[str, dict[str, Any]]] = {}
-    for protocol, ours in (
-        ("paper", [p.ranking or [] for p in rec]),
-        ("new-only", [p.new_ranking or [] for p in rec]),
-        ("free", free),
-    ):
-        new = protocol == "new-only"
-        methods: dict[str, Rankings] = {"crs_fast": ours}
-        if protocol != "free":
-            methods |= {
-                "popularity": popularity_ranking(turns, dataset.items, train, 50, new),
-                "copy": copy_ranking(turns, 50),
-                "copy, then popularity": copy_then_popularity_ranking(
-                    turns, dataset.items, train, 50, new
-                ),
-                **{name: rank(turns, dialogues, new) for name, rank in more.items()},
-            }
-        protocols[protocol] = {
-            name: _figures(turns, ranking, new) for name, ranking in methods.items()
-        }
-    return protocols
-
-
-def _figures(turns: Sequence[RecTurn], rankings: Rankings, new_only: bool) -> dict[str, Any]:
-    ranks, groups = target_ranks(turns, rankings, new_only)
-    if not ranks:
-        return {"n": 0}
-    figures: dict[str, Any] = dict(ranking_metrics(ranks).to_dict())
-    for k in DEFAULT_KS:
-        figures[f"recall@{k} interval"] = bootstrap_interval(target_values(ranks, k), groups)
-    return figures
-
-
-def _mode(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    table = {f"{g} -> {c}": 0 for g in ("chat", "rec") for c in ("chat", "rec")}
-    for p in predictions:
-        gold = "rec" if p.gold_items else "chat"
-        table[f"{gold} -> {'rec' if p.chooses_rec else 'chat'}"] += 1
-    n = len(predictions)
-    right = table["chat -> chat"] + table["rec -> rec"]
-    named = [p for p in predictions if p.chooses_rec]
-    hits = sum(p.ranking[0] in p.gold_items for p in named if p.ranking)
-    return {
-        **table,
-        "n": n,
-        "accuracy": right / n,
-        "rec base rate": (table["rec -> chat"] + table["rec -> rec"]) / n,
-        # Of the turns at which the model recommends, those whose top item is a gold one.
-        "item precision": hits / len(named) if named else 0.0,
-    }
 
 
 def _text(
@@ -217,14 +126,8 @@ def _text(
     predictions: Sequence[Prediction],
     progress: bool,
 ) -> dict[str, Any]:
-    replies = [p.reply or "" for p in predictions]
-    figures: dict[str, Any] = {
-        "mode of replies": "gold mode, the model's own top item",
-        "n": len(replies),
-        "bleu": sacre_bleu(replies, [p.gold_reply for p in predictions]),
-        "invalid items": sum(p.invalid_items for p in predictions),
-    }
-    figures |= {f"distinct-{n}": distinct_n(replies, n) for n in (1, 2, 3, 4)}
+    figures: dict[str, Any] = {"mode of replies": "gold mode, the model's own top item"}
+    figures |= text_figures(predictions)
     scored = gold_reply_nll(recommender.bundle, dialogues, predictions, progress=progress)
     for name, (nll, words) in scored.items():
         figures[f"perplexity given {name} mode and item"] = perplexity(nll, words)

@@ -1,66 +1,20 @@
-"""What a trained recommender answers at every recommender turn of a split: the raw material of
-evaluation, kept so that every figure can be recomputed from it."""
+"""What a trained recommender answers at every recommender turn of a split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from crs_fast.crs.bundle import Bundle
-from crs_fast.crs.dialogue import RECOMMENDER, Dialogue
+from crs_fast.crs.dialogue import Dialogue
 from crs_fast.crs.packing import IGNORE, collate, pack, token_losses
+from crs_fast.crs.predictions import PLACEHOLDER, Prediction, blank_predictions
 from crs_fast.crs.sequence import CHAT, REC, Instance
 from crs_fast.crs.token_rows import new_tokens
 from crs_fast.crs.turn import TurnBatch
 from crs_fast.trie import ItemFilter
-
-PLACEHOLDER = "<movie>"
-
-
-@dataclass(slots=True)
-class Prediction:
-    """One recommender turn.
-
-    dialogue, turn: indices into the split
-    gold_items: distinct items of the gold reply; empty for a CHAT turn
-    named: items of all earlier turns
-    rec_probability: the model's own choice of mode, REC above 0.5
-    ranking: items best first, as if the mode were REC; empty where it was not asked for
-    new_ranking: the same with named items filtered out during the search
-    reply, gold_reply: text with `<movie>` for every item; None where not generated
-    invalid_items: SID fragments in the reply that are no item
-    """
-
-    dialogue: int
-    turn: int
-    gold_items: list[str]
-    named: list[str]
-    rec_probability: float = 0.0
-    ranking: list[str] | None = None
-    new_ranking: list[str] | None = None
-    reply: str | None = None
-    gold_reply: str = ""
-    invalid_items: int = 0
-
-    @property
-    def chooses_rec(self) -> bool:
-        return self.rec_probability > 0.5
-
-
-def recommender_turns(dialogues: Sequence[Dialogue]) -> list[Prediction]:
-    """An empty prediction for every recommender turn, in order."""
-    found = []
-    for d, dialogue in enumerate(dialogues):
-        named: list[str] = []
-        for t, turn in enumerate(dialogue.turns):
-            if turn.role == RECOMMENDER:
-                reply = turn.with_placeholder(PLACEHOLDER)
-                found.append(Prediction(d, t, turn.item_ids(), list(named), gold_reply=reply))
-            named += [mention.item_id for mention in turn.mentions]
-    return found
 
 
 def predict(
@@ -90,7 +44,7 @@ def predict(
         tokens_per_batch: prompt tokens a batch holds at most (one turn at least).
         progress: show a progress bar.
     """
-    predictions = recommender_turns(dialogues)
+    predictions = blank_predictions(dialogues)
     builder = bundle.builder
     reserve = min(2 * bundle.vocab.num_levels + 8 + max_new_tokens, builder.max_length // 2)
     contexts = [
@@ -173,7 +127,7 @@ def _reply(
     written = turns.write(prefixes, max_new_tokens=max_new_tokens)
     for prediction, tokens in zip(predictions, written, strict=True):
         prediction.reply = builder.decode(tokens, titles)
-        prediction.invalid_items = builder.sid_fragments(tokens)[1]
+        prediction.reply_items, prediction.invalid_items = builder.sid_fragments(tokens)
 
 
 Nll = tuple[float, int]

@@ -11,6 +11,8 @@ TITLES = {
     "paper": "Mode forced to the gold one (the paper's protocol)",
     "new-only": "New-only: targets not named before, named items filtered out",
     "free": "Free mode: the model chooses its mode, a wrong CHAT is a miss",
+    "unseen": "Targets that no training dialogue names",
+    "unseen, new-only": "Targets that no training dialogue names, new-only",
 }
 COLUMNS = ("R@1", "R@5", "R@10", "R@20", "R@50", "N@10", "M@10")
 METRIC = {"R": "recall", "N": "ndcg", "M": "mrr"}
@@ -18,15 +20,24 @@ METRIC = {"R": "recall", "N": "ndcg", "M": "mrr"}
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
     """All tables of one evaluation."""
-    parts = [f"## {evaluation.dataset}, {evaluation.split}\n"]
-    for protocol, methods in evaluation.recommendation.items():
-        parts.append(f"### {TITLES[protocol]}\n")
-        parts.append(recommendation_table(methods))
-    parts.append("### Mode\n")
-    parts.append(mode_table(evaluation.mode))
-    if evaluation.text:
-        parts.append("### Text\n")
-        parts.append(text_table(evaluation.text))
+    title = f"{evaluation.dataset}, {evaluation.split}"
+    return scores_markdown(title, evaluation.recommendation, evaluation.mode, evaluation.text)
+
+
+def scores_markdown(
+    title: str,
+    recommendation: dict[str, dict[str, dict[str, Any]]],
+    mode: dict[str, Any],
+    text: dict[str, Any],
+) -> str:
+    """All tables of one system's figures (see `crs_fast.crs.score`)."""
+    parts = [f"## {title}\n"]
+    for protocol, methods in recommendation.items():
+        parts += [f"### {TITLES[protocol]}\n", recommendation_table(methods)]
+    if mode:
+        parts += ["### Mode\n", mode_table(mode)]
+    if text:
+        parts += ["### Text\n", text_table(text)]
     return "\n".join(parts)
 
 
@@ -41,7 +52,7 @@ def recommendation_table(methods: dict[str, dict[str, Any]]) -> str:
             key = f"{METRIC[letter]}@{k}"
             row.append(_cell(figures, key) if figures["n"] else "–")
         rows.append(row)
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def _cell(figures: dict[str, Any], key: str) -> str:
@@ -58,7 +69,7 @@ def _cell(figures: dict[str, Any], key: str) -> str:
 
 def mode_table(mode: dict[str, Any]) -> str:
     """Gold against chosen mode over all recommender turns."""
-    table = _table(
+    table = markdown_table(
         [
             ["gold \\ chosen", "CHAT", "REC"],
             ["CHAT", str(mode["chat -> chat"]), str(mode["chat -> rec"])],
@@ -69,6 +80,7 @@ def mode_table(mode: dict[str, Any]) -> str:
         f"\nAccuracy {100 * mode['accuracy']:.1f} % of {mode['n']} turns "
         f"(always REC: {100 * mode['rec base rate']:.1f} %, "
         f"always CHAT: {100 - 100 * mode['rec base rate']:.1f} %); "
+        f"F1 of REC: {100 * mode['rec f1']:.1f} %; "
         f"item precision where the model recommends: {100 * mode['item precision']:.1f} %.\n"
     )
 
@@ -77,10 +89,25 @@ def text_table(text: dict[str, Any]) -> str:
     """Perplexities, BLEU, Distinct-n and invalid items of the replies."""
     rows = [["figure", "value"]]
     rows += [[name, f"{v:.4g}" if isinstance(v, float) else str(v)] for name, v in text.items()]
-    return _table(rows)
+    return markdown_table(rows)
 
 
-def _table(rows: list[list[str]]) -> str:
+def difference_table(differences: dict[str, dict[str, Any]]) -> str:
+    """One row a protocol or a pair: paired differences in points, see `paired_difference`."""
+    rows = [["", "n", "R@1 difference", "ratio", "R@10 difference", "ratio"]]
+    for name, values in differences.items():
+        row = [name, str(values["n"])]
+        for k in (1, 10) if values["n"] else ():
+            low, high = (100 * end for end in values[f"difference@{k} interval"])
+            ratio = values[f"ratio@{k}"]
+            row.append(f"{100 * values[f'difference@{k}']:+.2f} [{low:+.2f}, {high:+.2f}]")
+            row.append("–" if ratio is None else f"{ratio:.2f}")
+        rows.append(row + ["–"] * (len(rows[0]) - len(row)))
+    return markdown_table(rows)
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """A markdown table; the first row is its head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|---" * len(rows[0]) + "|")
     return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from crs_fast.crs.dialogue import RECOMMENDER, Dialogue
 
 @dataclass(frozen=True, slots=True)
 class RecTurn:
-    """A recommender turn that names items. `dialogue` and `turn` are indices; `targets` are the
+    """A recommender turn. `dialogue` and `turn` are indices; `targets` are the
     distinct items in order of mention, `new[i]` says whether `targets[i]` is new; `named` are the
     mentions of all earlier turns in order, repeats kept."""
 
@@ -37,26 +37,31 @@ class TargetCounts:
     recommender_turns: int
 
 
-def recommendation_targets(dialogues: Sequence[Dialogue]) -> list[RecTurn]:
-    """Every recommender turn that names an item, in order."""
+def recommender_turns(dialogues: Sequence[Dialogue]) -> list[RecTurn]:
+    """Every recommender turn, in order; those of small talk have no targets."""
     found = []
     for d, dialogue in enumerate(dialogues):
         named: list[str] = []
         for t, turn in enumerate(dialogue.turns):
-            targets = turn.item_ids() if turn.role == RECOMMENDER else []
-            if targets:
+            if turn.role == RECOMMENDER:
+                targets = turn.item_ids()
                 new = tuple(item not in named for item in targets)
                 found.append(RecTurn(d, t, tuple(targets), new, tuple(named)))
             named += [mention.item_id for mention in turn.mentions]
     return found
 
 
+def recommendation_targets(dialogues: Sequence[Dialogue]) -> list[RecTurn]:
+    """Every recommender turn that names an item, in order."""
+    return [turn for turn in recommender_turns(dialogues) if turn.targets]
+
+
 def count_targets(dialogues: Sequence[Dialogue]) -> TargetCounts:
     """The standard counts of a split, to be printed beside every figure."""
-    turns = [turn for d in dialogues for turn in d.turns if turn.role == RECOMMENDER]
-    targets = recommendation_targets(dialogues)
+    turns = recommender_turns(dialogues)
+    targets = [turn for turn in turns if turn.targets]
     return TargetCounts(
-        mentions=sum(len(turn.mentions) for turn in turns),
+        mentions=sum(len(dialogues[t.dialogue].turns[t.turn].mentions) for t in targets),
         targets=sum(len(turn.targets) for turn in targets),
         new_targets=sum(sum(turn.new) for turn in targets),
         rec_turns=len(targets),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ from transformers import (
     TrainingArguments,
 )
 
+from crs_fast.crs.datasets.jsonl import write_lines
+from crs_fast.crs.files import replacing
 from crs_fast.crs.packing import PAD, next_token_loss
 
 
@@ -73,9 +73,7 @@ class LossFile(TrainerCallback):
             return
         self.history = [entry for entry in state.log_history if "loss" in entry]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".tmp")
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in self.history))
-        os.replace(partial, self.path)
+        write_lines(self.path, self.history)
 
 
 class LossBar(ProgressCallback):
@@ -161,6 +159,5 @@ def save_loss_curve(history: list[dict[str, float]], path: Path) -> None:
     axes.plot([entry["step"] for entry in history], [entry["loss"] for entry in history])
     axes.set(xlabel="step", ylabel="training loss (nats per token)")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name("partial_" + path.name)
-    figure.savefig(partial, format="png", dpi=150)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)

@@ -11,7 +11,8 @@ from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.evaluate import evaluate
 from crs_fast.crs.metrics import perplexity
 from crs_fast.crs.model import Recommender
-from crs_fast.crs.predict import gold_reply_nll, predict, recommender_turns
+from crs_fast.crs.predict import gold_reply_nll, predict
+from crs_fast.crs.predictions import blank_predictions
 from crs_fast.crs.targets import recommendation_targets, target_ranks
 from crs_fast.crs.token_rows import new_tokens
 
@@ -37,7 +38,7 @@ def evaluation(recommender, dataset):
 
 
 def test_every_recommender_turn_is_answered_once(recommender, dataset):
-    turns = recommender_turns(dataset.splits["test"])
+    turns = blank_predictions(dataset.splits["test"])
     assert [(p.dialogue, p.turn) for p in turns] == [
         (0, 0), (0, 2), (0, 4), (0, 6), (1, 1), (1, 3), (2, 1), (2, 3), (3, 1), (3, 3)
     ]  # fmt: skip

@@ -26,9 +26,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +34,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from crs_fast.crs.dialogue import CrsDataset, Dialogue, Item, Mention, Turn, merge_turns
+from crs_fast.crs.files import replacing
 
 T = TypeVar("T")
 OnError = Literal["raise", "skip"]
@@ -240,17 +239,11 @@ def read_dialogues(
     return tuple(read_lines(Path(path), parse, on_error, report))
 
 
-def _write_lines(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def write_lines(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
+    """One JSON document a line, the file whole or not at all."""
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def write_items(path: str | Path, items: Sequence[Item]) -> None:
@@ -262,7 +255,7 @@ def write_items(path: str | Path, items: Sequence[Item]) -> None:
     for item in items:
         if clash := [key for key in _ITEM_KEYS if key in item.fields]:
             raise ValueError(f"write_items: fields must not be named {clash[0]!r} ({item.item_id})")
-    _write_lines(
+    write_lines(
         path,
         ({"item_id": i.item_id, "title": i.title, "year": i.year, **i.fields} for i in items),
     )
@@ -276,7 +269,7 @@ def _mention_record(mention: Mention) -> dict[str, Any]:
 
 def write_dialogues(path: str | Path, dialogues: Sequence[Dialogue]) -> None:
     """Write a dialogues file that `read_dialogues` reads back equal."""
-    _write_lines(
+    write_lines(
         path,
         (
             {

@@ -1,0 +1,57 @@
+"""`crs-fast score`: every figure of a predictions.jsonl, whoever wrote it."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from typing import Any
+
+
+def add(commands: Any, data_arguments: Any) -> None:
+    parser = commands.add_parser(
+        "score", help="figures of a predictions.jsonl (format: crs_fast/crs/predictions.py)"
+    )
+    data_arguments(parser)
+    parser.add_argument("predictions", help="the file; one line a recommender turn")
+    parser.add_argument("--split", default="test", choices=("valid", "test"))
+    parser.add_argument(
+        "--against", help="another system's file: paired differences on the same targets"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    from crs_fast.crs.predictions import read_predictions
+    from crs_fast.crs.report import difference_table, scores_markdown
+    from crs_fast.crs.score import (
+        PROTOCOLS,
+        mode_figures,
+        named_items,
+        paired_difference,
+        recommendation_figures,
+        text_figures,
+    )
+
+    from .commands import read_dataset
+
+    dataset = read_dataset(args)
+    if not dataset.splits.get(args.split):
+        raise ValueError(f"score: the data must have a split {args.split!r} (got none)")
+    dialogues = dataset.splits[args.split]
+    ours = read_predictions(args.predictions, dialogues)
+    figures: dict[str, Any] = {
+        "recommendation": recommendation_figures(dataset, args.split, ours, name="system"),
+        "mode": mode_figures(ours),
+        "text": text_figures(ours),
+    }
+    print(scores_markdown(f"{dataset.name}, {args.split}", **figures))
+    if args.against:
+        theirs = read_predictions(args.against, dialogues)
+        seen = named_items(dataset.splits["train"])
+        figures["against"] = {
+            protocol: paired_difference(ours, theirs, protocol, seen=seen) for protocol in PROTOCOLS
+        }
+        print(f"### Against {args.against}\n")
+        print(difference_table(figures["against"]))
+    print(json.dumps(figures))
+    return 0

@@ -1,0 +1,159 @@
+"""What a system answered at every recommender turn, in memory and as `predictions.jsonl`: all that
+scoring needs beside the data set, so that any system's figures can be recomputed from it.
+
+One JSON object a line, one line a recommender turn (consecutive messages of one role are one turn):
+
+    {"dialogue": "20001", "turn": 3, "gold": ["i7"], "mode": "rec", "rec_probability": 0.8,
+     "ranking": ["i7", "i3"], "new_ranking": ["i3"], "reply": "try <movie>",
+     "reply_items": ["i3"], "invalid_items": 0}
+
+`dialogue` is the data set's id and `turn` the index among its turns; every recommender turn of a
+dialogue must be there. `gold` is for human readers: scoring takes it from the data. All else may be
+null or absent: `mode` ("rec" or "chat": the system's own choice), `ranking` (items best first, as
+if the mode were "rec"; missing counts as empty), `new_ranking` (the same searched without the items
+named before; where missing, `ranking` less those), `reply` (items as `<movie>`), `reply_items`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crs_fast.crs.datasets.jsonl import json_object, read_lines, write_lines
+from crs_fast.crs.dialogue import Dialogue
+from crs_fast.crs.sequence import CHAT, MODES, REC
+from crs_fast.crs.targets import recommender_turns
+
+PLACEHOLDER = "<movie>"
+
+
+@dataclass(slots=True)
+class Prediction:
+    """One recommender turn.
+
+    dialogue, turn: indices into the split; dialogue_id: the data set's
+    gold_items: distinct items of the gold reply; empty for a CHAT turn
+    named: items of all earlier turns
+    rec_probability: the system's own choice of mode, REC above 0.5; None where it has none
+    ranking: items best first, as if the mode were REC; None where it was not asked for
+    new_ranking: the same with named items filtered out during the search
+    reply, gold_reply: text with `<movie>` for every item; None where not generated
+    reply_items: the items of the reply
+    invalid_items: SID fragments in the reply that are no item
+    """
+
+    dialogue: int
+    turn: int
+    dialogue_id: str
+    gold_items: list[str]
+    named: list[str]
+    rec_probability: float | None = None
+    ranking: list[str] | None = None
+    new_ranking: list[str] | None = None
+    reply: str | None = None
+    gold_reply: str = ""
+    reply_items: list[str] = field(default_factory=list)
+    invalid_items: int = 0
+
+    @property
+    def mode(self) -> str | None:
+        if self.rec_probability is None:
+            return None
+        return REC if self.rec_probability > 0.5 else CHAT
+
+    @property
+    def chooses_rec(self) -> bool:
+        return self.mode == REC
+
+    def without_named(self) -> list[str]:
+        """The ranking of the new-only protocol."""
+        if self.new_ranking is not None:
+            return self.new_ranking
+        return [item for item in self.ranking or [] if item not in self.named]
+
+
+def blank_predictions(dialogues: Sequence[Dialogue]) -> list[Prediction]:
+    """An empty prediction for every recommender turn, in order."""
+    return [
+        Prediction(
+            turn.dialogue,
+            turn.turn,
+            dialogues[turn.dialogue].dialogue_id,
+            list(turn.targets),
+            list(turn.named),
+            gold_reply=dialogues[turn.dialogue].turns[turn.turn].with_placeholder(PLACEHOLDER),
+        )
+        for turn in recommender_turns(dialogues)
+    ]
+
+
+def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
+    """Write a `predictions.jsonl`."""
+    write_lines(
+        path,
+        (
+            {
+                "dialogue": p.dialogue_id,
+                "turn": p.turn,
+                "gold": p.gold_items,
+                "mode": p.mode,
+                "rec_probability": p.rec_probability,
+                "ranking": p.ranking,
+                "new_ranking": p.new_ranking,
+                "reply": p.reply,
+                "reply_items": p.reply_items,
+                "invalid_items": p.invalid_items,
+            }
+            for p in predictions
+        ),
+    )
+
+
+def read_predictions(path: str | Path, dialogues: Sequence[Dialogue]) -> list[Prediction]:
+    """Read a `predictions.jsonl` for a split, or for some whole dialogues of it.
+
+    Raises:
+        ValueError: a broken line, a turn that is not the split's or stands twice, or a recommender
+            turn missing from a dialogue that the file has.
+    """
+    blank = {(p.dialogue_id, p.turn): p for p in blank_predictions(dialogues)}
+    filled: set[tuple[str, int]] = set()
+
+    def parse(line: str) -> tuple[str, int]:
+        record = json_object(line)
+        key = (str(record["dialogue"]), record["turn"])
+        if key not in blank:
+            raise ValueError(f"dialogue and turn must be a recommender turn of the split {key}")
+        if key in filled:
+            raise ValueError(f"a turn must stand once {key}")
+        filled.add(key)
+        _fill(blank[key], record)
+        return key
+
+    answered = {dialogue for dialogue, _ in read_lines(Path(path), parse)}
+    missing = [key for key in blank if key[0] in answered and key not in filled]
+    if missing:
+        raise ValueError(
+            f"read_predictions: {path} must hold every recommender turn of its dialogues "
+            f"(got none for {missing[0]}, and {len(missing) - 1} more)"
+        )
+    return [p for key, p in blank.items() if key in filled]
+
+
+def _fill(prediction: Prediction, record: dict[str, Any]) -> None:
+    mode, probability = record.get("mode"), record.get("rec_probability")
+    if mode not in (None, *MODES):
+        raise ValueError(f"mode must be one of {MODES} or null (got {mode!r})")
+    if probability is None and mode is not None:
+        probability = float(mode == REC)
+    prediction.rec_probability = probability
+    for name in ("ranking", "new_ranking"):
+        ranking = record.get(name)
+        if ranking is not None and len(set(ranking)) != len(ranking):
+            raise ValueError(f"{name} must name an item once")
+        setattr(prediction, name, ranking)
+    prediction.reply = record.get("reply")
+    prediction.reply_items = record.get("reply_items") or []
+    prediction.invalid_items = record.get("invalid_items") or 0

@@ -1,0 +1,223 @@
+"""Every figure that follows from predictions and a data set alone: no model in here.
+
+The paper's protocol and the ones it lacks stand together, every figure with n, hits and an interval
+by bootstrap over dialogues, beside baselines without a model on the same targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from crs_fast.crs.baselines import (
+    Rankings,
+    copy_ranking,
+    copy_then_popularity_ranking,
+    popularity_ranking,
+)
+from crs_fast.crs.dialogue import CrsDataset, Dialogue
+from crs_fast.crs.metrics import (
+    DEFAULT_KS,
+    bootstrap_interval,
+    distinct_n,
+    ranking_metrics,
+    sacre_bleu,
+    target_values,
+)
+from crs_fast.crs.predictions import Prediction
+from crs_fast.crs.targets import RecTurn, recommendation_targets
+
+Baseline = Callable[[Sequence[RecTurn], Sequence[Dialogue], bool], Rankings]
+PROTOCOLS = ("paper", "new-only", "free", "unseen", "unseen, new-only")
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Targets of one protocol: `ranks[i]` is 1 at best and 0 where not ranked; `dialogues[i]` says
+    where the target stands, `keys[i]` names it (dialogue, turn, item)."""
+
+    ranks: np.ndarray
+    dialogues: np.ndarray
+    keys: list[tuple[int, int, str]]
+
+
+def recommendation_figures(
+    dataset: CrsDataset,
+    split: str,
+    predictions: Sequence[Prediction],
+    more: dict[str, Baseline] | None = None,
+    name: str = "crs_fast",
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Protocol -> method -> figures (`n`, `hits@k`, `recall@k`, `ndcg@k`, `mrr@k`, and 95 %
+    intervals of recall), for the system and for baselines on the same targets.
+
+    Protocols: "paper" (mode forced to the gold one), "new-only" (targets not named before, named
+    items filtered out of the search), "free" (the system chooses its mode, a wrong CHAT is a miss;
+    absent where it chooses none), "unseen" (targets no training dialogue names) and "unseen,
+    new-only".
+
+    Args:
+        dataset: its "train" split gives popularity and says what is unseen.
+        split: where the predictions were made.
+        predictions: of whole dialogues of the split.
+        more: further rankings to put beside, by name.
+        name: of the system in the tables.
+
+    Raises:
+        ValueError: no target.
+    """
+    rec = [p for p in predictions if p.gold_items]
+    if not rec:
+        raise ValueError("evaluate: the split must hold a recommendation (got none)")
+    dialogues = dataset.splits[split]
+    answered = {(p.dialogue, p.turn) for p in rec}
+    turns = [t for t in recommendation_targets(dialogues) if (t.dialogue, t.turn) in answered]
+    train = recommendation_targets(dataset.splits["train"])
+    seen = named_items(dataset.splits["train"])
+    figures: dict[str, dict[str, dict[str, Any]]] = {}
+    for protocol in PROTOCOLS:
+        new = protocol.endswith("new-only")
+        methods: dict[str, Rankings] = {}
+        if protocol == "free":
+            if all(p.mode is None for p in rec):
+                continue
+        else:
+            methods = {
+                "popularity": popularity_ranking(turns, dataset.items, train, 50, new),
+                "copy": copy_ranking(turns, 50),
+                "copy, then popularity": copy_then_popularity_ranking(
+                    turns, dataset.items, train, 50, new
+                ),
+                **{label: rank(turns, dialogues, new) for label, rank in (more or {}).items()},
+            }
+        own = protocol_targets(predictions, protocol, seen)
+        figures[protocol] = {name: target_figures(own)}
+        for label, rankings in methods.items():
+            figures[protocol][label] = target_figures(
+                protocol_targets(_as_predictions(turns, rankings), protocol, seen)
+            )
+    return figures
+
+
+def _as_predictions(turns: Sequence[RecTurn], rankings: Rankings) -> list[Prediction]:
+    return [
+        Prediction(t.dialogue, t.turn, "", list(t.targets), list(t.named), 1.0, ranking, ranking)
+        for t, ranking in zip(turns, rankings, strict=True)
+    ]
+
+
+def named_items(dialogues: Sequence[Dialogue]) -> set[str]:
+    """Items that any turn of any role names."""
+    return {m.item_id for d in dialogues for turn in d.turns for m in turn.mentions}
+
+
+def protocol_targets(
+    predictions: Sequence[Prediction], protocol: str, seen: set[str] | None = None
+) -> Targets:
+    """Where each target of a protocol stands (see `recommendation_figures`).
+
+    Args:
+        seen: what training dialogues name, for the "unseen" protocols.
+    """
+    new, unseen = protocol.endswith("new-only"), protocol.startswith("unseen")
+    ranks, keys = [], []
+    for p in predictions:
+        ranking = p.without_named() if new else p.ranking or []
+        if protocol == "free" and not p.chooses_rec:
+            ranking = []
+        place = {item: rank for rank, item in reversed(list(enumerate(ranking, 1)))}
+        for item in p.gold_items:
+            if not (new and item in p.named) and not (unseen and item in (seen or ())):
+                ranks.append(place.get(item, 0))
+                keys.append((p.dialogue, p.turn, item))
+    return Targets(np.array(ranks, dtype=np.int64), np.array([k[0] for k in keys]), keys)
+
+
+def target_figures(targets: Targets) -> dict[str, Any]:
+    """`n`, `hits@k`, `recall@k`, `ndcg@k`, `mrr@k`, and 95 % intervals of recall."""
+    if not targets.keys:
+        return {"n": 0}
+    figures: dict[str, Any] = dict(ranking_metrics(targets.ranks).to_dict())
+    for k in DEFAULT_KS:
+        values = target_values(targets.ranks, k)
+        figures[f"recall@{k} interval"] = bootstrap_interval(values, targets.dialogues)
+    return figures
+
+
+def paired_difference(
+    ours: Sequence[Prediction],
+    theirs: Sequence[Prediction],
+    protocol: str = "paper",
+    ks: Sequence[int] = (1, 10),
+    seen: set[str] | None = None,
+) -> dict[str, Any]:
+    """How much more of the same targets one system hits than another: `n` and, for each k,
+    `difference@k` in recall with its 95 % interval by paired bootstrap over dialogues, and
+    `ratio@k` (None where the other system hits nothing).
+
+    Raises:
+        ValueError: the two don't answer the same turns.
+    """
+    one, two = (protocol_targets(p, protocol, seen) for p in (ours, theirs))
+    if one.keys != two.keys:
+        raise ValueError(
+            f"paired_difference: both must answer the same targets (got {len(one.keys)} and "
+            f"{len(two.keys)}, {len(set(one.keys) & set(two.keys))} of them in common)"
+        )
+    out: dict[str, Any] = {"n": len(one.keys)}
+    if not one.keys:
+        return out
+    for k in ks:
+        a, b = target_values(one.ranks, k), target_values(two.ranks, k)
+        out[f"difference@{k}"] = float((a - b).mean())
+        out[f"difference@{k} interval"] = bootstrap_interval(a - b, one.dialogues)
+        out[f"ratio@{k}"] = float(a.sum() / b.sum()) if b.any() else None
+    return out
+
+
+def mode_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """2 x 2 table of gold against chosen mode over all turns, accuracy, precision, recall and F1 of
+    REC, base rate and item precision; {} where the system chooses no mode."""
+    chosen = [p for p in predictions if p.mode is not None]
+    if not chosen:
+        return {}
+    table = {f"{g} -> {c}": 0 for g in ("chat", "rec") for c in ("chat", "rec")}
+    for p in chosen:
+        table[f"{'rec' if p.gold_items else 'chat'} -> {p.mode}"] += 1
+    n, both = len(chosen), table["rec -> rec"]
+    named, gold = both + table["chat -> rec"], both + table["rec -> chat"]
+    hits = sum(p.ranking[0] in p.gold_items for p in chosen if p.chooses_rec and p.ranking)
+    return {
+        **table,
+        "n": n,
+        "accuracy": (table["chat -> chat"] + both) / n,
+        "rec base rate": gold / n,
+        "rec precision": both / named if named else 0.0,
+        "rec recall": both / gold if gold else 0.0,
+        "rec f1": 2 * both / (named + gold) if named + gold else 0.0,
+        # Of the turns at which the system recommends, those whose top item is a gold one.
+        "item precision": hits / named if named else 0.0,
+    }
+
+
+def text_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """SacreBLEU, Distinct-1..4, invalid items, and the share of REC replies that name the system's
+    own top item; {} where there are no replies."""
+    written = [p for p in predictions if p.reply is not None]
+    if not written:
+        return {}
+    replies = [p.reply or "" for p in written]
+    figures: dict[str, Any] = {
+        "n": len(replies),
+        "bleu": sacre_bleu(replies, [p.gold_reply for p in written]),
+        "invalid items": sum(p.invalid_items for p in written),
+    }
+    figures |= {f"distinct-{n}": distinct_n(replies, n) for n in (1, 2, 3, 4)}
+    rec = [p for p in written if p.gold_items and p.ranking]
+    if rec:
+        mentioned = sum(p.ranking[0] in p.reply_items for p in rec if p.ranking)
+        figures["replies that name the top item"] = mentioned / len(rec)
+    return figures

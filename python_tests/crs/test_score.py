@@ -1,0 +1,155 @@
+"""Scoring a predictions file: figures counted by hand, and what a file may not be."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from crs_fast.cli import main
+from crs_fast.crs.datasets import write_dialogues, write_items
+from crs_fast.crs.dialogue import CrsDataset
+from crs_fast.crs.predictions import blank_predictions, read_predictions, write_predictions
+from crs_fast.crs.score import (
+    mode_figures,
+    paired_difference,
+    protocol_targets,
+    recommendation_figures,
+    text_figures,
+)
+from crs_fast.crs.targets import recommendation_targets, target_ranks
+
+from .tiny_system import DIALOGUE, ITEMS, dialogues
+
+TEST = (replace(DIALOGUE, dialogue_id="long"), *dialogues(3))
+DATASET = CrsDataset("tiny", ITEMS, {"train": tuple(dialogues(2)), "test": TEST})
+
+
+def answers(seed, modes=True):
+    """Random rankings, modes and replies for every turn."""
+    rng = np.random.default_rng(seed)
+    out = blank_predictions(TEST)
+    for p in out:
+        p.ranking = [f"i{i}" for i in rng.permutation(8)]
+        p.rec_probability = float(rng.random()) if modes else None
+        p.reply, p.reply_items = "see <movie>", [p.ranking[0]]
+    return out
+
+
+def test_protocols_by_hand():
+    predictions = answers(0)
+    turns = recommendation_targets(TEST)
+    rec = [p for p in predictions if p.gold_items]
+    for protocol, rankings, new in (
+        ("paper", [p.ranking for p in rec], False),
+        ("new-only", [[i for i in p.ranking if i not in p.named] for p in rec], True),
+        ("free", [p.ranking if p.rec_probability > 0.5 else [] for p in rec], False),
+    ):
+        expected = target_ranks(turns, rankings, new)
+        got = protocol_targets(predictions, protocol)
+        assert (got.ranks.tolist(), got.dialogues.tolist()) == expected
+        figures = recommendation_figures(DATASET, "test", predictions)[protocol]["crs_fast"]
+        assert figures["n"] == len(expected[0])
+        assert figures["hits@5"] == sum(0 < r <= 5 for r in expected[0])
+    # Train names i0, i3, i1, i4; the test targets are i2, i3, i4, i5 and i3, i4, i5.
+    unseen = protocol_targets(predictions, "unseen", {"i0", "i3", "i1", "i4"})
+    assert [key[2] for key in unseen.keys] == ["i2", "i5", "i5"]
+
+
+def test_a_search_without_named_items_goes_before_a_filtered_list():
+    (p, *_) = [p for p in answers(0) if p.gold_items == ["i5"]]
+    p.named, p.new_ranking = ["i1"], ["i5"]
+    assert protocol_targets([p], "new-only").ranks.tolist() == [1]
+
+
+def test_mode_and_text_figures():
+    predictions = answers(1)
+    mode = mode_figures(predictions)
+    chosen = [p.rec_probability > 0.5 for p in predictions]
+    gold = [bool(p.gold_items) for p in predictions]
+    assert mode["accuracy"] == np.mean(np.equal(chosen, gold))
+    precision = sum(np.logical_and(chosen, gold)) / sum(chosen)
+    recall = sum(np.logical_and(chosen, gold)) / sum(gold)
+    assert mode["rec f1"] == pytest.approx(2 * precision * recall / (precision + recall))
+    text = text_figures(predictions)
+    assert text["replies that name the top item"] == 1.0
+    assert text["distinct-1"] == pytest.approx(2 / 20)
+    assert mode_figures(answers(1, modes=False)) == {}
+    assert "free" not in recommendation_figures(DATASET, "test", answers(1, modes=False))
+
+
+def test_paired_difference():
+    ours, theirs = answers(2), answers(3)
+    result = paired_difference(ours, theirs)
+    a, b = (protocol_targets(p, "paper").ranks for p in (ours, theirs))
+    assert result["difference@1"] == pytest.approx(np.mean(a == 1) - np.mean(b == 1))
+    low, high = result["difference@1 interval"]
+    assert low <= result["difference@1"] <= high
+    assert paired_difference(ours, ours)["difference@10 interval"] == (0.0, 0.0)
+    with pytest.raises(ValueError, match="must answer the same targets"):
+        paired_difference(ours, theirs[1:5])
+
+
+def test_the_file_brings_back_every_figure(tmp_path):
+    predictions = answers(4)
+    write_predictions(tmp_path / "p.jsonl", predictions)
+    back = read_predictions(tmp_path / "p.jsonl", TEST)
+    assert back == predictions
+    # Some whole dialogues are enough, in any order.
+    lines = (tmp_path / "p.jsonl").read_text().splitlines()
+    (tmp_path / "part.jsonl").write_text("\n".join(reversed(lines[4:6])))
+    assert read_predictions(tmp_path / "part.jsonl", TEST) == predictions[4:6]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:-1], "must hold every recommender turn"),
+        (lambda lines: [*lines, lines[0]], "must stand once"),
+        (lambda lines: [lines[0].replace('"turn": 0', '"turn": 1'), *lines[1:]], "of the split"),
+        (lambda lines: [lines[0].replace("[]", '["i1", "i1"]', 1), *lines[1:]], None),
+        (lambda lines: [_with(lines[0], ranking=["i1", "i1"])], "must name an item once"),
+        (lambda lines: [_with(lines[0], mode="maybe")], "mode must be one of"),
+    ],
+)
+def test_refused_files(tmp_path, change, message):
+    write_predictions(tmp_path / "p.jsonl", answers(5))
+    lines = change((tmp_path / "p.jsonl").read_text().splitlines())
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    if message is None:  # `gold` is for people: nothing reads it
+        assert len(read_predictions(tmp_path / "p.jsonl", TEST)) == 10
+        return
+    with pytest.raises(ValueError, match=message):
+        read_predictions(tmp_path / "p.jsonl", TEST)
+
+
+def _with(line, **changes):
+    return json.dumps(json.loads(line) | changes)
+
+
+def test_score_command(tmp_path, capsys):
+    data = tmp_path / "data"
+    data.mkdir()
+    write_items(data / "items.jsonl", ITEMS)
+    for split, held in DATASET.splits.items():
+        write_dialogues(data / f"{split}.jsonl", held)
+    write_predictions(tmp_path / "a.jsonl", answers(6))
+    write_predictions(tmp_path / "b.jsonl", answers(7))
+    command = ["score", str(tmp_path / "a.jsonl"), "--data", str(data)]
+    assert main([*command, "--against", str(tmp_path / "b.jsonl")]) == 0
+    printed = capsys.readouterr().out
+    figures = json.loads(printed.splitlines()[-1])
+    expected = recommendation_figures(DATASET, "test", answers(6), name="system")
+    assert figures["recommendation"] == json.loads(json.dumps(expected))
+    assert figures["against"]["paper"]["n"] == 7
+    assert "copy, then popularity" in printed
+    # A system that says no more than its rankings is scored on those.
+    lines = [
+        json.dumps({"dialogue": p.dialogue_id, "turn": p.turn, "ranking": p.ranking})
+        for p in answers(6)
+    ]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    assert main(["score", str(tmp_path / "c.jsonl"), "--data", str(data)]) == 0
+    bare = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert bare["recommendation"]["paper"] == figures["recommendation"]["paper"]
+    assert bare["mode"] == bare["text"] == {}
