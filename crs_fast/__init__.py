@@ -11,7 +11,7 @@ from typing import Any
 from ._version import __version__
 
 _HOMES = {
-    "trie": ("ItemFilter", "SidTrie", "SidVocab"),
+    "trie": ("ItemFilter", "SidTrie", "SidVocab", "TrieSlot"),
     "decode": ("RecommendOutput", "SidLogitsProcessor", "recommend"),
     "quantize": ("RQKMeans", "RQVAE", "resolve_collisions"),
     "crs.model": ("Recommender",),

@@ -1,8 +1,7 @@
 // The trie ops for Python.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <cstring>
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -30,10 +29,6 @@ struct Tokens {
   crs::TokenView view;
 };
 
-void copy_out(const std::vector<int32_t>& from, Address to) {
-  if (!from.empty()) std::memcpy(as<void>(to), from.data(), from.size() * sizeof(int32_t));
-}
-
 #if defined(CRS_FAST_WITH_CUDA)
 void check_cuda(const char* op, int error) {
   if (error != 0)
@@ -44,30 +39,32 @@ void check_cuda(const char* op, int error) {
 }  // namespace
 
 void bind_trie(py::module_& m) {
-  py::class_<crs::TrieArrays>(m, "TrieArrays")
-      .def_property_readonly("num_nodes",
-                             [](const crs::TrieArrays& t) { return t.item_begin.size(); })
-      .def("copy_to", [](const crs::TrieArrays& t, Address child_begin, Address code,
-                         Address item_begin, Address item_end, Address level_begin, Address order) {
-        copy_out(t.child_begin, child_begin);
-        copy_out(t.code, code);
-        copy_out(t.item_begin, item_begin);
-        copy_out(t.item_end, item_end);
-        copy_out(t.level_begin, level_begin);
-        copy_out(t.order, order);
-      });
-  m.def("trie_build", [](Address sids, int64_t num_items, int64_t levels) {
-    py::gil_scoped_release release;
-    return crs::trie_build(as<const int64_t>(sids), num_items, levels);
-  });
+  using Builder = crs::TrieBuilder;
+  py::class_<Builder>(m, "TrieBuilder")
+      .def(py::init([](Address sids, int64_t num_items, int64_t levels, int64_t num_sorted) {
+        return std::make_unique<Builder>(as<const int64_t>(sids), num_items, levels, num_sorted);
+      }))
+      .def("sort", &Builder::sort, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "fill",
+          [](Builder& b, Address codes, Address bits, Address rank, Address starts, Address level,
+             Address order) {
+            b.fill({as<void>(codes), as<uint64_t>(bits), as<int32_t>(rank), as<int32_t>(starts),
+                    as<int64_t>(level), as<int32_t>(order)});
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def("progress", &Builder::progress)
+      .def_property_readonly("num_codes", &Builder::num_codes)
+      .def_property_readonly("num_starts", &Builder::num_starts)
+      .def_property_readonly("words", &Builder::words)
+      .def_property_readonly("code_bytes", &Builder::code_bytes);
 
-  py::class_<Trie>(m, "Trie").def(
-      py::init([](Address child_begin, Address code, Address item_begin, Address item_end,
-                  Address level_begin, int64_t levels) {
-        return Trie{{as<const int32_t>(child_begin), as<const int32_t>(code),
-                     as<const int32_t>(item_begin), as<const int32_t>(item_end),
-                     as<const int32_t>(level_begin), levels}};
-      }));
+  py::class_<Trie>(m, "Trie").def(py::init([](Address codes, Address bits, Address rank,
+                                              Address starts, Address level, int64_t levels,
+                                              int64_t words, int code_bytes) {
+    return Trie{{as<const void>(codes), as<const uint64_t>(bits), as<const int32_t>(rank),
+                 as<const int32_t>(starts), as<const int64_t>(level), levels, words, code_bytes}};
+  }));
   py::class_<Filter>(m, "Filter").def(py::init([](Address words, Address rank, int64_t stride) {
     return Filter{{as<const uint64_t>(words), as<const int32_t>(rank), stride}};
   }));
@@ -84,18 +81,26 @@ void bind_trie(py::module_& m) {
           crs::trie_walk_cpu(trie.view, as<const int64_t>(codes), rows, length, as<int64_t>(nodes));
         });
 
+  m.def("trie_rows", [](const Trie& trie, Address items, int64_t size, Address codes) {
+    py::gil_scoped_release release;
+    crs::trie_rows_cpu(trie.view, as<const int64_t>(items), size, as<int64_t>(codes));
+  });
+
   auto mask_args = [](const Trie& trie, const Filter& filter, const Tokens& tokens,
-                      int64_t rows_per_filter, Address logits, Address nodes, int64_t rows,
-                      int64_t vocab, int64_t row_stride, int element_size, uint32_t minus_inf) {
+                      int64_t rows_per_filter, Address logits, Address out, Address nodes,
+                      int64_t rows, int64_t vocab, int64_t row_stride, int64_t out_stride,
+                      int element_size, uint32_t minus_inf) {
     return crs::MaskArgs{trie.view,
                          filter.view,
                          tokens.view,
                          rows_per_filter,
-                         as<void>(logits),
+                         as<const void>(logits),
+                         as<void>(out),
                          as<const int64_t>(nodes),
                          rows,
                          vocab,
                          row_stride,
+                         out_stride,
                          element_size,
                          minus_inf};
   };
@@ -143,6 +148,9 @@ void bind_trie(py::module_& m) {
   });
   m.def("trie_mask_cuda", [](const crs::MaskArgs& args, Address stream) {
     check_cuda("trie_mask", crs::trie_mask_cuda(args, as<void>(stream)));
+  });
+  m.def("trie_step_cuda", [](const crs::StepArgs& args, Address workspace, Address stream) {
+    check_cuda("trie_step", crs::trie_step_cuda(args, as<void>(workspace), as<void>(stream)));
   });
 #endif
 }

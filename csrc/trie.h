@@ -1,8 +1,11 @@
 // The trie as raw pointers: one view for the CPU and the CUDA code.
 //
-// Nodes stand in breadth-first order, so edge e leads to node e + 1 and no next-state array exists.
-// Every node covers a contiguous range of items in sorted SID order, so a filter is a bitmap with
-// rank: a child is legal iff its range holds an allowed item.
+// Items stand in sorted SID order. A node is a range of items at a depth, so there are no node
+// records: for each depth a bitmap marks the items at which a node begins, and the codes of those
+// nodes stand in one array, in the same order. A unary tail costs a bit and a code a level; a
+// node's children are adjacent; a filter is one more bitmap, and a child is legal iff its range
+// holds an allowed item. Rank (nodes before each word) makes both ways, item to node and node to
+// item, cost the same whatever the catalogue's size.
 #pragma once
 
 #include <cstdint>
@@ -15,63 +18,157 @@
 
 namespace crs {
 
-// Label of the edge that ends a SID which is also the prefix of a longer one; also pads ragged
-// rows.
+// Pads ragged rows; the "code" of the node that ends a SID which is also the prefix of a longer
+// one.
 constexpr int32_t kEnd = -1;
 // Node of a row outside any SID (trie_mask), of an illegal prefix (trie_walk), of a dead beam
 // (trie_step).
 constexpr int64_t kNoNode = -1;
 
-struct TrieView {
-  const int32_t*
-      child_begin;            // [nodes + 1]: edges of node n are child_begin[n] .. child_begin[n+1]
-  const int32_t* code;        // [nodes - 1]: label of each edge, ascending within a node
-  const int32_t* item_begin;  // [nodes]
-  const int32_t* item_end;    // [nodes]
-  const int32_t* level_begin;  // [levels + 2]: first node of each depth
-  int64_t levels;
+CRS_HD int popcount(uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __popcll(bits);
+#else
+  return __builtin_popcountll(bits);
+#endif
+}
 
-  CRS_HD int32_t depth(int64_t node) const {
-    int32_t d = 0;
-    while (d < levels && node >= level_begin[d + 1]) ++d;
-    return d;
-  }
+CRS_HD int lowest_bit(uint64_t bits) {
+#if defined(__CUDA_ARCH__)
+  return __ffsll(static_cast<long long>(bits)) - 1;
+#else
+  return __builtin_ctzll(bits);
+#endif
+}
 
-  // The node that `want` leads to from `node`, or kNoNode.
-  CRS_HD int64_t child(int64_t node, int64_t want) const {
-    int32_t lo = child_begin[node], hi = child_begin[node + 1];
-    while (lo < hi) {
-      int32_t mid = lo + (hi - lo) / 2;
-      if (code[mid] < want)
-        lo = mid + 1;
-      else
-        hi = mid;
-    }
-    return lo < child_begin[node + 1] && code[lo] == want ? int64_t{lo} + 1 : kNoNode;
+CRS_HD uint64_t bits_below(int64_t position) { return (uint64_t{1} << (position & 63)) - 1; }
+
+// A range of items that share a prefix of `depth` codes. As int64: 7 bits of depth, 28 of size, 28
+// of begin; the root is 0 whatever its size, so that it stays what it is when a catalogue changes.
+struct Node {
+  int64_t depth, begin, end;
+
+  static constexpr int kBits = 28;
+  static constexpr int64_t kLimit = int64_t{1} << kBits;  // more items than this cannot be
+
+  CRS_HD int64_t pack() const {
+    return depth == 0 ? 0 : depth << (2 * kBits) | (end - begin) << kBits | begin;
   }
 };
 
-// One bitmap over items in sorted order for each request; rows / num_filters rows share one.
+struct TrieView {
+  const void* codes;      // codes of the nodes, depth after depth; `code_bytes` each
+  const uint64_t* bits;   // [levels, words]: items at which a node of depth level + 1 begins
+  const int32_t* rank;    // [levels, words]: nodes of that depth before each word
+  const int32_t* starts;  // where the nodes of sparse depths begin
+  const int64_t* level;   // [levels + 1, 2]: first code, first start (-1: none); last row: totals,
+                          // that is codes and items
+  int64_t levels, words;
+  int code_bytes;  // 1 or 2 (unsigned), or 4
+
+  CRS_HD int64_t num_items() const { return level[2 * levels + 1]; }
+
+  CRS_HD Node node(int64_t packed) const {
+    if (packed == 0) return {0, 0, num_items()};
+    const int64_t begin = packed & (Node::kLimit - 1);
+    return {packed >> (2 * Node::kBits), begin,
+            begin + (packed >> Node::kBits & (Node::kLimit - 1))};
+  }
+
+  CRS_HD bool begins(int64_t l, int64_t item) const {
+    return bits[l * words + (item >> 6)] >> (item & 63) & 1;
+  }
+
+  // Nodes of depth l + 1 that begin before `item`.
+  CRS_HD int64_t before(int64_t l, int64_t item) const {
+    const int64_t at = l * words + (item >> 6);
+    return rank[at] + popcount(bits[at] & bits_below(item));
+  }
+
+  // Where the k-th node of depth l + 1 begins; it is known to lie in [low, high).
+  CRS_HD int64_t begin_of(int64_t l, int64_t k, int64_t low, int64_t high) const {
+    const int64_t table = level[2 * l + 1];
+    if (table >= 0) return starts[table + k];
+    const int32_t* ranks = rank + l * words;
+    int64_t first = low >> 6, last = (high - 1) >> 6;  // the last word with rank <= k
+    while (first < last) {
+      const int64_t middle = (first + last + 1) / 2;
+      if (ranks[middle] <= k)
+        first = middle;
+      else
+        last = middle - 1;
+    }
+    uint64_t word = bits[l * words + first];
+    for (int64_t skip = k - ranks[first]; skip > 0; --skip) word &= word - 1;
+    return first * 64 + lowest_bit(word);
+  }
+
+  CRS_HD int64_t code(int64_t l, int64_t k) const {
+    const int64_t at = level[2 * l] + k;
+    if (code_bytes == 1) return static_cast<const uint8_t*>(codes)[at];
+    if (code_bytes == 2) return static_cast<const uint16_t*>(codes)[at];
+    return static_cast<const int32_t*>(codes)[at];
+  }
+};
+
+// The children of a node: nodes `first` to `last` of the next depth, and before them, where a SID
+// ends here, the node that ends it.
+struct Children {
+  const TrieView& trie;
+  Node parent;
+  int64_t first, last;
+
+  CRS_HD Children(const TrieView& t, const Node& node) : trie(t), parent(node), first(0), last(0) {
+    if (parent.depth == trie.levels || parent.begin == parent.end) return;
+    first = trie.before(parent.depth, parent.begin);
+    last = trie.before(parent.depth, parent.end);
+  }
+
+  CRS_HD int64_t size() const { return last - first; }
+  CRS_HD bool is_leaf() const { return first == last; }
+  // Items whose SID is the parent's own prefix stand first in its range.
+  CRS_HD bool has_end() const {
+    return parent.depth < trie.levels && parent.begin < parent.end &&
+           !trie.begins(parent.depth, parent.begin);
+  }
+  CRS_HD int64_t begin_of(int64_t k) const {
+    return k == last ? parent.end : trie.begin_of(parent.depth, k, parent.begin, parent.end);
+  }
+  CRS_HD Node child(int64_t k) const { return {parent.depth + 1, begin_of(k), begin_of(k + 1)}; }
+  // The end of the SID; at the last depth the node itself, which waits there.
+  CRS_HD Node end() const {
+    if (parent.depth == trie.levels) return parent;
+    return {parent.depth + 1, parent.begin, begin_of(first)};
+  }
+  CRS_HD int64_t code(int64_t k) const { return trie.code(parent.depth, k); }
+
+  // The child that `wanted` leads to, or `last`.
+  CRS_HD int64_t find(int64_t wanted) const {
+    int64_t low = first, high = last;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (code(middle) < wanted)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low < last && code(low) == wanted ? low : last;
+  }
+};
+
+// One bitmap over items in sorted order for each request.
 struct FilterView {
   const uint64_t* words;  // [num_filters, stride], null when nothing is filtered
   const int32_t* rank;    // [num_filters, stride]: allowed items before each word
-  int64_t stride;         // num_items / 64 + 1, so that the position num_items has a word
+  int64_t stride;         // at least num_items / 64 + 1, so that position num_items has a word
 
-  CRS_HD static int popcount(uint64_t bits) {
-#if defined(__CUDA_ARCH__)
-    return __popcll(bits);
-#else
-    return __builtin_popcountll(bits);
-#endif
+  CRS_HD int64_t before(int64_t filter, int64_t item) const {
+    const int64_t at = filter * stride + (item >> 6);
+    return rank[at] + popcount(words[at] & bits_below(item));
   }
 
-  CRS_HD int32_t before(int64_t filter, int64_t item) const {
-    int64_t at = filter * stride + (item >> 6);
-    return rank[at] + popcount(words[at] & ((uint64_t{1} << (item & 63)) - 1));
-  }
-
-  CRS_HD bool any(int64_t filter, int32_t begin, int32_t end) const {
-    return words == nullptr || before(filter, end) > before(filter, begin);
+  CRS_HD bool any(int64_t filter, const Node& node) const {
+    return words == nullptr || before(filter, node.end) > before(filter, node.begin);
   }
 };
 

@@ -1,8 +1,6 @@
 #include "trie_build.h"
 
 #include <algorithm>
-#include <limits>
-#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -11,88 +9,279 @@
 namespace crs {
 namespace {
 
-constexpr int kDigitBits = 16;
+constexpr int64_t kChunk = 1 << 16;  // items; a multiple of 64, so that chunks share no word
+constexpr int kBucketBits = 11;
+// A depth with fewer nodes than one in so many items keeps a table of where they begin.
+constexpr int64_t kSparse = 32;
+// Passes over the items, for `progress`: check, pack, sort, compare, count, fill.
+constexpr int64_t kPasses = 6;
 
-void check_rows(const int64_t* sids, int64_t num_items, int64_t levels) {
-  // One slot is kept for the root, one for the sentinel of child_begin.
-  if (num_items > (std::numeric_limits<int32_t>::max() - 2) / std::max<int64_t>(levels, 1))
-    throw std::invalid_argument("trie_build: sids must have fewer than 2^31 codes (got " +
-                                std::to_string(num_items) + " rows of " + std::to_string(levels) +
-                                ")");
-  for (int64_t i = 0; i < num_items; ++i) {
-    const int64_t* row = sids + i * levels;
-    if (row[0] == kEnd)
-      throw std::invalid_argument("trie_build: sids[" + std::to_string(i) +
-                                  "] must hold at least one code (got only padding)");
-    for (int64_t l = 0; l < levels; ++l) {
-      if (row[l] < kEnd || row[l] >= std::numeric_limits<int32_t>::max())
-        throw std::invalid_argument("trie_build: codes must lie in [0, 2^31 - 2], -1 pads (got " +
-                                    std::to_string(row[l]) + " in sids[" + std::to_string(i) +
-                                    "])");
-      if (l > 0 && row[l - 1] == kEnd && row[l] != kEnd)
-        throw std::invalid_argument(
-            "trie_build: sids[" + std::to_string(i) + "] must have no code after padding (got " +
-            std::to_string(row[l]) + " at level " + std::to_string(l) + ")");
-    }
-  }
-}
+int bit_width(uint64_t value) { return value == 0 ? 0 : 64 - __builtin_clzll(value); }
 
-// Stable least-significant-digit radix sort of rows, so items on one SID keep their input order.
-std::vector<int32_t> sort_rows(const int64_t* sids, int64_t num_items, int64_t levels) {
-  std::vector<int32_t> order(num_items), next(num_items);
-  std::iota(order.begin(), order.end(), 0);
-  std::vector<int64_t> count;
-  for (int64_t l = levels - 1; l >= 0; --l) {
-    int64_t top = 0;
-    for (int64_t i = 0; i < num_items; ++i) top = std::max(top, sids[i * levels + l] + 1);
-    for (int shift = 0; (top >> shift) > 0; shift += kDigitBits) {
-      int64_t buckets = std::min<int64_t>((top >> shift) + 1, int64_t{1} << kDigitBits);
-      count.assign(buckets + 1, 0);
-      auto digit = [&](int32_t row) {
-        return ((sids[row * levels + l] + 1) >> shift) & ((int64_t{1} << kDigitBits) - 1);
-      };
-      for (int64_t i = 0; i < num_items; ++i) ++count[digit(order[i]) + 1];
-      std::partial_sum(count.begin(), count.end(), count.begin());
-      for (int64_t i = 0; i < num_items; ++i) next[count[digit(order[i])]++] = order[i];
-      order.swap(next);
-    }
-  }
-  return order;
+std::string describe(int64_t row, const std::string& problem) {
+  return "trie_build: sids[" + std::to_string(row) + "] " + problem;
 }
 
 }  // namespace
 
-TrieArrays trie_build(const int64_t* sids, int64_t num_items, int64_t levels) {
-  check_rows(sids, num_items, levels);
-  TrieArrays trie;
-  trie.order = sort_rows(sids, num_items, levels);
-  trie.item_begin = {0};
-  trie.item_end = {static_cast<int32_t>(num_items)};
-  trie.child_begin = {0};
-  trie.level_begin = {0, 1};
-  auto code_at = [&](int32_t position, int64_t level) {
-    return static_cast<int32_t>(sids[trie.order[position] * levels + level]);
-  };
-  int32_t node = 0;
-  for (int64_t level = 0; level < levels; ++level) {
-    for (int32_t level_end = trie.level_begin[level + 1]; node < level_end; ++node) {
-      int32_t begin = trie.item_begin[node], end = trie.item_end[node];
-      // Padding sorts first: if the last row has ended, all have, and the node is a leaf.
-      bool leaf = begin == end || code_at(end - 1, level) == kEnd;
-      while (!leaf && begin < end) {
-        int32_t label = code_at(begin, level), run = begin;
-        while (run < end && code_at(run, level) == label) ++run;
-        trie.code.push_back(label);
-        trie.item_begin.push_back(begin);
-        trie.item_end.push_back(run);
-        begin = run;
-      }
-      trie.child_begin.push_back(static_cast<int32_t>(trie.code.size()));
+TrieBuilder::TrieBuilder(const int64_t* sids, int64_t num_items, int64_t levels, int64_t num_sorted)
+    : sids_(sids), num_items_(num_items), levels_(levels), num_sorted_(num_sorted) {
+  num_chunks_ = (num_items + kChunk - 1) / kChunk;
+}
+
+double TrieBuilder::progress() const {
+  return num_items_ == 0 ? 1.0 : static_cast<double>(done_) / (kPasses * num_items_);
+}
+
+int64_t TrieBuilder::chunk_begin(int64_t chunk) const {
+  return std::min(chunk * kChunk, num_items_);
+}
+
+int64_t TrieBuilder::length(int64_t r) const {
+  if (!ragged_) return levels_;
+  const int64_t* end = row(r) + levels_;
+  return std::find(row(r), end, int64_t{kEnd}) - row(r);
+}
+
+void TrieBuilder::sort() {
+  check();
+  pack();
+  if (num_sorted_ < num_items_) {
+    std::vector<Entry> added(entries_.begin() + num_sorted_, entries_.end());
+    sort_entries(added);
+    if (num_sorted_ == 0) {
+      entries_.swap(added);
+    } else {
+      std::vector<Entry> merged(num_items_);
+      std::merge(entries_.begin(), entries_.begin() + num_sorted_, added.begin(), added.end(),
+                 merged.begin(), [this](const Entry& a, const Entry& b) { return less(a, b); });
+      entries_.swap(merged);
     }
-    trie.level_begin.push_back(static_cast<int32_t>(trie.item_begin.size()));
   }
-  trie.child_begin.resize(trie.item_begin.size() + 1, static_cast<int32_t>(trie.code.size()));
-  return trie;
+  done_ = 3 * num_items_;
+  compare_neighbours();
+  count_nodes();
+}
+
+void TrieBuilder::check() {
+  if (num_items_ >= Node::kLimit)
+    throw std::invalid_argument("trie_build: sids must have fewer than 2^28 rows (got " +
+                                std::to_string(num_items_) + ")");
+  if (levels_ > 127)
+    throw std::invalid_argument("trie_build: sids must have at most 127 levels (got " +
+                                std::to_string(levels_) + ")");
+  std::vector<int64_t> top(num_chunks_ * levels_, kEnd), bad(num_chunks_, -1);
+  std::vector<char> ragged(num_chunks_, 0);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t c = 0; c < num_chunks_; ++c) {
+    int64_t* highest = top.data() + c * levels_;
+    for (int64_t i = chunk_begin(c); i < chunk_begin(c + 1) && bad[c] < 0; ++i) {
+      const int64_t* codes = row(i);
+      bool wrong = codes[0] == kEnd;
+      int64_t before = 0;
+      for (int64_t l = 0; l < levels_; ++l) {
+        const int64_t code = codes[l];
+        wrong |= code < kEnd || code > INT32_MAX || (before == kEnd && code != kEnd);
+        highest[l] = std::max(highest[l], code);
+        before = code;
+      }
+      ragged[c] |= before == kEnd;
+      if (wrong) bad[c] = i;
+    }
+    done_ += chunk_begin(c + 1) - chunk_begin(c);
+  }
+  for (int64_t i : bad) {
+    if (i < 0) continue;
+    const int64_t* codes = row(i);
+    if (codes[0] == kEnd)
+      throw std::invalid_argument(describe(i, "must hold at least one code (got only padding)"));
+    for (int64_t l = 0; l < levels_; ++l)
+      if (codes[l] < kEnd || codes[l] > INT32_MAX)
+        throw std::invalid_argument(describe(
+            i, "must hold codes in [0, 2^31 - 1], -1 pads (got " + std::to_string(codes[l]) + ")"));
+    throw std::invalid_argument(describe(i, "must have no code after padding"));
+  }
+  top_.assign(levels_, kEnd);
+  for (int64_t c = 0; c < num_chunks_; ++c) {
+    ragged_ |= ragged[c] != 0;
+    for (int64_t l = 0; l < levels_; ++l) top_[l] = std::max(top_[l], top[c * levels_ + l]);
+  }
+  const int64_t highest = *std::max_element(top_.begin(), top_.end());
+  code_bytes_ = highest <= UINT8_MAX ? 1 : highest <= INT16_MAX ? 2 : 4;
+}
+
+// A key holds code + 1, so that padding sorts first.
+void TrieBuilder::pack() {
+  std::vector<int> width;
+  int used = 0;
+  for (int64_t l = 0; l < levels_; ++l) {
+    const int bits = bit_width(static_cast<uint64_t>(top_[l] + 1));
+    if (used + bits > 64) break;
+    used += bits;
+    width.push_back(bits);
+  }
+  packed_levels_ = static_cast<int64_t>(width.size());
+  shift_.resize(packed_levels_);
+  int left = used;
+  for (int64_t l = 0; l < packed_levels_; ++l) shift_[l] = left -= width[l];
+  entries_.resize(num_items_);
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < num_items_; ++i) {
+    uint64_t key = 0;
+    for (int64_t l = 0; l < packed_levels_; ++l)
+      key |= static_cast<uint64_t>(row(i)[l] + 1) << shift_[l];
+    entries_[i] = {key, static_cast<uint32_t>(i)};
+  }
+  done_ = 2 * num_items_;
+}
+
+// By key, then by the codes that did not fit, then by row: a stable sort.
+bool TrieBuilder::less(const Entry& a, const Entry& b) const {
+  if (a.key != b.key) return a.key < b.key;
+  const int64_t *left = row(a.row), *right = row(b.row);
+  for (int64_t l = packed_levels_; l < levels_; ++l)
+    if (left[l] != right[l]) return left[l] < right[l];
+  return a.row < b.row;
+}
+
+// One pass deals the entries out by their highest bits, then each bucket fits a cache.
+void TrieBuilder::sort_entries(std::vector<Entry>& entries) {
+  const int64_t size = static_cast<int64_t>(entries.size());
+  uint64_t highest = 0;
+  for (const Entry& e : entries) highest = std::max(highest, e.key);
+  const int shift = std::max(0, bit_width(highest) - kBucketBits);
+  constexpr int64_t kBuckets = 1 << kBucketBits;
+  const int64_t chunks = (size + kChunk - 1) / kChunk;
+  std::vector<int64_t> at(chunks * kBuckets, 0);
+#pragma omp parallel for schedule(static)
+  for (int64_t c = 0; c < chunks; ++c)
+    for (int64_t i = c * kChunk; i < std::min(size, (c + 1) * kChunk); ++i)
+      ++at[c * kBuckets + (entries[i].key >> shift)];
+  std::vector<int64_t> bounds(kBuckets + 1, 0);
+  int64_t total = 0;
+  for (int64_t b = 0; b < kBuckets; ++b) {
+    bounds[b] = total;
+    for (int64_t c = 0; c < chunks; ++c) {
+      const int64_t count = at[c * kBuckets + b];
+      at[c * kBuckets + b] = total;
+      total += count;
+    }
+  }
+  bounds[kBuckets] = total;
+  std::vector<Entry> dealt(size);
+#pragma omp parallel for schedule(static)
+  for (int64_t c = 0; c < chunks; ++c)
+    for (int64_t i = c * kChunk; i < std::min(size, (c + 1) * kChunk); ++i)
+      dealt[at[c * kBuckets + (entries[i].key >> shift)]++] = entries[i];
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t b = 0; b < kBuckets; ++b) {
+    std::sort(dealt.begin() + bounds[b], dealt.begin() + bounds[b + 1],
+              [this](const Entry& x, const Entry& y) { return less(x, y); });
+    done_ += bounds[b + 1] - bounds[b];
+  }
+  entries.swap(dealt);
+}
+
+int64_t TrieBuilder::common_levels(const Entry& a, const Entry& b) const {
+  const uint64_t differ = a.key ^ b.key;
+  int64_t l = 0;
+  if (differ != 0) {
+    const int highest = bit_width(differ) - 1;
+    while (shift_[l] > highest) ++l;
+    return l;
+  }
+  for (l = packed_levels_; l < levels_ && row(a.row)[l] == row(b.row)[l];) ++l;
+  return l;
+}
+
+void TrieBuilder::compare_neighbours() {
+  common_.resize(num_items_);
+  if (num_items_ > 0) common_[0] = 0;
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 1; i < num_items_; ++i)
+    common_[i] = static_cast<uint8_t>(common_levels(entries_[i - 1], entries_[i]));
+  done_ = 4 * num_items_;
+}
+
+void TrieBuilder::count_nodes() {
+  first_node_.assign(num_chunks_ * levels_, 0);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t c = 0; c < num_chunks_; ++c) {
+    int64_t* count = first_node_.data() + c * levels_;
+    for (int64_t i = chunk_begin(c); i < chunk_begin(c + 1); ++i) {
+      const int64_t end = length(entries_[i].row);
+      for (int64_t l = common_[i]; l < end; ++l) ++count[l];
+    }
+    done_ += chunk_begin(c + 1) - chunk_begin(c);
+  }
+  num_nodes_.assign(levels_, 0);
+  for (int64_t c = 0; c < num_chunks_; ++c)
+    for (int64_t l = 0; l < levels_; ++l) {
+      const int64_t count = first_node_[c * levels_ + l];
+      first_node_[c * levels_ + l] = num_nodes_[l];
+      num_nodes_[l] += count;
+    }
+  for (int64_t nodes : num_nodes_) {
+    num_codes_ += nodes;
+    if (nodes * kSparse <= num_items_) num_starts_ += nodes;
+  }
+}
+
+template <typename Code>
+void TrieBuilder::fill_chunk(const Arrays& out, int64_t chunk) {
+  std::vector<int64_t> next(first_node_.begin() + chunk * levels_,
+                            first_node_.begin() + (chunk + 1) * levels_);
+  std::vector<uint64_t> word(levels_);
+  const int64_t stop = chunk_begin(chunk + 1), stride = words();
+  for (int64_t base = chunk_begin(chunk); base < stop; base += 64) {
+    for (int64_t l = 0; l < levels_; ++l) {
+      word[l] = 0;
+      out.rank[l * stride + base / 64] = static_cast<int32_t>(next[l]);
+    }
+    for (int64_t i = base; i < std::min(base + 64, stop); ++i) {
+      constexpr int64_t kAhead = 16;
+      if (i + kAhead < num_items_) __builtin_prefetch(row(entries_[i + kAhead].row));
+      const int64_t r = entries_[i].row, end = length(r);
+      const int64_t* codes = row(r);
+      out.order[i] = static_cast<int32_t>(r);
+      for (int64_t l = common_[i]; l < end; ++l) {
+        const int64_t k = next[l]++, table = out.level[2 * l + 1];
+        static_cast<Code*>(out.codes)[out.level[2 * l] + k] = static_cast<Code>(codes[l]);
+        word[l] |= uint64_t{1} << (i & 63);
+        if (table >= 0) out.starts[table + k] = static_cast<int32_t>(i);
+      }
+    }
+    for (int64_t l = 0; l < levels_; ++l) out.bits[l * stride + base / 64] = word[l];
+  }
+}
+
+void TrieBuilder::fill(const Arrays& out) {
+  int64_t codes = 0, starts = 0;
+  for (int64_t l = 0; l < levels_; ++l) {
+    const bool sparse = num_nodes_[l] * kSparse <= num_items_;
+    out.level[2 * l] = codes;
+    out.level[2 * l + 1] = sparse ? starts : -1;
+    codes += num_nodes_[l];
+    if (sparse) starts += num_nodes_[l];
+  }
+  out.level[2 * levels_] = codes;
+  out.level[2 * levels_ + 1] = num_items_;
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t c = 0; c < num_chunks_; ++c) {
+    if (code_bytes_ == 1)
+      fill_chunk<uint8_t>(out, c);
+    else if (code_bytes_ == 2)
+      fill_chunk<uint16_t>(out, c);
+    else
+      fill_chunk<int32_t>(out, c);
+    done_ += chunk_begin(c + 1) - chunk_begin(c);
+  }
+  // Where the items fill the last word, the position after them has one of its own.
+  if (num_items_ % 64 == 0)
+    for (int64_t l = 0; l < levels_; ++l) {
+      out.bits[l * words() + words() - 1] = 0;
+      out.rank[l * words() + words() - 1] = static_cast<int32_t>(num_nodes_[l]);
+    }
 }
 
 }  // namespace crs

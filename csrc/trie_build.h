@@ -1,16 +1,74 @@
+// SIDs to trie arrays, in two steps, so that the caller allocates: `sort` says how large they are,
+// `fill` writes them.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
 namespace crs {
 
-struct TrieArrays {
-  std::vector<int32_t> child_begin, code, item_begin, item_end, level_begin;
-  std::vector<int32_t> order;  // sorted position -> row of the input
-};
+class TrieBuilder {
+ public:
+  // sids: [num_items, levels], row-major, -1 pads ragged rows; must outlive the builder. The first
+  // `num_sorted` rows are in order already.
+  TrieBuilder(const int64_t* sids, int64_t num_items, int64_t levels, int64_t num_sorted);
 
-// sids: [num_items, levels], row-major, -1 pads ragged rows. Throws std::invalid_argument.
-TrieArrays trie_build(const int64_t* sids, int64_t num_items, int64_t levels);
+  // Throws std::invalid_argument.
+  void sort();
+
+  // What `fill` writes; see TrieView.
+  struct Arrays {
+    void* codes;
+    uint64_t* bits;
+    int32_t* rank;
+    int32_t* starts;
+    int64_t* level;
+    int32_t* order;  // [num_items]: sorted position -> row of the input
+  };
+  void fill(const Arrays& out);
+
+  int64_t num_codes() const { return num_codes_; }
+  int64_t num_starts() const { return num_starts_; }
+  int64_t words() const { return num_items_ / 64 + 1; }
+  int code_bytes() const { return code_bytes_; }
+  // From 0 to 1; may be read while another thread sorts or fills.
+  double progress() const;
+
+ private:
+  // The leading codes of a row as one number, and the row: orders most pairs without a look at
+  // rows.
+  struct Entry {
+    uint64_t key;
+    uint32_t row;
+  };
+
+  void check();
+  void pack();
+  void sort_entries(std::vector<Entry>& entries);
+  void compare_neighbours();
+  void count_nodes();
+  template <typename Code>
+  void fill_chunk(const Arrays& out, int64_t chunk);
+  bool less(const Entry& a, const Entry& b) const;
+  int64_t common_levels(const Entry& a, const Entry& b) const;
+  int64_t length(int64_t row) const;
+  const int64_t* row(int64_t r) const { return sids_ + r * levels_; }
+  int64_t chunk_begin(int64_t chunk) const;
+
+  const int64_t* sids_;
+  const int64_t num_items_, levels_, num_sorted_;
+  bool ragged_ = false;
+  int64_t packed_levels_ = 0;
+  std::vector<int64_t> top_;         // [levels]: highest code
+  std::vector<int> shift_;           // [packed levels]: where a level's code stands in a key
+  std::vector<Entry> entries_;       // in sorted order
+  std::vector<uint8_t> common_;      // [num_items]: levels shared with the item before
+  std::vector<int64_t> first_node_;  // [chunks, levels]: nodes of each depth before a chunk
+  std::vector<int64_t> num_nodes_;   // [levels]
+  int64_t num_codes_ = 0, num_starts_ = 0, num_chunks_ = 0;
+  int code_bytes_ = 1;
+  std::atomic<int64_t> done_{0};
+};
 
 }  // namespace crs

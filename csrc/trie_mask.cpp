@@ -1,38 +1,58 @@
 #include <algorithm>
-#include <limits>
+#include <cstring>
 #include <utility>
 #include <vector>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 #include "trie_ops.h"
 
 namespace crs {
 namespace {
 
+// Fill without reading what is overwritten first, which plain stores make the cache do.
+template <typename Bits>
+void fill(Bits* begin, int64_t size, Bits value) {
+#if defined(__SSE2__)
+  constexpr int64_t kPer = sizeof(__m128i) / sizeof(Bits);
+  Bits pattern[kPer];
+  std::fill_n(pattern, kPer, value);
+  const __m128i wide = _mm_loadu_si128(reinterpret_cast<const __m128i*>(pattern));
+  while (size > 0 && reinterpret_cast<uintptr_t>(begin) % sizeof(__m128i) != 0)
+    *begin++ = value, --size;
+  for (; size >= kPer; begin += kPer, size -= kPer)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(begin), wide);
+#endif
+  std::fill_n(begin, size, value);
+}
+
 template <typename Bits>
 void mask_row(const MaskArgs& args, int64_t row, std::vector<std::pair<int64_t, Bits>>& kept) {
-  Bits* logits = static_cast<Bits*>(args.logits) + row * args.row_stride;
+  const Bits* logits = static_cast<const Bits*>(args.logits) + row * args.row_stride;
+  Bits* out = static_cast<Bits*>(args.out) + row * args.out_stride;
   const Bits minus_inf = static_cast<Bits>(args.minus_inf);
   const TokenView& tokens = args.tokens;
-  const int64_t node = args.nodes[row];
-  if (node == kNoNode) {
-    for (int64_t i = 0; i < tokens.num_denied; ++i) logits[tokens.denied[i]] = minus_inf;
+  if (args.nodes[row] == kNoNode) {
+    if (out != logits) std::memcpy(out, logits, args.vocab * sizeof(Bits));
+    for (int64_t i = 0; i < tokens.num_denied; ++i) out[tokens.denied[i]] = minus_inf;
     return;
   }
   kept.clear();
-  const int64_t filter = row / args.rows_per_filter;
-  const int32_t depth = args.trie.depth(node);
   auto keep = [&](int64_t token) {
     if (token >= 0) kept.emplace_back(token, logits[token]);
   };
-  for (int32_t e = args.trie.child_begin[node]; e < args.trie.child_begin[node + 1]; ++e) {
-    if (!args.filter.any(filter, args.trie.item_begin[e + 1], args.trie.item_end[e + 1])) continue;
-    const int32_t code = args.trie.code[e];
-    keep(code == kEnd ? tokens.terminator : tokens.at(depth, code));
-  }
+  const int64_t filter = row / args.rows_per_filter;
+  const Children children(args.trie, args.trie.node(args.nodes[row]));
+  if (children.has_end() && args.filter.any(filter, children.end())) keep(tokens.terminator);
+  for (int64_t k = children.first; k < children.last; ++k)
+    if (!args.filter.words || args.filter.any(filter, children.child(k)))
+      keep(tokens.at(children.parent.depth, children.code(k)));
   // A leaf, or a prefix below which the filter allows nothing: only the terminator is left.
   if (kept.empty()) keep(tokens.terminator);
-  std::fill_n(logits, args.vocab, minus_inf);
-  for (const auto& [token, value] : kept) logits[token] = value;
+  fill(out, args.vocab, minus_inf);
+  for (const auto& [token, value] : kept) out[token] = value;
 }
 
 template <typename Bits>
@@ -42,6 +62,9 @@ void mask_rows(const MaskArgs& args) {
     std::vector<std::pair<int64_t, Bits>> kept;
 #pragma omp for schedule(static)
     for (int64_t row = 0; row < args.rows; ++row) mask_row<Bits>(args, row, kept);
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
   }
 }
 

@@ -10,27 +10,35 @@ constexpr int kThreads = 256;
 constexpr int64_t kChunk = int64_t{32} * 1024 * 8;
 
 // One block a row. Legal tokens are marked in a shared bitmap, then every other logit is
-// overwritten: the logits are written but never read.
+// overwritten; in place, the logits are written but never read.
 template <typename Bits>
 __global__ void mask_kernel(MaskArgs args) {
   extern __shared__ uint32_t legal[];
   const int64_t row = blockIdx.x;
-  Bits* logits = static_cast<Bits*>(args.logits) + row * args.row_stride;
+  const Bits* logits = static_cast<const Bits*>(args.logits) + row * args.row_stride;
+  Bits* out = static_cast<Bits*>(args.out) + row * args.out_stride;
   const Bits minus_inf = static_cast<Bits>(args.minus_inf);
   const TokenView tokens = args.tokens;
-  const int64_t node = args.nodes[row];
-  if (node == kNoNode) {
+  if (args.nodes[row] == kNoNode) {
+    if (out != logits)
+      for (int64_t i = threadIdx.x; i < args.vocab; i += blockDim.x) out[i] = logits[i];
+    __syncthreads();
     for (int64_t i = threadIdx.x; i < tokens.num_denied; i += blockDim.x)
-      logits[tokens.denied[i]] = minus_inf;
+      out[tokens.denied[i]] = minus_inf;
     return;
   }
   const int64_t filter = row / args.rows_per_filter;
-  const int32_t depth = args.trie.depth(node);
-  const int32_t first = args.trie.child_begin[node], last = args.trie.child_begin[node + 1];
-  int any = 0;
-  for (int32_t e = first + threadIdx.x; e < last; e += blockDim.x)
-    any |= args.filter.any(filter, args.trie.item_begin[e + 1], args.trie.item_end[e + 1]);
-  const bool dead_end = !__syncthreads_or(any);
+  const Children children(args.trie, args.trie.node(args.nodes[row]));
+  const bool ends = children.has_end() && args.filter.any(filter, children.end());
+  auto token_of = [&](int64_t k) -> int64_t {
+    if (args.filter.words && !args.filter.any(filter, children.child(k))) return -1;
+    return tokens.at(children.parent.depth, children.code(k));
+  };
+  int any = ends && tokens.terminator >= 0;
+  for (int64_t k = children.first + threadIdx.x; k < children.last; k += blockDim.x)
+    any |= token_of(k) >= 0;
+  // A leaf, or a prefix below which the filter allows nothing: only the terminator is left.
+  const bool only_end = !__syncthreads_or(any);
 
   for (int64_t base = 0; base < args.vocab; base += kChunk) {
     const int64_t size = args.vocab - base < kChunk ? args.vocab - base : kChunk;
@@ -40,16 +48,17 @@ __global__ void mask_kernel(MaskArgs args) {
     };
     for (int64_t w = threadIdx.x; w < (size + 31) / 32; w += blockDim.x) legal[w] = 0;
     __syncthreads();
-    if (dead_end && threadIdx.x == 0) mark(tokens.terminator);
-    for (int32_t e = first + threadIdx.x; e < last && !dead_end; e += blockDim.x) {
-      if (!args.filter.any(filter, args.trie.item_begin[e + 1], args.trie.item_end[e + 1]))
-        continue;
-      const int32_t code = args.trie.code[e];
-      mark(code == kEnd ? tokens.terminator : tokens.at(depth, code));
-    }
+    if ((ends || only_end) && threadIdx.x == 0) mark(tokens.terminator);
+    for (int64_t k = children.first + threadIdx.x; k < children.last; k += blockDim.x)
+      mark(token_of(k));
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < size; i += blockDim.x)
-      if (!(legal[i >> 5] >> (i & 31) & 1)) logits[base + i] = minus_inf;
+    for (int64_t i = threadIdx.x; i < size; i += blockDim.x) {
+      const bool keep = legal[i >> 5] >> (i & 31) & 1;
+      if (!keep)
+        out[base + i] = minus_inf;
+      else if (out != logits)
+        out[base + i] = logits[base + i];
+    }
     __syncthreads();
   }
 }

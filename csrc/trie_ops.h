@@ -17,7 +17,7 @@ struct TokenView {
   const int64_t* denied;  // [num_denied]: columns masked in rows outside a SID
   int64_t num_denied;
 
-  CRS_HD int64_t at(int32_t depth, int32_t code) const {
+  CRS_HD int64_t at(int64_t depth, int64_t code) const {
     return code < width ? column[depth * stride + code] : -1;
   }
 };
@@ -27,15 +27,19 @@ struct TokenView {
 void trie_walk_cpu(const TrieView& trie, const int64_t* codes, int64_t rows, int64_t length,
                    int64_t* nodes);
 
-// In place: logits[r, v] = -inf unless v is legal after nodes[r].
+// codes[i, :] = the SID of the item at sorted position items[i], -1 after its end.
+void trie_rows_cpu(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes);
+
+// out[r, v] = logits[r, v] where v is legal after nodes[r], else -inf.
 struct MaskArgs {
   TrieView trie;
   FilterView filter;
   TokenView tokens;
   int64_t rows_per_filter;
-  void* logits;          // [rows, vocab] of element_size bytes, row_stride elements apart
+  const void* logits;    // [rows, vocab] of element_size bytes, row_stride elements apart
+  void* out;             // likewise, out_stride apart; may be logits
   const int64_t* nodes;  // [rows]
-  int64_t rows, vocab, row_stride;
+  int64_t rows, vocab, row_stride, out_stride;
   int element_size;    // 4 (float32) or 2 (bfloat16, float16)
   uint32_t minus_inf;  // its bit pattern in that dtype
 };
@@ -67,6 +71,7 @@ void trie_step_cpu(const StepArgs& args);
 int trie_walk_cuda(const TrieView& trie, const int64_t* codes, int64_t rows, int64_t length,
                    int64_t* nodes, void* stream);
 int trie_mask_cuda(const MaskArgs& args, void* stream);
+int trie_step_cuda(const StepArgs& args, void* workspace, void* stream);
 const char* cuda_error_string(int error);
 #endif
 

@@ -5,10 +5,14 @@
 namespace crs {
 
 CRS_HD int64_t walk_row(const TrieView& trie, const int64_t* codes, int64_t length) {
-  int64_t node = 0;
-  for (int64_t i = 0; i < length && codes[i] != kEnd && node != kNoNode; ++i)
-    node = trie.child(node, codes[i]);
-  return node;
+  Node node = trie.node(0);
+  for (int64_t i = 0; i < length && codes[i] != kEnd; ++i) {
+    const Children children(trie, node);
+    const int64_t k = children.find(codes[i]);
+    if (k == children.last) return kNoNode;
+    node = children.child(k);
+  }
+  return node.pack();
 }
 
 }  // namespace crs

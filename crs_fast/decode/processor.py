@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from crs_fast.ops import TokenTensors, trie_mask_, trie_walk
-from crs_fast.ops.reference import allowed
+from crs_fast.ops import TokenTensors, trie_mask, trie_walk
+from crs_fast.ops.reference import allowed, is_leaf
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 # A token that is no code of its level: unlike -1 (stop), no edge carries it.
@@ -56,7 +56,7 @@ class SidLogitsProcessor:
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`scores` [R, V] with -inf wherever a token may not follow `input_ids` [R, T]."""
         nodes = self._nodes(input_ids)
-        return trie_mask_(scores.clone(), nodes, self.trie.tensors, self.tokens, self.filters)
+        return trie_mask(scores, nodes, self.trie.tensors, self.tokens, self.filters)
 
     def _nodes(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The trie node each row stands at, int64 [R]; -1 outside a SID."""
@@ -76,8 +76,8 @@ class SidLogitsProcessor:
         nodes = nodes.masked_fill(written[:, levels] & ~closed, -1)
         self._check(nodes, inside & ~closed)
         # Closed by `end`: free text. Closed by end-of-sequence: nothing else may follow, as at
-        # the last node, which is a leaf.
-        after = -1 if self._frees() else self.trie.num_nodes - 1
+        # any leaf.
+        after = -1 if self._frees() else self.trie.leaf
         return nodes.masked_fill(closed, after).masked_fill(~inside, -1)
 
     def _frees(self) -> bool:
@@ -111,9 +111,8 @@ class SidLogitsProcessor:
                 & (nodes > 0)
                 & ~allowed(self.trie.tensors, self.filters, which, nodes.clamp(min=0))
             )
-        begin = self.trie.tensors.child_begin
-        at = nodes.clamp(min=0)
-        stuck = is_open & (begin[at] == begin[at + 1]) & (self.tokens.terminator < 0)
+        stuck = is_open & (self.tokens.terminator < 0)
+        stuck &= is_leaf(self.trie.tensors, nodes.clamp(min=0))
         if not bool((bad | stuck).any()):
             return
         row = int((bad | stuck).nonzero()[0])

@@ -5,7 +5,7 @@ Importing this package registers `torch.ops.crs_fast.*`.
 
 from .codebook import residual_lookup
 from .tensors import FilterTensors, TokenTensors, TrieTensors
-from .trie import trie_build, trie_mask_, trie_step, trie_walk
+from .trie import trie_build, trie_mask, trie_mask_, trie_rows, trie_step, trie_walk
 
 __all__ = [
     "FilterTensors",
@@ -13,7 +13,9 @@ __all__ = [
     "TrieTensors",
     "residual_lookup",
     "trie_build",
+    "trie_mask",
     "trie_mask_",
+    "trie_rows",
     "trie_step",
     "trie_walk",
 ]

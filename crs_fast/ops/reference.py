@@ -7,9 +7,85 @@ from __future__ import annotations
 
 import torch
 
-from .tensors import END, NO_NODE, FilterTensors, TokenTensors, TrieTensors
+from .tensors import END, NO_NODE, NODE_BITS, FilterTensors, TokenTensors, TrieTensors
 
 NORMALIZE = ("vocab", "level", "legal")
+_LOW = (1 << NODE_BITS) - 1
+
+
+def unpack(
+    trie: TrieTensors, nodes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Depth, first item and item after the last of nodes int64 [...]."""
+    depth, begin = nodes >> (2 * NODE_BITS), nodes & _LOW
+    end = torch.where(nodes == 0, trie.level[-1, 1], begin + (nodes >> NODE_BITS & _LOW))
+    return depth, begin, end
+
+
+def _pack(depth: torch.Tensor, begin: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    return torch.where(depth == 0, 0, depth << (2 * NODE_BITS) | (end - begin) << NODE_BITS | begin)
+
+
+def popcount(bits: torch.Tensor) -> torch.Tensor:
+    """Set bits of each int64."""
+    bits = bits - (bits >> 1 & 0x5555555555555555)
+    bits = (bits & 0x3333333333333333) + (bits >> 2 & 0x3333333333333333)
+    bits = bits + (bits >> 4) & 0x0F0F0F0F0F0F0F0F
+    return bits * 0x0101010101010101 >> 56
+
+
+def _before(
+    words: torch.Tensor, rank: torch.Tensor, row: torch.Tensor, item: torch.Tensor
+) -> torch.Tensor:
+    """Set bits before position `item` of bitmap `row`."""
+    word, bit = item >> 6, item & 63
+    below = words[row, word] & ((torch.ones_like(item) << bit) - 1)
+    return rank[row, word].long() + popcount(below)
+
+
+def _begin_of(trie: TrieTensors, level: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Where the k-th node of depth level + 1 begins, which must exist (else anything)."""
+    low, high = torch.zeros_like(k), torch.full_like(k, trie.rank.shape[1] - 1)
+    for _ in range(trie.rank.shape[1].bit_length()):  # the last word with rank <= k
+        middle = (low + high + 1) // 2
+        right = trie.rank[level, middle] <= k
+        low, high = torch.where(right, middle, low), torch.where(right, high, middle - 1)
+    word, skip = trie.bits[level, low], k - trie.rank[level, low]
+    bit = torch.zeros_like(k)
+    for width in (32, 16, 8, 4, 2, 1):  # halve the word until one bit is left
+        lower = popcount(word >> bit & (1 << width) - 1)
+        right = skip >= lower
+        bit, skip = torch.where(right, bit + width, bit), torch.where(right, skip - lower, skip)
+    return low * 64 + bit
+
+
+def _begins(trie: TrieTensors, level: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
+    return (trie.bits[level, item >> 6] >> (item & 63) & 1).bool()
+
+
+def _span(trie: TrieTensors, nodes: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of nodes [...]: level of their children, whether they may have any, begin, end, and the
+    first and last child's index within their depth."""
+    depth, begin, end = unpack(trie, nodes)
+    level = depth.clamp(max=trie.num_levels - 1)
+    inner = (depth < trie.num_levels) & (begin < end)
+    first = _before(trie.bits, trie.rank, level, begin)
+    last = _before(trie.bits, trie.rank, level, end)
+    return level, inner, begin, end, first, torch.where(inner, last, first)
+
+
+def is_leaf(trie: TrieTensors, nodes: torch.Tensor) -> torch.Tensor:
+    """Whether no code may follow each of nodes int64 [...]."""
+    *_, first, last = _span(trie, nodes)
+    return first == last
+
+
+def ending(trie: TrieTensors, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The items whose SID ends at each of nodes [...], as begin and end; empty where none does."""
+    level, inner, begin, end, first, last = _span(trie, nodes)
+    ends = (inner & ~_begins(trie, level, begin)) | (nodes >> (2 * NODE_BITS) == trie.num_levels)
+    stop = torch.where(first < last, _begin_of(trie, level, first), end)
+    return begin, torch.where(ends, stop, begin)
 
 
 def trie_walk(trie: TrieTensors, codes: torch.Tensor) -> torch.Tensor:
@@ -24,32 +100,39 @@ def trie_walk(trie: TrieTensors, codes: torch.Tensor) -> torch.Tensor:
 
 
 def _child(trie: TrieTensors, nodes: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The node each code leads to, by binary search among the sorted edges of each node."""
-    at = nodes.clamp(min=0)
-    low, end = trie.child_begin[at].long(), trie.child_begin[at + 1].long()
-    high = end
-    last = max(trie.code.numel() - 1, 0)
-    label = trie.code if trie.code.numel() else trie.code.new_full((1,), END)
-    for _ in range(trie.code.numel().bit_length()):
+    """The node each code leads to, by binary search among the sorted codes of the children."""
+    level, _, _, end, first, last = _span(trie, nodes.clamp(min=0))
+    base = trie.level[level, 0]
+    low, high = first, last
+    for _ in range(trie.codes.numel().bit_length()):
         middle = (low + high) // 2
-        right = (middle < high) & (label[middle.clamp(max=last)] < codes)
+        right = (middle < high) & (_code(trie, base + middle) < codes)
         low, high = torch.where(right, middle + 1, low), torch.where(right, high, middle)
-    found = (low < end) & (label[low.clamp(max=last)] == codes) & (nodes >= 0)
-    return torch.where(found, low + 1, NO_NODE)
+    found = (low < last) & (_code(trie, base + low) == codes) & (nodes >= 0)
+    stop = torch.where(low + 1 < last, _begin_of(trie, level, low + 1), end)
+    return torch.where(found, _pack(level + 1, _begin_of(trie, level, low), stop), NO_NODE)
 
 
-def _before(filters: FilterTensors, which: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-    """Allowed items before position `item` in bitmap `which`."""
-    word, bit = item >> 6, item & 63
-    below = filters.words[which, word] & ((torch.ones_like(item) << bit) - 1)
-    return filters.rank[which, word].long() + _popcount(below)
+def _code(trie: TrieTensors, at: torch.Tensor) -> torch.Tensor:
+    if trie.codes.numel() == 0:
+        return torch.full_like(at, END)
+    return trie.codes[at.clamp(max=trie.codes.numel() - 1)].long()
 
 
-def _popcount(bits: torch.Tensor) -> torch.Tensor:
-    count = torch.zeros_like(bits)
-    for shift in range(64):
-        count = count + ((bits >> shift) & 1)
-    return count
+def trie_rows(trie: TrieTensors, items: torch.Tensor) -> torch.Tensor:
+    """The SIDs of items int64 [n] in sorted order: int64 [n, L], -1 after their end."""
+    begin = torch.zeros_like(items)
+    ended = torch.zeros_like(items, dtype=torch.bool)
+    out = []
+    for number in range(trie.num_levels):
+        level = torch.full_like(items, number)
+        k = _before(trie.bits, trie.rank, level, items) + _begins(trie, level, items) - 1
+        at = torch.where(k < 0, -1, _begin_of(trie, level, k.clamp(min=0)))
+        # A SID that ended has no node here: the last one belongs to items before its prefix.
+        ended = ended | (at < begin)
+        out.append(torch.where(ended, END, _code(trie, trie.level[level, 0] + k.clamp(min=0))))
+        begin = at
+    return torch.stack(out, 1)
 
 
 def allowed(
@@ -58,32 +141,34 @@ def allowed(
     """Whether some allowed item is below each node."""
     if filters is None:
         return torch.ones_like(nodes, dtype=torch.bool)
-    begin, end = trie.item_begin[nodes].long(), trie.item_end[nodes].long()
-    return _before(filters, which, end) > _before(filters, which, begin)
+    _, begin, end = unpack(trie, nodes)
+    return _before(*filters, which, end) > _before(*filters, which, begin)
 
 
-def _edges(
-    trie: TrieTensors, nodes: torch.Tensor, width: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Children of nodes [...], padded: child nodes, codes, legality, each [..., width]."""
-    begin, end = trie.child_begin[nodes].long(), trie.child_begin[nodes + 1].long()
-    edge = begin[..., None] + torch.arange(width, device=nodes.device)
-    legal = edge < end[..., None]
-    if trie.code.numel() == 0:
-        return torch.zeros_like(edge), torch.full_like(edge, END), legal
-    edge = edge.clamp(max=trie.code.numel() - 1)
-    return edge + 1, trie.code[edge].long(), legal
-
-
-def _columns(
-    trie: TrieTensors, tokens: TokenTensors, nodes: torch.Tensor, codes: torch.Tensor
-) -> torch.Tensor:
-    """Logits column of `codes` [..., K] below `nodes` [...], -1 for an end edge or no token."""
-    depth = torch.searchsorted(trie.level_begin, nodes.to(torch.int32), right=True) - 1
-    depth = depth.clamp(max=trie.num_levels - 1)[..., None]
+def _continuations(
+    trie: TrieTensors, tokens: TokenTensors, nodes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What may follow nodes [...], padded: next nodes, codes, logits columns (-1 where none) and
+    whether the entry exists, each [..., 1 + C]. Entry 0 ends the SID, or waits after its end."""
     width = tokens.column.shape[1]
-    known = (codes >= 0) & (codes < width)
-    return torch.where(known, tokens.column[depth, codes.clamp(0, width - 1)], -1)
+    level, _, begin, end, first, last = (x[..., None] for x in _span(trie, nodes))
+    k = first + torch.arange(width + 1, device=nodes.device)
+    bounds = torch.where(k < last, _begin_of(trie, level, k), end)  # [..., C + 1]
+    child = _pack(level + 1, bounds[..., :-1], bounds[..., 1:])
+    code = _code(trie, trie.level[level, 0] + k[..., :-1])
+    known = (k < last)[..., :-1] & (code < width)
+    column = torch.where(known, tokens.column[level, code.clamp(0, width - 1)], -1)
+
+    whole = (nodes >> (2 * NODE_BITS) == trie.num_levels)[..., None]
+    stop_begin, stop_end = (x[..., None] for x in ending(trie, nodes))
+    stop = torch.where(whole, nodes[..., None], _pack(level + 1, stop_begin, stop_end))
+    none = torch.full_like(stop, -1)
+    return (
+        torch.cat([stop, child], -1),
+        torch.cat([torch.full_like(stop, END), code], -1),
+        torch.cat([none, column], -1),
+        torch.cat([stop_begin < stop_end, column >= 0], -1),
+    )
 
 
 def trie_mask(
@@ -93,20 +178,17 @@ def trie_mask(
     tokens: TokenTensors,
     filters: FilterTensors | None = None,
 ) -> torch.Tensor:
-    """logits [R, V] with -inf wherever a token is not legal after nodes [R] (out of place)."""
+    """logits [R, V] with -inf wherever a token is not legal after nodes [R]."""
     rows, vocab = logits.shape
-    at = nodes.clamp(min=0)
-    child, code, legal = _edges(trie, at, tokens.column.shape[1] + 1)  # [R, K]
+    following, _, column, legal = _continuations(trie, tokens, nodes.clamp(min=0))  # [R, K]
     if filters is not None:
         per = rows // filters.words.shape[0]
         which = torch.arange(rows, device=nodes.device) // max(per, 1)
-        legal &= allowed(trie, filters, which[:, None], child)
-    column = torch.where(code == END, tokens.terminator, _columns(trie, tokens, at, code))
-    legal &= column >= 0
+        legal = legal & allowed(trie, filters, which[:, None], following)
+    column[:, 0] = tokens.terminator
+    legal = legal & (column >= 0)
     # A leaf, or a prefix below which the filter allows nothing: only the terminator is left.
-    empty = ~legal.any(1, keepdim=True)
-    column = torch.where(empty, tokens.terminator, column)
-    legal = (legal | empty) & (column >= 0)
+    legal[:, 0] |= ~legal.any(1) & (tokens.terminator >= 0)
 
     sink = torch.where(legal, column, vocab)  # illegal entries land in a spare column
     keep = torch.zeros(rows, vocab + 1, dtype=torch.bool, device=logits.device)
@@ -133,31 +215,24 @@ def trie_step(
     logits = logits.reshape(batch, beams, -1).float() / temperature  # [B, M, V]
     live = (nodes >= 0) & (scores > float("-inf"))  # [B, M]
     at = nodes.clamp(min=0)
-    child, code, legal = _edges(trie, at, tokens.column.shape[1] + 1)  # [B, M, K]
-    # A whole SID waits for the longer ones: it is its own, cost-free continuation.
-    leaf = trie.child_begin[at] == trie.child_begin[at + 1]
-    child = torch.where(leaf[..., None], at[..., None], child)
-    code = torch.where(leaf[..., None], END, code)
-    legal[..., 0] |= leaf
+    following, code, column, legal = _continuations(trie, tokens, at)  # [B, M, K]
     which = torch.arange(batch, device=nodes.device)[:, None, None]
-    legal &= allowed(trie, filters, which, child)
-    column = _columns(trie, tokens, at, code)
-    legal &= (column >= 0) | (code == END)
+    legal = legal & allowed(trie, filters, which, following)
 
     picked = logits.gather(2, column.clamp(min=0))
     if normalize == "vocab":
         norm = logits.logsumexp(2)
     elif normalize == "level":
-        depth = torch.searchsorted(trie.level_begin, at.to(torch.int32), right=True) - 1
-        level = tokens.column[depth.clamp(max=trie.num_levels - 1)]  # [B, M, C]
+        depth = unpack(trie, at)[0].clamp(max=trie.num_levels - 1)
+        level = tokens.column[depth]  # [B, M, C]
         values = logits.gather(2, level.clamp(min=0))
         norm = values.masked_fill(level < 0, float("-inf")).logsumexp(2)
     else:
-        norm = picked.masked_fill(~legal | (code == END), float("-inf")).logsumexp(2)
-    gain = torch.where(code == END, 0.0, picked - norm[..., None])
+        norm = picked.masked_fill(~legal | (column < 0), float("-inf")).logsumexp(2)
+    gain = torch.where(column < 0, 0.0, picked - norm[..., None])
     candidates = torch.where(legal & live[..., None], scores[..., None] + gain, float("-inf"))
     candidates = candidates.nan_to_num(nan=float("-inf"), neginf=float("-inf"))
-    return _best(candidates, child, code, num_beams)
+    return _best(candidates, following, code, num_beams)
 
 
 def _best(

@@ -8,27 +8,36 @@ import torch
 
 NO_NODE = -1
 END = -1
+ROOT = 0
+# A node as int64: 7 bits of depth, 28 of size (in items), 28 of begin; the root is 0.
+NODE_BITS = 28
 
 
 class TrieTensors(NamedTuple):
-    """A trie, nodes in breadth-first order: edge e leads to node e + 1. All int32.
+    """A trie over items in sorted SID order; see csrc/trie.h.
 
-    child_begin [nodes + 1]: edges of node n are child_begin[n] .. child_begin[n + 1]
-    code [nodes - 1]: label of each edge, ascending within a node; -1 ends a SID that is also the
-        prefix of a longer one
-    item_begin, item_end [nodes]: the items below a node, in sorted SID order
-    level_begin [levels + 2]: the first node of each depth
+    A node is a range of items at a depth. For each depth a bitmap marks the items at which a node
+    begins; an item whose SID has ended belongs to the node that begins before it no more, so it
+    has no bit from there on.
+
+    codes uint8, int16 or int32 [codes]: codes of the nodes, depth after depth, in item order
+    bits int64 [L, W]: bit i % 64 of word i // 64 says whether a node of depth l + 1 begins at item
+        i; W is at least N // 64 + 1
+    rank int32 [L, W]: nodes of that depth before each word
+    starts int32 [starts]: items at which the nodes of sparse depths begin
+    level int64 [L + 1, 2]: where each depth's part of `codes` and of `starts` (-1: it has none)
+        begins; the last row holds the number of codes and of items
     """
 
-    child_begin: torch.Tensor
-    code: torch.Tensor
-    item_begin: torch.Tensor
-    item_end: torch.Tensor
-    level_begin: torch.Tensor
+    codes: torch.Tensor
+    bits: torch.Tensor
+    rank: torch.Tensor
+    starts: torch.Tensor
+    level: torch.Tensor
 
     @property
     def num_levels(self) -> int:
-        return self.level_begin.numel() - 2
+        return self.bits.shape[0]
 
 
 class FilterTensors(NamedTuple):

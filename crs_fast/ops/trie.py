@@ -1,50 +1,48 @@
-"""The trie ops: checks, registration with torch, and the way into the native module.
+"""The trie ops: what they compute, and the checks before a pointer crosses.
 
-`torch.ops.crs_fast.*` take flat tensors; the functions below take the bundles of `tensors.py`.
-Registered for the CPU and CUDA with fake implementations, so they work under
-`torch.compile(fullgraph=True)`.
+The functions take the bundles of `tensors.py`; `torch.ops.crs_fast.*`, which `trie_dispatch.py`
+registers, take flat tensors.
 """
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 from crs_fast import _native
 
-from . import reference
+from . import reference, trie_dispatch
 from .reference import NORMALIZE
 from .tensors import FilterTensors, TokenTensors, TrieTensors
 
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-MINUS_INF_BITS = {torch.float32: 0xFF800000, torch.bfloat16: 0xFF80, torch.float16: 0xFC00}
-
-_TRIE = "Tensor child_begin, Tensor code, Tensor item_begin, Tensor item_end, Tensor level_begin"
-_TOKENS = "Tensor column, Tensor denied, int terminator, int num_columns"
-_FILTERS = "Tensor? words, Tensor? rank"
-
-LIBRARY = torch.library.Library("crs_fast", "DEF")
-LIBRARY.define(f"trie_walk({_TRIE}, Tensor codes) -> Tensor")
-LIBRARY.define(f"trie_mask_(Tensor(a!) logits, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}) -> ()")
-LIBRARY.define(
-    f"trie_step(Tensor logits, Tensor scores, Tensor nodes, {_TRIE}, {_TOKENS}, int num_beams, "
-    f"str normalize, float temperature, {_FILTERS}) -> (Tensor, Tensor, Tensor, Tensor)"
-)
+DTYPES = tuple(trie_dispatch.DTYPES)
+_CODES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+_POLL_SECONDS = 0.1
 
 
-def trie_build(sids: torch.Tensor) -> tuple[TrieTensors, torch.Tensor]:
-    """Sort SIDs and lay the trie out breadth-first, in C++.
+def trie_build(
+    sids: torch.Tensor, num_sorted: int = 0, progress: Callable[[float], Any] | None = None
+) -> tuple[TrieTensors, torch.Tensor]:
+    """Sort SIDs and lay the trie out, in C++ on all threads.
 
         order = stable_argsort(sids)            # lexicographic, -1 first
-        for level: split every node's item range into runs of one code
+        for each depth: mark the items at which the prefix changes, list their codes
 
     Args:
         sids: int64 [N, L] on the CPU, -1 pads ragged rows.
+        num_sorted: so many leading rows are in order already; the rest is merged in.
+        progress: called now and then, from another thread, with the finished part, 0 to 1.
 
     Returns:
         The trie, and order int32 [N]: sorted position -> row of `sids`.
 
     Raises:
-        ValueError: a code outside [0, 2^31 - 2], an empty row, a code after padding.
+        ValueError: 2^28 rows or more, more than 127 levels, a code outside [0, 2^31 - 1], an empty
+            row, a code after padding.
         RuntimeError: the native module was not built.
     """
     if sids.ndim != 2 or sids.dtype != torch.int64 or sids.device.type != "cpu":
@@ -58,12 +56,42 @@ def trie_build(sids: torch.Tensor) -> tuple[TrieTensors, torch.Tensor]:
     if native is None:
         raise RuntimeError(f"trie_build: needs the native module: {_native.BUILD_HINT}")
     sids = sids.contiguous()
-    arrays = native.trie_build(sids.data_ptr(), *sids.shape)
-    nodes, levels = arrays.num_nodes, sids.shape[1]
-    sizes = (nodes + 1, nodes - 1, nodes, nodes, levels + 2, sids.shape[0])
-    *trie, order = (torch.empty(size, dtype=torch.int32) for size in sizes)
-    arrays.copy_to(*(t.data_ptr() for t in (*trie, order)))
-    return TrieTensors(*trie), order
+    items, levels = sids.shape
+    builder = native.TrieBuilder(sids.data_ptr(), items, levels, num_sorted)
+    with _watched(builder, progress):
+        builder.sort()
+        trie = TrieTensors(
+            torch.empty(builder.num_codes, dtype=_CODES[builder.code_bytes]),
+            torch.empty(levels, builder.words, dtype=torch.int64),
+            torch.empty(levels, builder.words, dtype=torch.int32),
+            torch.empty(builder.num_starts, dtype=torch.int32),
+            torch.empty(levels + 1, 2, dtype=torch.int64),
+        )
+        order = torch.empty(items, dtype=torch.int32)
+        builder.fill(*(t.data_ptr() for t in (*trie, order)))
+    return trie, order
+
+
+@contextmanager
+def _watched(builder: Any, progress: Callable[[float], Any] | None) -> Iterator[None]:
+    """Report the progress of a builder, which works with the interpreter's lock released."""
+    if progress is None:
+        yield
+        return
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(_POLL_SECONDS):
+            progress(builder.progress())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+    progress(1.0)
 
 
 def trie_walk(trie: TrieTensors, codes: torch.Tensor) -> torch.Tensor:
@@ -79,8 +107,43 @@ def trie_walk(trie: TrieTensors, codes: torch.Tensor) -> torch.Tensor:
     Returns:
         nodes int64 [R]; -1 where the trie has no such path.
     """
-    _check("trie_walk", "codes", codes, trie.code, (torch.int64,), 2)
+    _check("trie_walk", "codes", codes, trie.codes, (torch.int64,), 2)
     return torch.ops.crs_fast.trie_walk(*trie, codes)
+
+
+def trie_rows(trie: TrieTensors, items: torch.Tensor) -> torch.Tensor:
+    """The SIDs of items, from the trie alone.
+
+    Args:
+        trie: on any device.
+        items: int64 [n], positions in sorted SID order.
+
+    Returns:
+        int64 [n, L] on the trie's device, -1 pads.
+    """
+    _check("trie_rows", "items", items, trie.codes, (torch.int64,), 1)
+    native = _native.load()
+    if native is None or items.is_cuda:
+        return reference.trie_rows(trie, items)
+    out = torch.empty(items.numel(), trie.num_levels, dtype=torch.int64)
+    items = items.contiguous()
+    native.trie_rows(
+        trie_dispatch.trie_view(native, trie), items.data_ptr(), items.numel(), out.data_ptr()
+    )
+    return out
+
+
+def trie_mask(
+    logits: torch.Tensor,
+    nodes: torch.Tensor,
+    trie: TrieTensors,
+    tokens: TokenTensors,
+    filters: FilterTensors | None = None,
+) -> torch.Tensor:
+    """`trie_mask_` into a new tensor: only the legal logits are read."""
+    _check_mask("trie_mask", logits, nodes, trie, tokens, filters)
+    words, rank = filters if filters is not None else (None, None)
+    return torch.ops.crs_fast.trie_mask(logits, nodes, *trie, *tokens, words, rank)
 
 
 def trie_mask_(
@@ -105,21 +168,7 @@ def trie_mask_(
     Returns:
         `logits`.
     """
-    _check("trie_mask_", "logits", logits, trie.code, tuple(DTYPES), 2)
-    _check("trie_mask_", "nodes", nodes, trie.code, (torch.int64,), 1)
-    if nodes.shape[0] != logits.shape[0]:
-        raise ValueError(
-            f"trie_mask_: nodes must have one entry a row of logits, {logits.shape[0]} "
-            f"(got {nodes.shape[0]})"
-        )
-    _check_tokens("trie_mask_", logits, trie, tokens)
-    if filters is not None and (
-        filters.words.shape[0] == 0 or logits.shape[0] % filters.words.shape[0]
-    ):
-        raise ValueError(
-            f"trie_mask_: filters must divide the {logits.shape[0]} rows evenly "
-            f"(got {filters.words.shape[0]})"
-        )
+    _check_mask("trie_mask_", logits, nodes, trie, tokens, filters)
     words, rank = filters if filters is not None else (None, None)
     torch.ops.crs_fast.trie_mask_(logits, nodes, *trie, *tokens, words, rank)
     return logits
@@ -159,9 +208,9 @@ def trie_step(
         scores float32, nodes, parents and codes int64, each [B, num_beams]. Where fewer legal
         continuations than beams exist the rest has score -inf, node -1, parent 0, code -1.
     """
-    _check("trie_step", "logits", logits, trie.code, tuple(DTYPES), 2)
-    _check("trie_step", "scores", scores, trie.code, (torch.float32,), 2)
-    _check("trie_step", "nodes", nodes, trie.code, (torch.int64,), 2)
+    _check("trie_step", "logits", logits, trie.codes, DTYPES, 2)
+    _check("trie_step", "scores", scores, trie.codes, (torch.float32,), 2)
+    _check("trie_step", "nodes", nodes, trie.codes, (torch.int64,), 2)
     if nodes.shape != scores.shape or logits.shape[0] != scores.numel():
         raise ValueError(
             "trie_step: logits [B * M, V], scores [B, M] and nodes [B, M] must agree "
@@ -175,6 +224,7 @@ def trie_step(
         )
     if normalize not in NORMALIZE:
         raise ValueError(f"trie_step: normalize must be one of {NORMALIZE} (got {normalize!r})")
+    _check_filters("trie_step", filters, trie)
     if filters is not None and filters.words.shape[0] != scores.shape[0]:
         raise ValueError(
             f"trie_step: filters must hold one bitmap a request, {scores.shape[0]} "
@@ -182,8 +232,34 @@ def trie_step(
         )
     words, rank = filters if filters is not None else (None, None)
     return torch.ops.crs_fast.trie_step(
-        logits, scores, nodes, *trie, *tokens, num_beams, normalize, temperature, words, rank
+        logits, scores, nodes, *trie, *tokens, words, rank, num_beams, normalize, temperature
     )
+
+
+def _check_mask(
+    op: str,
+    logits: torch.Tensor,
+    nodes: torch.Tensor,
+    trie: TrieTensors,
+    tokens: TokenTensors,
+    filters: FilterTensors | None,
+) -> None:
+    _check(op, "logits", logits, trie.codes, DTYPES, 2)
+    _check(op, "nodes", nodes, trie.codes, (torch.int64,), 1)
+    if nodes.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f"{op}: nodes must have one entry a row of logits, {logits.shape[0]} "
+            f"(got {nodes.shape[0]})"
+        )
+    _check_tokens(op, logits, trie, tokens)
+    _check_filters(op, filters, trie)
+    if filters is not None and (
+        filters.words.shape[0] == 0 or logits.shape[0] % filters.words.shape[0]
+    ):
+        raise ValueError(
+            f"{op}: filters must divide the {logits.shape[0]} rows evenly "
+            f"(got {filters.words.shape[0]})"
+        )
 
 
 def _check(
@@ -219,166 +295,9 @@ def _check_tokens(op: str, logits: torch.Tensor, trie: TrieTensors, tokens: Toke
         )
 
 
-def _views(native, trie, tokens=None, words=None, rank=None):
-    """The native views of flat op arguments. The tensors must outlive the call."""
-    child_begin, code, item_begin, item_end, level_begin = trie
-    view = native.Trie(
-        child_begin.data_ptr(),
-        code.data_ptr(),
-        item_begin.data_ptr(),
-        item_end.data_ptr(),
-        level_begin.data_ptr(),
-        level_begin.numel() - 2,
-    )
-    if tokens is None:
-        return view
-    column, denied, terminator = tokens[:3]
-    token_view = native.Tokens(
-        column.data_ptr(),
-        column.stride(0),
-        column.shape[1],
-        terminator,
-        denied.data_ptr(),
-        denied.numel(),
-    )
-    if words is None:
-        return view, native.Filter(0, 0, 0), token_view
-    return view, native.Filter(words.data_ptr(), rank.data_ptr(), words.shape[1]), token_view
-
-
-def _bundles(trie, tokens, words, rank):
-    filters = None if words is None else FilterTensors(words, rank)
-    return TrieTensors(*trie), TokenTensors(*tokens), filters
-
-
-def _rows(logits: torch.Tensor) -> torch.Tensor:
-    """Rows may be any distance apart; within a row logits must be adjacent."""
-    return logits if logits.stride(1) == 1 or logits.shape[1] <= 1 else logits.contiguous()
-
-
-def _stream(tensor: torch.Tensor) -> int:
-    return torch.cuda.current_stream(tensor.device).cuda_stream
-
-
-def _walk(cb, code, ib, ie, lb, codes):
-    native = _native.load()
-    if native is None or (codes.is_cuda and not _native.has_cuda()):
-        return reference.trie_walk(TrieTensors(cb, code, ib, ie, lb), codes)
-    codes = codes.contiguous()
-    nodes = torch.empty(codes.shape[0], dtype=torch.int64, device=codes.device)
-    args = (_views(native, (cb, code, ib, ie, lb)), codes.data_ptr(), *codes.shape)
-    if codes.is_cuda:
-        with torch.cuda.device(codes.device):
-            native.trie_walk_cuda(*args, nodes.data_ptr(), _stream(codes))
-    else:
-        native.trie_walk(*args, nodes.data_ptr())
-    return nodes
-
-
-def _mask(logits, nodes, cb, code, ib, ie, lb, column, denied, terminator, columns, words, rank):
-    trie, tokens = (cb, code, ib, ie, lb), (column, denied, terminator, columns)
-    native = _native.load()
-    rows = _rows(logits)
-    if native is None or (logits.is_cuda and not _native.has_cuda()):
-        if logits.is_cuda:
-            _native.warn_no_cuda_kernels("trie_mask_")
-        bundles = _bundles(trie, tokens, words, rank)
-        logits.copy_(reference.trie_mask(logits, nodes, *bundles))
-        return
-    views = _views(native, trie, tokens, words, rank)
-    nodes = nodes.contiguous()
-    args = native.MaskArgs(
-        *views,
-        max(1, rows.shape[0] // (1 if words is None else words.shape[0])),
-        rows.data_ptr(),
-        nodes.data_ptr(),
-        rows.shape[0],
-        rows.shape[1],
-        rows.stride(0),
-        rows.element_size(),
-        MINUS_INF_BITS[rows.dtype],
-    )
-    if logits.is_cuda:
-        with torch.cuda.device(logits.device):
-            native.trie_mask_cuda(args, _stream(logits))
-    else:
-        native.trie_mask(args)
-    if rows is not logits:
-        logits.copy_(rows)
-
-
-def _step_reference(
-    logits, scores, nodes, cb, code, ib, ie, lb, column, denied, terminator, columns, num_beams,
-    normalize, temperature, words, rank,
-):  # fmt: skip
-    trie, tokens, filters = _bundles(
-        (cb, code, ib, ie, lb), (column, denied, terminator, columns), words, rank
-    )
-    return reference.trie_step(
-        logits, scores, nodes, trie, tokens, num_beams, normalize, temperature, filters
-    )
-
-
-def _step(
-    logits, scores, nodes, cb, code, ib, ie, lb, column, denied, terminator, columns, num_beams,
-    normalize, temperature, words, rank,
-):  # fmt: skip
-    native = _native.load()
-    if native is None:
-        return _step_reference(
-            logits, scores, nodes, cb, code, ib, ie, lb, column, denied, terminator, columns,
-            num_beams, normalize, temperature, words, rank,
-        )  # fmt: skip
-    views = _views(
-        native, (cb, code, ib, ie, lb), (column, denied, terminator, columns), words, rank
-    )
-    logits, scores, nodes = _rows(logits), scores.contiguous(), nodes.contiguous()
-    batch, beams = scores.shape
-    out_scores = torch.empty(batch, num_beams, dtype=torch.float32)
-    out = [torch.empty(batch, num_beams, dtype=torch.int64) for _ in range(3)]
-    native.trie_step(
-        native.StepArgs(
-            *views,
-            NORMALIZE.index(normalize),
-            1.0 / temperature,
-            logits.data_ptr(),
-            batch,
-            beams,
-            logits.shape[1],
-            logits.stride(0),
-            DTYPES[logits.dtype],
-            scores.data_ptr(),
-            nodes.data_ptr(),
-            num_beams,
-            out_scores.data_ptr(),
-            *(t.data_ptr() for t in out),
+def _check_filters(op: str, filters: FilterTensors | None, trie: TrieTensors) -> None:
+    if filters is not None and filters.words.shape[1] != trie.bits.shape[1]:
+        raise ValueError(
+            f"{op}: filters must be made for this trie, with {trie.bits.shape[1]} words a bitmap "
+            f"(got {filters.words.shape[1]})"
         )
-    )
-    return (out_scores, *out)
-
-
-def _walk_fake(cb, code, ib, ie, lb, codes):
-    return codes.new_empty(codes.shape[0])
-
-
-def _mask_fake(logits, nodes, *rest):
-    return None
-
-
-def _step_fake(
-    logits, scores, nodes, cb, code, ib, ie, lb, column, denied, terminator, columns, num_beams,
-    normalize, temperature, words, rank,
-):  # fmt: skip
-    shape = (scores.shape[0], num_beams)
-    return (scores.new_empty(shape), *(nodes.new_empty(shape) for _ in range(3)))
-
-
-for _name, _cpu, _cuda, _fake in (
-    ("trie_walk", _walk, _walk, _walk_fake),
-    ("trie_mask_", _mask, _mask, _mask_fake),
-    # The CUDA beam step is the reference: its fused kernel does not exist yet.
-    ("trie_step", _step, _step_reference, _step_fake),
-):
-    LIBRARY.impl(_name, _cpu, "CPU")
-    LIBRARY.impl(_name, _cuda, "CUDA")
-    torch.library.register_fake(f"crs_fast::{_name}", _fake, lib=LIBRARY)

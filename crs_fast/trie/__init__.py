@@ -3,5 +3,6 @@
 from .item_filter import ItemFilter
 from .sid_trie import SidTrie
 from .sid_vocab import SidVocab
+from .slot import TrieSlot
 
-__all__ = ["ItemFilter", "SidTrie", "SidVocab"]
+__all__ = ["ItemFilter", "SidTrie", "SidVocab", "TrieSlot"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from crs_fast.ops import FilterTensors
+from crs_fast.ops.reference import popcount
 
 if TYPE_CHECKING:
     from .sid_trie import SidTrie
@@ -28,7 +30,13 @@ class ItemFilter:
                 f"ItemFilter: mask must be bool [F, N] (got {mask.dtype} {tuple(mask.shape)})"
             )
         self.num_items = mask.shape[1]
-        self.tensors = _pack(mask)
+        self.tensors = _ranked(_pack(mask).to(mask.device))
+
+    @classmethod
+    def _of_words(cls, words: torch.Tensor, num_items: int) -> ItemFilter:
+        made = object.__new__(cls)
+        made.num_items, made.tensors = num_items, _ranked(words)
+        return made
 
     @classmethod
     def make(cls, trie: SidTrie, allow: Any = None, deny: Any = None) -> ItemFilter:
@@ -40,7 +48,9 @@ class ItemFilter:
             mask &= _as_mask(trie, allow)
         if deny is not None:
             mask &= ~_as_mask(trie, deny)
-        return cls(mask[None]).to(trie.device)
+        words, wanted = _pack(mask[None]), trie.tensors.bits.shape[1]
+        words = torch.nn.functional.pad(words, (0, wanted - words.shape[1]))
+        return cls._of_words(words.to(trie.device), trie.num_items)
 
     @classmethod
     def stack(cls, filters: Sequence[ItemFilter | None]) -> ItemFilter:
@@ -56,8 +66,10 @@ class ItemFilter:
                 "ItemFilter.stack: filters must hold at least one filter, all over one catalogue "
                 f"(got {len(given)} over catalogues of {sorted(sizes)} items)"
             )
-        free = torch.ones(1, sizes.pop(), dtype=torch.bool, device=given[0].device)
-        return cls(torch.cat([free if f is None else f.mask() for f in filters]))
+        items = sizes.pop()
+        free = _all_items(given[0].tensors.words.shape[1], items).to(given[0].device)
+        words = [free if f is None else f.tensors.words for f in filters]
+        return cls._of_words(torch.cat(words), items)
 
     @property
     def num_requests(self) -> int:
@@ -76,19 +88,26 @@ class ItemFilter:
     def to(self, device: torch.device | str) -> ItemFilter:
         if torch.device(device) == self.device:
             return self
-        moved = object.__new__(ItemFilter)
-        moved.num_items = self.num_items
-        moved.tensors = FilterTensors(*(t.to(device) for t in self.tensors))
-        return moved
+        return ItemFilter._of_words(self.tensors.words.to(device), self.num_items)
 
     def __and__(self, other: ItemFilter) -> ItemFilter:
-        return ItemFilter(self.mask() & other.mask())
+        return self._of_words(self.tensors.words & self._words_of(other), self.num_items)
 
     def __or__(self, other: ItemFilter) -> ItemFilter:
-        return ItemFilter(self.mask() | other.mask())
+        return self._of_words(self.tensors.words | self._words_of(other), self.num_items)
 
     def __invert__(self) -> ItemFilter:
-        return ItemFilter(~self.mask())
+        words = self.tensors.words
+        everything = _all_items(words.shape[1], self.num_items).to(self.device)
+        return self._of_words(~words & everything, self.num_items)
+
+    def _words_of(self, other: ItemFilter) -> torch.Tensor:
+        if other.num_items != self.num_items:
+            raise ValueError(
+                f"ItemFilter: filters must be over one catalogue of {self.num_items} items "
+                f"(got {other.num_items})"
+            )
+        return other.tensors.words.to(self.device)
 
     def __repr__(self) -> str:
         return f"ItemFilter(num_requests={self.num_requests}, num_items={self.num_items})"
@@ -111,14 +130,23 @@ def _as_mask(trie: SidTrie, which: Any) -> torch.Tensor:
     return mask
 
 
-def _pack(mask: torch.Tensor) -> FilterTensors:
-    """64 items a word; one word more than needed, so that position N has one."""
+def _pack(mask: torch.Tensor) -> torch.Tensor:
+    """64 items a word, int64 [F, W] on the CPU; one word more than needed, so that position N has
+    one."""
     rows, items = mask.shape
-    words = items // _BITS + 1
-    padded = torch.zeros(rows, words * _BITS, dtype=torch.int64, device=mask.device)
-    padded[:, :items] = mask
-    bits = padded.view(rows, words, _BITS)
-    count = bits.sum(2)
-    rank = (count.cumsum(1) - count).to(torch.int32)
-    packed = (bits << torch.arange(_BITS, device=mask.device)).sum(2)
-    return FilterTensors(packed, rank)
+    packed = np.zeros((rows, (items // _BITS + 1) * _BITS // 8), dtype=np.uint8)
+    packed[:, : (items + 7) // 8] = np.packbits(mask.cpu().numpy(), axis=1, bitorder="little")
+    return torch.from_numpy(packed.view("<i8"))
+
+
+def _all_items(words: int, num_items: int) -> torch.Tensor:
+    """The bitmap [1, words] that allows each of num_items."""
+    bitmap = torch.full((1, words), -1, dtype=torch.int64)
+    bitmap[:, num_items // _BITS :] = 0
+    bitmap[:, num_items // _BITS] = (1 << num_items % _BITS) - 1
+    return bitmap
+
+
+def _ranked(words: torch.Tensor) -> FilterTensors:
+    count = popcount(words)
+    return FilterTensors(words, (count.cumsum(1) - count).to(torch.int32))

@@ -13,8 +13,8 @@ import torch
 class ItemIds:
     """N distinct ids, all int or all str, frozen.
 
-    Exactly one of the two forms is held: `numbers` int64 [N], or `text` uint8 [bytes] with
-    `offsets` int64 [N + 1].
+    Exactly one of the two forms is held: `numbers` int32 or int64 [N], or `text` uint8 [bytes]
+    with `offsets` int64 [N + 1].
     """
 
     def __init__(
@@ -43,9 +43,11 @@ class ItemIds:
                 names = sorted(kind.__name__ for kind in kinds)
                 raise ValueError(f"SidTrie: item_ids must be all int or all str (got {names})")
         numbers = torch.as_tensor(ids, dtype=torch.int64).reshape(-1).cpu()
-        if numbers.unique().numel() != numbers.numel():
+        made = cls(numbers=_narrow(numbers))
+        ordered = numbers[made._order.long()]
+        if bool((ordered[1:] == ordered[:-1]).any()):
             raise ValueError("SidTrie: item_ids must be distinct (got repeated ids)")
-        return cls(numbers=numbers)
+        return made
 
     @classmethod
     def _from_text(cls, ids: Sequence[str]) -> ItemIds:
@@ -77,7 +79,8 @@ class ItemIds:
 
     @property
     def nbytes(self) -> int:
-        held = (self.numbers, self.text, self.offsets)
+        """Bytes held, the look-up table of int ids included."""
+        held = (self.numbers, self.text, self.offsets, self._order)
         return sum(t.nbytes for t in held if t is not None)
 
     def take(self, order: torch.Tensor) -> ItemIds:
@@ -109,22 +112,74 @@ class ItemIds:
             ).reshape(-1)
         except (TypeError, ValueError) as error:
             raise KeyError(f"SidTrie: this catalogue's item ids are int ({error})") from None
-        sorted_ids, order = self._sorted_numbers
-        if not sorted_ids.numel():
+        if not len(self):
             if wanted_numbers.numel():
                 raise KeyError(f"SidTrie: no item {int(wanted_numbers[0])} (empty catalogue)")
             return wanted_numbers
-        at = torch.searchsorted(sorted_ids, wanted_numbers).clamp(max=sorted_ids.numel() - 1)
-        unknown = wanted_numbers[sorted_ids[at] != wanted_numbers]
+        at = self._search(wanted_numbers)
+        unknown = wanted_numbers[self.numbers[at] != wanted_numbers]
         if unknown.numel():
             raise KeyError(f"SidTrie: no item {int(unknown[0])} ({unknown.numel()} unknown ids)")
-        return order[at]
+        return at
+
+    def _search(self, wanted: torch.Tensor) -> torch.Tensor:
+        """The position of the id that is or would stand at each of `wanted`."""
+        assert self.numbers is not None
+        last = len(self) - 1
+        least = int(self.numbers[self._order[0]])
+        if int(self.numbers[self._order[-1]]) - least == last:  # ids without a gap
+            return self._order[(wanted - least).clamp(0, last)].long()
+        ordered = self.numbers[self._order.long()]
+        return self._order[torch.searchsorted(ordered, wanted).clamp(max=last)].long()
+
+    def append(self, more: ItemIds) -> ItemIds:
+        """These ids and then `more`.
+
+        Raises:
+            ValueError: ids of the other kind, or one that is here already.
+        """
+        if (self.numbers is None) != (more.numbers is None):
+            kind = "str" if self.numbers is None else "int"
+            raise ValueError(f"SidTrie: item_ids must be {kind}, as the catalogue's (got others)")
+        if self.numbers is not None and more.numbers is not None:
+            at = self._search(more.numbers.long()) if len(self) else more.numbers[:0].long()
+            known = more.numbers[: at.numel()][self.numbers[at] == more.numbers[: at.numel()]]
+            if known.numel():
+                raise ValueError(f"SidTrie: item {int(known[0])} must be new (got one of this id)")
+            return ItemIds(numbers=_narrow(torch.cat([self.numbers.long(), more.numbers.long()])))
+        assert self.text is not None
+        assert more.text is not None
+        assert self.offsets is not None
+        assert more.offsets is not None
+        repeated = self._of_text.keys() & more._of_text.keys()
+        if repeated:
+            raise ValueError(f"SidTrie: item {min(repeated)!r} must be new (got one of this id)")
+        offsets = torch.cat([self.offsets, more.offsets[1:] + self.offsets[-1]])
+        return ItemIds(text=torch.cat([self.text, more.text]), offsets=offsets)
 
     @cached_property
-    def _sorted_numbers(self) -> tuple[torch.Tensor, torch.Tensor]:
-        assert self.numbers is not None
-        return self.numbers.sort()
+    def _order(self) -> torch.Tensor:
+        """Positions in the order of their ids, int32 [N]; none for text."""
+        if self.numbers is None:
+            return torch.empty(0, dtype=torch.int32)
+        size = len(self)
+        if size and int(self.numbers.min()) == 0 and int(self.numbers.max()) == size - 1:
+            # Distinct, so a permutation: inverted without a sort.
+            order = torch.full((size,), -1, dtype=torch.int32)
+            order[self.numbers.long()] = torch.arange(size, dtype=torch.int32)
+            if int(order.min()) >= 0:
+                return order
+        return self.numbers.argsort().to(torch.int32)
 
     @cached_property
     def _of_text(self) -> dict[str, int]:
         return {str(item): position for position, item in enumerate(self.tolist())}
+
+
+def _narrow(numbers: torch.Tensor) -> torch.Tensor:
+    """In half the bytes where the values allow it."""
+    limits = torch.iinfo(torch.int32)
+    fits = numbers.numel() == 0 or bool(
+        (numbers.min() >= limits.min) & (numbers.max() <= limits.max)
+    )
+    return numbers.to(torch.int32) if fits else numbers

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crs_fast.ops import TrieTensors, trie_build, trie_walk
-from crs_fast.ops.tensors import END
+from crs_fast.ops import TrieTensors, trie_build, trie_rows, trie_walk
+from crs_fast.ops.reference import ending
+from crs_fast.ops.tensors import NODE_BITS
 
 from .item_ids import ItemIds
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class SidTrie:
-    """A frozen trie over semantic IDs, nodes in breadth-first order.
+    """A frozen trie over semantic IDs.
 
     Make one with `SidTrie.from_sids` or `SidTrie.load`. It holds no state that changes, so threads
     may share it.
@@ -28,31 +29,67 @@ class SidTrie:
     def __init__(self, tensors: TrieTensors, item_ids: ItemIds) -> None:
         self.tensors = tensors
         self.item_ids = item_ids  # in sorted SID order
-        bounds = tensors.level_begin.tolist()
-        self._level_bounds = list(pairwise(bounds[1:]))
 
     @classmethod
-    def from_sids(cls, sids: Any, item_ids: Any = None) -> SidTrie:
-        """Build the trie, in C++.
+    def from_sids(
+        cls, sids: Any, item_ids: Any = None, progress: Callable[[float], Any] | None = None
+    ) -> SidTrie:
+        """Build the trie, in C++ on all threads.
 
         Args:
             sids: int [N, L] as tensor, numpy array or list; -1 pads ragged rows; a list of lists
                 of unequal length is padded here. Rows may repeat: several items on one SID.
             item_ids: N distinct int or str ids; None means 0 .. N-1.
+            progress: called now and then, from another thread, with the finished part, 0 to 1.
 
         Raises:
-            ValueError: codes outside [0, 2^31 - 2], an empty row, a code after padding, ids that
-                repeat or differ in number from the rows.
+            ValueError: 2^28 rows or more, codes outside [0, 2^31 - 1], an empty row, a code after
+                padding, ids that repeat or differ in number from the rows.
         """
         rows = _sid_tensor(sids)
-        ids = ItemIds.make(range(rows.shape[0]) if item_ids is None else item_ids)
-        if len(ids) != rows.shape[0]:
+        ids = None if item_ids is None else ItemIds.make(item_ids)
+        if ids is not None and len(ids) != rows.shape[0]:
             raise ValueError(
                 f"SidTrie.from_sids: item_ids must hold one id a SID, {rows.shape[0]} "
                 f"(got {len(ids)})"
             )
-        tensors, order = trie_build(rows)
-        return cls(tensors, ids.take(order.long()))
+        tensors, order = trie_build(rows, progress=progress)
+        return cls(tensors, ItemIds(numbers=order) if ids is None else ids.take(order.long()))
+
+    def add(self, sids: Any, item_ids: Any) -> SidTrie:
+        """A trie with more items: only they are sorted and then merged in. This one stays.
+
+        Args:
+            sids: int [n, L'], -1 pads; L' may differ from this trie's levels.
+            item_ids: n distinct ids of this catalogue's kind, none of them in it. Items on one SID
+                keep their order, the new ones come last.
+
+        Raises:
+            ValueError: as `from_sids`, and an id that is in the catalogue already.
+        """
+        added, ids = _sid_tensor(sids), ItemIds.make(item_ids)
+        if len(ids) != added.shape[0]:
+            raise ValueError(
+                f"SidTrie.add: item_ids must hold one id a SID, {added.shape[0]} (got {len(ids)})"
+            )
+        levels = max(self.num_levels, added.shape[1])
+        rows = torch.cat([_padded(self.sids(), levels), _padded(added, levels)])
+        tensors, order = trie_build(rows, num_sorted=self.num_items)
+        both = self.item_ids.append(ids)
+        return SidTrie(tensors, both.take(order.long())).to(self.device)
+
+    def remove(self, item_ids: Sequence[int | str] | torch.Tensor) -> SidTrie:
+        """A trie without some items; nothing is sorted. This one stays.
+
+        Raises:
+            KeyError: an id that is not in the catalogue.
+        """
+        keep = torch.ones(self.num_items, dtype=torch.bool)
+        keep[self.item_ids.positions(item_ids)] = False
+        left = keep.nonzero().squeeze(1)
+        rows = self._rows(left)
+        tensors, _ = trie_build(rows, num_sorted=rows.shape[0])
+        return SidTrie(tensors, self.item_ids.take(left)).to(self.device)
 
     @property
     def num_items(self) -> int:
@@ -64,22 +101,28 @@ class SidTrie:
 
     @property
     def num_nodes(self) -> int:
-        """Nodes, the root included."""
-        return self.tensors.item_begin.numel()
+        """Distinct prefixes, the root included."""
+        return int(self.tensors.level[-1, 0]) + 1
+
+    @property
+    def leaf(self) -> int:
+        """A node after which nothing may follow."""
+        return self.num_levels << (2 * NODE_BITS) | 1 << NODE_BITS
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the index, item ids included."""
+        """Bytes of the index, item ids and their look-up table included."""
         return sum(t.nbytes for t in self.tensors) + self.item_ids.nbytes
 
     @property
     def device(self) -> torch.device:
-        return self.tensors.code.device
+        return self.tensors.codes.device
 
     def level_sizes(self) -> list[int]:
         """One more than the highest code, for each level."""
-        code = self.tensors.code
-        return [int(code[a - 1 : b - 1].max()) + 1 if b > a else 0 for a, b in self._level_bounds]
+        bounds = self.tensors.level[:, 0].tolist()
+        codes = self.tensors.codes
+        return [int(codes[a:b].max()) + 1 if b > a else 0 for a, b in pairwise(bounds)]
 
     def to(self, device: torch.device | str) -> SidTrie:
         """The same trie with its index on another device; item ids stay on the CPU."""
@@ -98,19 +141,9 @@ class SidTrie:
         """Where the items on each SID stand in sorted order: begin, end int64 [n]; empty ranges
         for a SID of no item. `sids`: int64 [n, L'], -1 pads; columns past the trie's levels
         must be padding."""
-        trie = self.tensors
-        nodes = trie_walk(trie, sids.to(self.device))
-        at = nodes.clamp(min=0)
-        first, last = trie.child_begin[at].long(), trie.child_begin[at + 1].long()
-        leaf = first == last
-        # A SID that prefixes a longer one ends in an edge of its own, the node's first.
-        if trie.code.numel():
-            ended = ~leaf & (trie.code[first.clamp(max=trie.code.numel() - 1)] == END)
-            at = torch.where(ended, first + 1, at)
-        else:
-            ended = torch.zeros_like(leaf)
-        whole = (nodes > 0) & (leaf | ended)
-        begin, end = trie.item_begin[at].long(), trie.item_end[at].long()
+        nodes = trie_walk(self.tensors, sids.to(self.device))
+        begin, end = ending(self.tensors, nodes.clamp(min=0))
+        whole = (nodes > 0) & (begin < end)
         return torch.where(whole, begin, 0), torch.where(whole, end, 0)
 
     def sids(self, item_ids: Sequence[int | str] | torch.Tensor | None = None) -> torch.Tensor:
@@ -120,20 +153,11 @@ class SidTrie:
             KeyError: an id that is not in the catalogue.
         """
         if item_ids is None:
-            position = torch.arange(self.num_items)
-        else:
-            position = self.item_ids.positions(item_ids)
-        out = torch.full((position.numel(), self.num_levels), -1, dtype=torch.int64)
-        item_begin, item_end = self.tensors.item_begin.cpu(), self.tensors.item_end.cpu()
-        code = self.tensors.code.cpu()
-        for level, (first, last) in enumerate(self._level_bounds):
-            if last == first:
-                break
-            node = torch.searchsorted(item_begin[first:last], position.int(), right=True) - 1
-            node = node.clamp(min=0) + first
-            inside = (item_begin[node] <= position) & (position < item_end[node])
-            out[:, level] = torch.where(inside, code[node - 1].long(), -1)
-        return out
+            return self._rows(torch.arange(self.num_items))
+        return self._rows(self.item_ids.positions(item_ids))
+
+    def _rows(self, positions: torch.Tensor) -> torch.Tensor:
+        return trie_rows(self.tensors, positions.to(self.device)).cpu()
 
     def filter(self, allow: Any = None, deny: Any = None) -> ItemFilter:
         """Restrict a request to some items, exactly: a prefix is legal only if an allowed item is
@@ -156,6 +180,18 @@ class SidTrie:
         from .storage import save_trie
 
         save_trie(self, path)
+
+    @staticmethod
+    def metadata(path: str | PathLike[str]) -> dict[str, str]:
+        """What a file written by `save` holds ("num_items", "num_levels", "version", ...), read
+        without its tensors.
+
+        Raises:
+            ValueError: the file is damaged or of another version.
+        """
+        from .storage import read_metadata
+
+        return read_metadata(path)
 
     @staticmethod
     def load(path: str | PathLike[str]) -> SidTrie:
@@ -186,3 +222,7 @@ def _sid_tensor(sids: Any) -> torch.Tensor:
             f"SidTrie: sids must be integers [N, L] (got {tensor.dtype} {tuple(tensor.shape)})"
         )
     return tensor.to("cpu", torch.int64)
+
+
+def _padded(sids: torch.Tensor, levels: int) -> torch.Tensor:
+    return torch.nn.functional.pad(sids, (0, levels - sids.shape[1]), value=-1)

@@ -6,16 +6,18 @@ import hashlib
 import os
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from crs_fast.ops import TrieTensors
+from crs_fast.ops.reference import popcount
 
 from .item_ids import ItemIds
 from .sid_trie import SidTrie
 
 FORMAT = "crs_fast.sid_trie"
-VERSION = "1"
+VERSION = "2"
 
 
 def save_trie(trie: SidTrie, path: str | PathLike[str]) -> None:
@@ -48,18 +50,12 @@ def save_trie(trie: SidTrie, path: str | PathLike[str]) -> None:
 
 def load_trie(path: str | PathLike[str]) -> SidTrie:
     """See `SidTrie.load`."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
 
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"SidTrie.load: no file {os.fspath(path)}")
     try:
-        with safe_open(os.fspath(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
-                raise ValueError(
-                    f"SidTrie.load: {path} must be {FORMAT} version {VERSION} "
-                    f"(got {metadata.get('format')} version {metadata.get('version')})"
-                )
+        with _opened(path) as file:
+            metadata = _checked_metadata(file, path)
+            # On the CPU these are views of the mapped file, read as they are used.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"SidTrie.load: {path} is damaged ({error})") from None
@@ -82,52 +78,115 @@ def load_trie(path: str | PathLike[str]) -> SidTrie:
     return trie
 
 
+def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
+    """See `SidTrie.metadata`."""
+    from safetensors import SafetensorError
+
+    try:
+        with _opened(path) as file:
+            return _checked_metadata(file, path)
+    except SafetensorError as error:
+        raise ValueError(f"SidTrie.load: {path} is damaged ({error})") from None
+
+
+def _opened(path: str | PathLike[str]) -> Any:
+    from safetensors import safe_open
+
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"SidTrie.load: no file {os.fspath(path)}")
+    return safe_open(os.fspath(path), framework="pt")
+
+
+def _checked_metadata(file: Any, path: str | PathLike[str]) -> dict[str, str]:
+    metadata = file.metadata() or {}
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        raise ValueError(
+            f"SidTrie.load: {path} must be {FORMAT} version {VERSION} "
+            f"(got {metadata.get('format')} version {metadata.get('version')})"
+        )
+    return metadata
+
+
 def checksum(tensors: dict[str, torch.Tensor]) -> str:
     """sha256 over names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name]
+        tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+_DTYPES = {
+    "codes": (torch.uint8, torch.int16, torch.int32),
+    "bits": (torch.int64,),
+    "rank": (torch.int32,),
+    "starts": (torch.int32,),
+    "level": (torch.int64,),
+}
 
 
 def inconsistency(trie: SidTrie) -> str | None:
     """Why the kernels could not trust this trie, or None. Guards every index they follow."""
-    t, nodes, items = trie.tensors, trie.num_nodes, trie.num_items
-    if any(x.dtype != torch.int32 or x.ndim != 1 for x in t):
-        return "index tensors must be one-dimensional int32"
-    if t.child_begin.numel() != nodes + 1 or t.code.numel() != nodes - 1:
+    t, items = trie.tensors, trie.num_items
+    for name, tensor in t._asdict().items():
+        if tensor.dtype not in _DTYPES[name]:
+            return f"{name} must not be {tensor.dtype}"
+    levels, words = t.bits.shape if t.bits.ndim == 2 else (0, 0)
+    used = items // 64 + 1
+    if not 1 <= levels <= 127 or words < used or t.rank.shape != t.bits.shape:
+        return "bits and rank must be [levels, words], one bit an item"
+    if t.level.shape != (levels + 1, 2) or t.codes.ndim != 1 or t.starts.ndim != 1:
         return "tensor sizes disagree"
-    if t.item_end.numel() != nodes or t.level_begin.numel() < 3:
-        return "tensor sizes disagree"
-    if int(t.child_begin[0]) != 0 or int(t.child_begin[-1]) != nodes - 1:
-        return "a child pointer is out of range"
-    if bool((t.child_begin[1:] < t.child_begin[:-1]).any()):
-        return "child pointers must not decrease"
-    node = torch.arange(nodes)
-    has_child = t.child_begin[1:] > t.child_begin[:-1]
-    # Edge e leads to node e + 1, which must lie below its parent: no cycles.
-    if bool((t.child_begin[:-1][has_child] < node[has_child]).any()):
-        return "a child pointer leads upwards"
-    if bool((t.item_begin < 0).any() or (t.item_end > items).any()):
-        return "an item range is out of range"
-    if bool((t.item_end < t.item_begin).any()):
-        return "an item range is reversed"
-    if int(t.level_begin[0]) != 0 or int(t.level_begin[-1]) != nodes:
-        return "levels must cover the nodes"
-    if bool((t.level_begin[1:] < t.level_begin[:-1]).any()):
-        return "levels must not decrease"
-    if bool((t.code < -1).any()):
-        return "a code is below -1"
-    ids = trie.item_ids
-    if ids.numbers is None and not (
-        ids.text is not None
-        and ids.offsets is not None
-        and ids.offsets.numel() >= 1
-        and int(ids.offsets[0]) == 0
-        and int(ids.offsets[-1]) == ids.text.numel()
-        and not bool((ids.offsets[1:] < ids.offsets[:-1]).any())
+    if t.level[-1].tolist() != [t.codes.numel(), items]:
+        return "the totals must be the number of codes and of items"
+    return _bad_bitmaps(t, items, used) or _bad_starts(t) or _bad_ids(trie.item_ids, items)
+
+
+def _bad_bitmaps(t: TrieTensors, items: int, used: int) -> str | None:
+    beyond = torch.full((used,), 0, dtype=torch.int64)
+    beyond[-1] = -1 << items % 64
+    if bool((t.bits[:, :used] & beyond).any()) or bool(t.bits[:, used:].any()):
+        return "a node begins past the last item"
+    count = popcount(t.bits[:, :used])
+    if not torch.equal(t.rank[:, :used].long(), count.cumsum(1) - count):
+        return "rank must count the bits before each word"
+    nodes = count.sum(1)
+    if not torch.equal(t.level[:, 0], torch.cat([nodes.new_zeros(1), nodes.cumsum(0)])):
+        return "each depth must have one code a node"
+    if items and not bool((t.bits[0, 0] & 1).bool()):
+        return "the first item must begin a node"
+    if t.codes.numel() and int(t.codes.min()) < 0:
+        return "a code is below 0"
+    return None
+
+
+def _bad_starts(t: TrieTensors) -> str | None:
+    at = 0
+    tables = t.level[:-1, 1].tolist()
+    for depth, (row, first) in enumerate(zip(t.bits, tables, strict=True)):
+        if first < 0:
+            continue
+        bits = row[:, None] >> torch.arange(64) & 1  # [W, 64]
+        begins = bits.flatten().nonzero().squeeze(1)
+        mine = t.starts[at : at + begins.numel()]
+        if first != at or not torch.equal(mine.long(), begins):
+            return f"starts must list where the nodes of depth {depth + 1} begin"
+        at += begins.numel()
+    return None if at == t.starts.numel() else "starts must belong to a depth"
+
+
+def _bad_ids(ids: ItemIds, items: int) -> str | None:
+    if ids.numbers is not None:
+        known = ids.numbers.dtype in (torch.int32, torch.int64) and ids.numbers.ndim == 1
+        return None if known else "item ids must be int32 or int64"
+    if (
+        ids.text is None
+        or ids.offsets is None
+        or ids.offsets.numel() != items + 1
+        or int(ids.offsets[0]) != 0
+        or int(ids.offsets[-1]) != ids.text.numel()
+        or bool((ids.offsets[1:] < ids.offsets[:-1]).any())
     ):
         return "item id offsets are out of range"
     return None

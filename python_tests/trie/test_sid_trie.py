@@ -151,22 +151,29 @@ def rewrite(path, change, metadata=None):
 
 
 DAMAGE = {
-    "child pointer out of range": lambda t: t["child_begin"].__setitem__(-1, 10_000),
-    "child pointers must not decrease": lambda t: t["child_begin"].__setitem__(1, -3),
-    "item range is out of range": lambda t: t["item_end"].__setitem__(2, 10_000),
-    "levels must cover": lambda t: t["level_begin"].__setitem__(-1, 3),
-    "a code is below -1": lambda t: t["code"].__setitem__(0, -7),
-    "tensor sizes disagree": lambda t: t.__setitem__("code", t["code"][:-1].clone()),
-    "no tensor 'code'": lambda t: t.pop("code"),
+    "a code is below 0": lambda t: t["codes"].__setitem__(0, -7),
+    "tensor sizes disagree": lambda t: t.__setitem__("level", t["level"][:, :1].clone()),
+    "the totals must be": lambda t: t.__setitem__("codes", t["codes"][:-1].clone()),
+    "codes must not be": lambda t: t.__setitem__("codes", t["codes"].float()),
+    "one bit an item": lambda t: t.__setitem__("bits", t["bits"][:, :-1].clone()),
+    "past the last item": lambda t: t["bits"].__setitem__((0, -1), 1 << 62),
+    "rank must count": lambda t: t["rank"].__setitem__((1, 1), 10_000),
+    "one code a node": lambda t: t["level"].__setitem__((1, 0), 10_000),
+    "the first item must begin": lambda t: t["bits"][0, 0].bitwise_xor_(3),
+    "starts must list": lambda t: t["starts"].__setitem__(1, 10_000),
+    "starts must belong": lambda t: t.__setitem__("starts", t["starts"].repeat(2)),
+    "item ids must be int32": lambda t: t.__setitem__("item_ids", t["item_ids"].float()),
+    "no tensor 'codes'": lambda t: t.pop("codes"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_inconsistent_files_are_refused(tmp_path, name):
     path = tmp_path / "trie.safetensors"
-    SidTrie.from_sids(random_sids(3, 50, 4, 5)).save(path)
+    # Some codes need two bytes, and the first depth is sparse.
+    SidTrie.from_sids(random_sids(3, 200, 4, 5) * 100).save(path)
     rewrite(path, DAMAGE[name])
-    with pytest.raises(ValueError, match=r"SidTrie\.load: .*is inconsistent"):
+    with pytest.raises(ValueError, match=rf"SidTrie\.load: .*is inconsistent .*{name}"):
         SidTrie.load(path)
 
 
@@ -182,7 +189,7 @@ def test_damaged_files_are_refused(tmp_path):
         SidTrie.load(path)
     path.write_bytes(good)
     rewrite(path, lambda t: None, {"version": "99"})
-    with pytest.raises(ValueError, match=r"version 1 \(got crs_fast\.sid_trie version 99"):
+    with pytest.raises(ValueError, match=r"version 2 \(got crs_fast\.sid_trie version 99"):
         SidTrie.load(path)
     with pytest.raises(FileNotFoundError):
         SidTrie.load(tmp_path / "none")
