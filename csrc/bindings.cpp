@@ -2,6 +2,7 @@
 
 PYBIND11_MODULE(_C, m) {
   bind_trie(m);
+  bind_codebook(m);
 
   m.attr("cuda_architectures") = CRS_FAST_CUDA_ARCHITECTURES;
 #if defined(_OPENMP)

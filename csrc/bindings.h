@@ -5,3 +5,4 @@
 #include <pybind11/pybind11.h>
 
 void bind_trie(pybind11::module_& m);
+void bind_codebook(pybind11::module_& m);

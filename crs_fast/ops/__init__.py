@@ -3,7 +3,7 @@
 Importing this package registers `torch.ops.crs_fast.*`.
 """
 
-from .codebook import residual_lookup
+from .codebook import residual_codes, residual_lookup, residual_statistics
 from .tensors import FilterTensors, TokenTensors, TrieTensors
 from .trie import trie_build, trie_mask, trie_mask_, trie_rows, trie_step, trie_walk
 
@@ -11,7 +11,9 @@ __all__ = [
     "FilterTensors",
     "TokenTensors",
     "TrieTensors",
+    "residual_codes",
     "residual_lookup",
+    "residual_statistics",
     "trie_build",
     "trie_mask",
     "trie_mask_",

@@ -1,27 +1,51 @@
-"""Residual codebook lookup: exact nearest codewords, level by level, at float32 speed."""
+"""Residual codebook lookup: checks, registration with torch, and the way into the kernels.
+
+float16, bfloat16 and float32 go to C++ on the CPU and to Triton on CUDA; float64, and machines
+without those, to the same arithmetic in PyTorch (`codebook_torch.py`).
+"""
 
 from __future__ import annotations
 
 import torch
 
-_BLOCK_ELEMENTS = 1 << 22
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from crs_fast import _native
+
+from . import codebook_torch
+
+PRECISIONS = ("exact", "fast")
+# The numbers of csrc/simd.h's DType.
+NATIVE = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_FLOATS = (*NATIVE, torch.float64)
+
+LIBRARY = torch.library.Library("crs_fast", "FRAGMENT")
+LIBRARY.define(
+    "residual_lookup(Tensor x, Tensor codebooks, bool exact, bool want_residual) "
+    "-> (Tensor, Tensor)"
+)
+LIBRARY.define(
+    "residual_statistics(Tensor x, Tensor codebooks, bool exact) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
 
 
-def residual_lookup(x: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def residual_lookup(
+    x: torch.Tensor, codebooks: torch.Tensor, precision: str = "exact"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize vectors against a stack of codebooks, each level coding what the last left over.
 
         for l in range(L):
             codes[:, l] = argmin_k |x - codebooks[l, k]|^2        # ties to the lower code
             x = x - codebooks[l, codes[:, l]]
 
-    Exact: the codes are those float64 arithmetic chooses. Scores are taken by a float32 matrix
-    product, and only codewords whose score lies within its rounding error of the best are
-    measured again in float64. Rows go through in blocks, so N x K is never held.
+    "exact": the codes that float64 arithmetic chooses. Scores are taken in lower precision, and
+    only codewords whose score lies within its error bound of the best are measured again in
+    float64. "fast" leaves that out: scores in float32 (TF32 on CUDA) decide. All levels of a block
+    of rows run while it is in cache; N x K is never held.
 
     Args:
         x: float [N, D]; float16, bfloat16, float32 or float64, any strides; N may be 0.
-        codebooks: float [L, K, D], on x's device.
+        codebooks: float [L, K, D], on x's device; K may exceed N.
+        precision: "exact" or "fast".
 
     Returns:
         codes: int64 [N, L].
@@ -29,110 +53,162 @@ def residual_lookup(x: torch.Tensor, codebooks: torch.Tensor) -> tuple[torch.Ten
             float32 otherwise.
 
     Raises:
-        ValueError: wrong type, dtype, shape or device, or a value that is NaN or infinite.
+        ValueError: wrong type, dtype, shape, device or precision, or a value that is NaN or
+            infinite.
 
     Source: residual quantization as in Lee et al. 2022 (arXiv 2203.01941), eq. 1.
     """
-    _check(x, codebooks)
-    (rows, dim), (levels, num_codes, _) = x.shape, codebooks.shape
-    out = torch.promote_types(torch.promote_types(x.dtype, codebooks.dtype), torch.float32)
-    codes = torch.empty(rows, levels, dtype=torch.int64, device=x.device)
-    residual = torch.empty(rows, dim, dtype=out, device=x.device)
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        tables = [_Level(book) for book in codebooks.double()]
-        for at in range(0, rows, max(1, _BLOCK_ELEMENTS // max(num_codes, dim))):
-            block = slice(at, at + max(1, _BLOCK_ELEMENTS // max(num_codes, dim)))
-            rest = x[block].double()  # [n, D]
-            for level, table in enumerate(tables):
-                codes[block, level] = chosen = table.nearest(rest)
-                rest = rest - table.book[chosen]
-            residual[block] = rest.to(out)
-    return codes, residual
+    _check("residual_lookup", x, codebooks, precision)
+    return torch.ops.crs_fast.residual_lookup(
+        x.detach(), codebooks.detach(), precision == "exact", True
+    )
 
 
-class _Level:
-    """One codebook, prepared: moved to its mean, since distances do not see a shift but the
-    rounding error of `|c|^2 - 2 r.c` grows with the norms."""
-
-    def __init__(self, book: torch.Tensor) -> None:
-        self.book = book  # [K, D] float64
-        self.mean = book.mean(0)
-        centred = book - self.mean
-        # A global switch lets float32 products run in TF32 or bfloat16; their error is another.
-        exact = torch.get_float32_matmul_precision() == "highest"
-        self.fast = torch.float32 if exact else torch.float64
-        self.columns = centred.T.to(self.fast).contiguous()  # [D, K]
-        self.squares = centred.square().sum(-1)
-        self.largest = self.squares.max().sqrt()
-        self.squares = self.squares.to(self.fast)
-
-    def nearest(self, rest: torch.Tensor) -> torch.Tensor:
-        """rest float64 [n, D] to the nearest codes, int64 [n]."""
-        moved = rest - self.mean
-        scores = torch.addmm(self.squares, moved.to(self.fast), self.columns, alpha=-2.0)
-        best, codes = scores.min(-1)
-        limit = best + self._error(moved).to(self.fast)
-        # Written as "not above" so that overflow (NaN) makes every codeword a candidate.
-        close = ~(scores > limit[:, None])  # [n, K]
-        unsure = (close.sum(-1) != 1).nonzero().squeeze(-1)
-        if unsure.numel():
-            codes[unsure] = self._recheck(rest[unsure], close[unsure])
-        return codes
-
-    def _error(self, moved: torch.Tensor) -> torch.Tensor:
-        """How far apart two scores must be for float32 to order them rightly, [n].
-
-        Twice the bound of one score: any-order dot product, (D + 2) u |r| |c| with its factor 2
-        (Higham 2002, eq. 3.5), the rounding of both operands, of |c|^2 and of the last sum.
-        """
-        dim, info = moved.shape[1], torch.finfo(torch.float32)
-        norms = moved.square().sum(-1).sqrt()
-        bound = info.eps * ((2 * dim + 8) * norms * self.largest + 4 * self.largest.square())
-        bound = bound + 4 * dim * info.tiny
-        # Past this the products may overflow float32: then nothing is sure.
-        huge = (norms + self.largest).square() > info.max / 16
-        return torch.where(huge, torch.inf, bound)
-
-    def _recheck(self, rest: torch.Tensor, close: torch.Tensor) -> torch.Tensor:
-        """Measure the candidate pairs in float64; the lower code wins a tie."""
-        rows, candidates = close.nonzero(as_tuple=True)
-        distances = torch.full(close.shape, torch.inf, dtype=torch.float64, device=rest.device)
-        step = max(1, _BLOCK_ELEMENTS // rest.shape[1])
-        for r, c in zip(rows.split(step), candidates.split(step), strict=True):
-            distances[r, c] = (rest[r] - self.book[c]).square().sum(-1)
-        return distances.argmin(-1)
+def residual_codes(
+    x: torch.Tensor, codebooks: torch.Tensor, precision: str = "exact"
+) -> torch.Tensor:
+    """The codes of `residual_lookup` alone, int64 [N, L]: no memory beyond them."""
+    _check("residual_codes", x, codebooks, precision)
+    return torch.ops.crs_fast.residual_lookup(
+        x.detach(), codebooks.detach(), precision == "exact", False
+    )[0]
 
 
-def _check(x: torch.Tensor, codebooks: torch.Tensor) -> None:
+def residual_statistics(
+    x: torch.Tensor, codebooks: torch.Tensor, precision: str = "exact"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`residual_lookup` and what k-means and moving averages need, in one pass.
+
+        counts[l, k] = rows with codes[:, l] == k
+        sums[l, k]   = sum of those rows' inputs to level l
+
+    The sums are taken in a fixed order: the same bits with any number of threads.
+
+    Args:
+        x, codebooks, precision: as for `residual_lookup`.
+
+    Returns:
+        codes int64 [N, L], residual [N, D], counts int64 [L, K], sums float64 [L, K, D].
+
+    Raises:
+        ValueError: as `residual_lookup`.
+    """
+    _check("residual_statistics", x, codebooks, precision)
+    return torch.ops.crs_fast.residual_statistics(
+        x.detach(), codebooks.detach(), precision == "exact"
+    )
+
+
+def _check(op: str, x: torch.Tensor, codebooks: torch.Tensor, precision: str) -> None:
     for name, value, rank in (("x", x, 2), ("codebooks", codebooks, 3)):
         if not isinstance(value, torch.Tensor):
-            raise ValueError(
-                f"residual_lookup: {name} must be a torch tensor (got {type(value).__name__})"
-            )
+            raise ValueError(f"{op}: {name} must be a torch tensor (got {type(value).__name__})")
         if value.dtype not in _FLOATS:
             raise ValueError(
-                f"residual_lookup: {name} must be float16, bfloat16, float32 or float64 "
-                f"(got {value.dtype})"
+                f"{op}: {name} must be float16, bfloat16, float32 or float64 (got {value.dtype})"
             )
         if value.ndim != rank:
             shape = "[N, D]" if rank == 2 else "[L, K, D]"
-            raise ValueError(
-                f"residual_lookup: {name} must have shape {shape} (got {tuple(value.shape)})"
-            )
+            raise ValueError(f"{op}: {name} must have shape {shape} (got {tuple(value.shape)})")
     if 0 in codebooks.shape:
         raise ValueError(
-            f"residual_lookup: codebooks must hold at least one level, code and dimension "
+            f"{op}: codebooks must hold at least one level, code and dimension "
             f"(got {tuple(codebooks.shape)})"
         )
     if x.shape[1] != codebooks.shape[2]:
         raise ValueError(
-            f"residual_lookup: x must have the codebooks' {codebooks.shape[2]} dimensions "
-            f"(got {x.shape[1]})"
+            f"{op}: x must have the codebooks' {codebooks.shape[2]} dimensions (got {x.shape[1]})"
         )
     if x.device != codebooks.device:
         raise ValueError(
-            f"residual_lookup: codebooks must be on x's device {x.device} (got {codebooks.device})"
+            f"{op}: codebooks must be on x's device {x.device} (got {codebooks.device})"
         )
-    for name, value in (("x", x), ("codebooks", codebooks)):
-        if not bool(torch.isfinite(value).all()):
-            raise ValueError(f"residual_lookup: {name} must be finite (got NaN or infinity)")
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision must be one of {PRECISIONS} (got {precision!r})")
+
+
+def check_finite(op: str, name: str, value: torch.Tensor) -> None:
+    """Refuse NaN and infinity; both show in the extremes, which need no memory."""
+    if value.numel() and not bool(torch.stack(value.aminmax()).isfinite().all()):
+        _refuse(op, name)
+
+
+def _refuse(op: str, name: str) -> None:
+    raise ValueError(f"{op}: {name} must be finite (got NaN or infinity)")
+
+
+def _in_torch(op, x, codebooks, exact, want_residual, statistics):
+    check_finite(op, "x", x)
+    codes, residual, counts, sums = codebook_torch.lookup(x, codebooks, exact, statistics)
+    if not want_residual:
+        residual = residual.new_empty(0, residual.shape[1])
+    return codes, residual, counts, sums
+
+
+def _cpu(op, x, codebooks, exact, want_residual, statistics):
+    check_finite(op, "codebooks", codebooks)
+    native = _native.load()
+    if native is None or x.dtype not in NATIVE or codebooks.dtype not in NATIVE:
+        return _in_torch(op, x, codebooks, exact, want_residual, statistics)
+    rows = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+    books = codebooks.float().contiguous()
+    (num_rows, dim), (levels, num_codes, _) = x.shape, books.shape
+    codes = torch.empty(num_rows, levels, dtype=torch.int64)
+    residual = torch.empty(num_rows if want_residual else 0, dim)
+    shape = (levels, num_codes) if statistics else (0, 0)
+    counts = torch.empty(shape, dtype=torch.int64)
+    sums = torch.empty(*shape, dim, dtype=torch.float64)
+    finite, _ = native.residual_lookup(
+        rows.data_ptr(), NATIVE[rows.dtype], num_rows, dim, rows.stride(0), books.data_ptr(),
+        levels, num_codes, exact, torch.get_num_threads(), codes.data_ptr(),
+        residual.data_ptr() if want_residual else 0,
+        counts.data_ptr() if statistics else 0, sums.data_ptr() if statistics else 0,
+    )  # fmt: skip
+    if not finite:
+        _refuse(op, "x")
+    return codes, residual, counts, sums
+
+
+def _lookup_cpu(x, codebooks, exact, want_residual):
+    return _cpu("residual_lookup", x, codebooks, exact, want_residual, False)[:2]
+
+
+def _lookup_cuda(x, codebooks, exact, want_residual):
+    check_finite("residual_lookup", "codebooks", codebooks)
+    return _in_torch("residual_lookup", x, codebooks, exact, want_residual, False)[:2]
+
+
+def _statistics_cpu(x, codebooks, exact):
+    return _cpu("residual_statistics", x, codebooks, exact, True, True)
+
+
+def _statistics_cuda(x, codebooks, exact):
+    check_finite("residual_statistics", "codebooks", codebooks)
+    return _in_torch("residual_statistics", x, codebooks, exact, True, True)
+
+
+def _out_dtype(x, codebooks):
+    return torch.promote_types(torch.promote_types(x.dtype, codebooks.dtype), torch.float32)
+
+
+def _lookup_fake(x, codebooks, exact, want_residual):
+    codes = x.new_empty(x.shape[0], codebooks.shape[0], dtype=torch.int64)
+    rows = x.shape[0] if want_residual else 0
+    return codes, x.new_empty(rows, x.shape[1], dtype=_out_dtype(x, codebooks))
+
+
+def _statistics_fake(x, codebooks, exact):
+    return (
+        *_lookup_fake(x, codebooks, exact, True),
+        x.new_empty(codebooks.shape[:2], dtype=torch.int64),
+        x.new_empty(codebooks.shape, dtype=torch.float64),
+    )
+
+
+for _name, _on_cpu, _on_cuda, _fake in (
+    ("residual_lookup", _lookup_cpu, _lookup_cuda, _lookup_fake),
+    ("residual_statistics", _statistics_cpu, _statistics_cuda, _statistics_fake),
+):
+    LIBRARY.impl(_name, _on_cpu, "CPU")
+    LIBRARY.impl(_name, _on_cuda, "CUDA")
+    torch.library.register_fake(f"crs_fast::{_name}", _fake, lib=LIBRARY)

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from crs_fast.ops.codebook import residual_lookup
+from crs_fast.ops.codebook import residual_codes
 
 _ENCODE_ROWS = 1 << 14
 
@@ -131,9 +131,8 @@ class ResidualQuantizer(PreTrainedModel):
         return torch.cat([self._embed(rows.double()).float() for rows in x.split(_ENCODE_ROWS)])
 
     def encode(self, x: Any) -> torch.Tensor:
-        """Embeddings float [N, D] to codes int64 [N, L], exact (see `ops.residual_lookup`)."""
-        codes, _ = residual_lookup(self.embed(x), self.codebooks.detach().float())
-        return codes
+        """Embeddings float [N, D] to codes int64 [N, L], exact (see `ops.residual_codes`)."""
+        return residual_codes(self.embed(x), self.codebooks.detach().float())
 
     @torch.no_grad()
     def decode(self, codes: Any) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from crs_fast.ops.codebook import residual_lookup
+from crs_fast.ops.codebook import residual_codes
 from crs_fast.quantize.residual import ResidualQuantizer, ResidualQuantizerConfig
 from crs_fast.quantize.rqkmeans import kmeans, kmeans_plus_plus
 
@@ -106,7 +106,7 @@ class RQVAE(ResidualQuantizer):
         """The training loss of embeddings float32 [n, D]; gradients pass straight through."""
         target = self._normalised(x)
         z = self.encoder(target)
-        codes, _ = residual_lookup(z.detach(), self.codebooks.detach())
+        codes = residual_codes(z.detach(), self.codebooks.detach())
         loss, rest, rests = z.new_zeros(()), z, []
         for level in range(self.config.levels):
             word = self.codebooks[level][codes[:, level]]  # [n, D']

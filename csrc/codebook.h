@@ -1,0 +1,29 @@
+// Residual codebook lookup on the CPU; see crs_fast/ops/codebook.py for what it computes.
+#pragma once
+
+#include <cstdint>
+
+namespace crs {
+
+struct LookupArgs {
+  const void* x;  // [rows, dim], row_stride elements apart
+  int dtype;      // DType of simd.h
+  int64_t rows, dim, row_stride;
+  const float* books;  // [levels, codes, dim]
+  int64_t levels, codes;
+  bool exact;       // recheck in float64 what float32 cannot order
+  int threads;      // at most
+  int64_t* out;     // [rows, levels]
+  float* residual;  // [rows, dim], or null
+  int64_t* counts;  // [levels, codes] rows of each code, or null
+  double* sums;     // [levels, codes, dim] of what each level had to code, or null
+};
+
+struct LookupResult {
+  int64_t rechecked;  // (row, level) pairs measured again in float64
+  bool finite;        // false: a row holds NaN or infinity, and the outputs mean nothing
+};
+
+LookupResult residual_lookup_cpu(const LookupArgs& args);
+
+}  // namespace crs
