@@ -6,6 +6,9 @@ without those, to the same arithmetic in PyTorch (`codebook_torch.py`).
 
 from __future__ import annotations
 
+import functools
+import importlib.util
+
 import torch
 
 from crs_fast import _native
@@ -129,6 +132,9 @@ def _check(op: str, x: torch.Tensor, codebooks: torch.Tensor, precision: str) ->
 
 def check_finite(op: str, name: str, value: torch.Tensor) -> None:
     """Refuse NaN and infinity; both show in the extremes, which need no memory."""
+    # A CUDA graph under capture cannot be asked for a value.
+    if value.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
     if value.numel() and not bool(torch.stack(value.aminmax()).isfinite().all()):
         _refuse(op, name)
 
@@ -137,21 +143,10 @@ def _refuse(op: str, name: str) -> None:
     raise ValueError(f"{op}: {name} must be finite (got NaN or infinity)")
 
 
-def _in_torch(op, x, codebooks, exact, want_residual, statistics):
-    check_finite(op, "x", x)
-    codes, residual, counts, sums = codebook_torch.lookup(x, codebooks, exact, statistics)
-    if not want_residual:
-        residual = residual.new_empty(0, residual.shape[1])
-    return codes, residual, counts, sums
-
-
-def _cpu(op, x, codebooks, exact, want_residual, statistics):
-    check_finite(op, "codebooks", codebooks)
-    native = _native.load()
-    if native is None or x.dtype not in NATIVE or codebooks.dtype not in NATIVE:
-        return _in_torch(op, x, codebooks, exact, want_residual, statistics)
+def _native_cpu(native, op, x, books, exact, want_residual, statistics):
+    """The C++ kernel: codes, residual, counts, sums, the last three empty unless wanted."""
     rows = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-    books = codebooks.float().contiguous()
+    books = books.float().contiguous()
     (num_rows, dim), (levels, num_codes, _) = x.shape, books.shape
     codes = torch.empty(num_rows, levels, dtype=torch.int64)
     residual = torch.empty(num_rows if want_residual else 0, dim)
@@ -169,22 +164,32 @@ def _cpu(op, x, codebooks, exact, want_residual, statistics):
     return codes, residual, counts, sums
 
 
-def _lookup_cpu(x, codebooks, exact, want_residual):
-    return _cpu("residual_lookup", x, codebooks, exact, want_residual, False)[:2]
+def _lookup(op, x, codebooks, exact, want_residual):
+    """Codes and residual by whatever serves this device and these dtypes."""
+    check_finite(op, "codebooks", codebooks)
+    if x.dtype in NATIVE and codebooks.dtype in NATIVE:
+        if not x.is_cuda and (native := _native.load()) is not None:
+            return _native_cpu(native, op, x, codebooks, exact, want_residual, False)[:2]
+        if x.is_cuda and importlib.util.find_spec("triton") is not None:
+            from . import codebook_triton
+
+            with torch.cuda.device(x.device):
+                codes, residual, bad = codebook_triton.lookup(x, codebooks, exact, want_residual)
+                if not torch.cuda.is_current_stream_capturing() and int(bad):
+                    _refuse(op, "x")
+            return codes, residual
+    check_finite(op, "x", x)
+    codes, residual = codebook_torch.lookup(x, codebooks, exact)
+    return codes, residual if want_residual else residual.new_empty(0, residual.shape[1])
 
 
-def _lookup_cuda(x, codebooks, exact, want_residual):
-    check_finite("residual_lookup", "codebooks", codebooks)
-    return _in_torch("residual_lookup", x, codebooks, exact, want_residual, False)[:2]
-
-
-def _statistics_cpu(x, codebooks, exact):
-    return _cpu("residual_statistics", x, codebooks, exact, True, True)
-
-
-def _statistics_cuda(x, codebooks, exact):
-    check_finite("residual_statistics", "codebooks", codebooks)
-    return _in_torch("residual_statistics", x, codebooks, exact, True, True)
+def _statistics(x, codebooks, exact):
+    op, native = "residual_statistics", None if x.is_cuda else _native.load()
+    if native is not None and x.dtype in NATIVE and codebooks.dtype in NATIVE:
+        check_finite(op, "codebooks", codebooks)
+        return _native_cpu(native, op, x, codebooks, exact, True, True)
+    codes, residual = _lookup(op, x, codebooks, exact, True)
+    return codes, residual, *codebook_torch.statistics(x, codebooks, codes)
 
 
 def _out_dtype(x, codebooks):
@@ -205,10 +210,10 @@ def _statistics_fake(x, codebooks, exact):
     )
 
 
-for _name, _on_cpu, _on_cuda, _fake in (
-    ("residual_lookup", _lookup_cpu, _lookup_cuda, _lookup_fake),
-    ("residual_statistics", _statistics_cpu, _statistics_cuda, _statistics_fake),
+for _name, _run, _fake in (
+    ("residual_lookup", functools.partial(_lookup, "residual_lookup"), _lookup_fake),
+    ("residual_statistics", _statistics, _statistics_fake),
 ):
-    LIBRARY.impl(_name, _on_cpu, "CPU")
-    LIBRARY.impl(_name, _on_cuda, "CUDA")
+    LIBRARY.impl(_name, _run, "CPU")
+    LIBRARY.impl(_name, _run, "CUDA")
     torch.library.register_fake(f"crs_fast::{_name}", _fake, lib=LIBRARY)

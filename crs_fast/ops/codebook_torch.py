@@ -8,32 +8,41 @@ BLOCK_ELEMENTS = 1 << 22
 
 
 def lookup(
-    x: torch.Tensor, codebooks: torch.Tensor, exact: bool, statistics: bool = False
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes, residual, counts and sums as `residual_statistics` returns them; the last two are
-    empty unless asked for. `x` and `codebooks` are finite floats on one device."""
+    x: torch.Tensor, codebooks: torch.Tensor, exact: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and residual as `residual_lookup` returns them; inputs finite floats on one device."""
     (rows, dim), (levels, num_codes, _) = x.shape, codebooks.shape
     out = torch.promote_types(torch.promote_types(x.dtype, codebooks.dtype), torch.float32)
     codes = torch.empty(rows, levels, dtype=torch.int64, device=x.device)
     residual = torch.empty(rows, dim, dtype=out, device=x.device)
-    shape = (levels, num_codes) if statistics else (0, 0)
-    counts = torch.zeros(shape, dtype=torch.int64, device=x.device)
-    sums = torch.zeros(*shape, dim, dtype=torch.float64, device=x.device)
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         tables = [Level(book) for book in codebooks.double()]
         step = max(1, BLOCK_ELEMENTS // max(num_codes, dim))
         for at in range(0, rows, step):
             rest = x[at : at + step].double()  # [n, D]
             for level, table in enumerate(tables):
-                chosen = table.nearest(rest, exact)
-                codes[at : at + step, level] = chosen
-                if statistics:
-                    counts[level] += torch.bincount(chosen, minlength=num_codes)
-                    # Sorted on the GPU, so the sums do not depend on the order of its threads.
-                    sums[level].index_put_((chosen,), rest, accumulate=True)
+                codes[at : at + step, level] = chosen = table.nearest(rest, exact)
                 rest = rest - table.book[chosen]
             residual[at : at + step] = rest.to(out)
-    return codes, residual, counts, sums
+    return codes, residual
+
+
+def statistics(
+    x: torch.Tensor, codebooks: torch.Tensor, codes: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts int64 [L, K] and sums float64 [L, K, D] of what each level had to code."""
+    levels, num_codes, dim = codebooks.shape
+    counts = torch.zeros(levels, num_codes, dtype=torch.int64, device=x.device)
+    sums = torch.zeros(levels, num_codes, dim, dtype=torch.float64, device=x.device)
+    books, step = codebooks.double(), max(1, BLOCK_ELEMENTS // dim)
+    for at in range(0, len(x), step):
+        rest = x[at : at + step].double()  # [n, D]
+        for level, chosen in enumerate(codes[at : at + step].T):
+            counts[level] += torch.bincount(chosen, minlength=num_codes)
+            # Sorted on the GPU, so the sums do not depend on the order of its threads.
+            sums[level].index_put_((chosen,), rest, accumulate=True)
+            rest = rest - books[level, chosen]
+    return counts, sums
 
 
 class Level:
