@@ -5,8 +5,13 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
-#define CRS_CLONES __attribute__((target_clones("default", "arch=haswell", "arch=skylake-avx512")))
+// Levels or features, never "arch=haswell": GCC takes that for the one processor, not for all since.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 12
+#define CRS_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define CRS_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
+#endif
 #else
 #define CRS_CLONES
 #endif
