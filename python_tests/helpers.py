@@ -67,43 +67,45 @@ class BruteForce:
 
 def tiny_model(kind: str, vocab_size: int, seed: int = 0, **extra):
     """A random float32 decoder of one architecture, in eval mode."""
-    from transformers import (
-        AutoModelForCausalLM,
-        GPT2Config,
-        LlamaConfig,
-        MistralConfig,
-        Qwen2Config,
-        Qwen3Config,
-    )
+    import transformers
+    from transformers import AutoModelForCausalLM
 
-    shape = dict(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
+    # Each family's own words for the same small shape.
+    llama = dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=256,
+    )  # fmt: skip
+    neox = {name: value for name, value in llama.items() if name != "num_key_value_heads"}
+    gpt = dict(n_embd=32, n_layer=2, n_head=4, n_positions=256)
+    shapes = {
+        "llama": ("LlamaConfig", llama),
+        "mistral": ("MistralConfig", llama),
+        "qwen2": ("Qwen2Config", llama),
+        "qwen3": ("Qwen3Config", dict(llama, head_dim=8)),
+        "gemma": ("GemmaConfig", dict(llama, head_dim=8)),
+        "gemma2": ("Gemma2Config", dict(llama, head_dim=8)),
+        "phi": ("PhiConfig", llama),
+        "granite": ("GraniteConfig", llama),
+        "cohere": ("CohereConfig", llama),
+        "neox": ("GPTNeoXConfig", neox),
+        "gpt2": ("GPT2Config", gpt),
+        "gptj": ("GPTJConfig", dict(gpt, rotary_dim=4)),
+        "opt": (
+            "OPTConfig",
+            dict(
+                hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+                max_position_embeddings=256, word_embed_proj_dim=32,
+            ),
+        ),
+        "falcon": ("FalconConfig", dict(neox, ffn_hidden_size=48, alibi=False)),
+        "bloom": ("BloomConfig", dict(hidden_size=32, n_layer=2, n_head=4)),
+        "mpt": ("MptConfig", dict(d_model=32, n_layers=2, n_heads=4, max_seq_len=256)),
+        "mamba": ("MambaConfig", dict(hidden_size=32, num_hidden_layers=2, state_size=4)),
+    }  # fmt: skip
+    name, shape = shapes[kind]
+    special = dict(bos_token_id=None, eos_token_id=None, pad_token_id=0)
+    config = getattr(transformers, name)(**{"vocab_size": vocab_size, **shape, **special, **extra})
     torch.manual_seed(seed)
-    if kind == "gpt2":
-        config = GPT2Config(
-            vocab_size=vocab_size, n_embd=32, n_layer=2, n_head=4, n_positions=256,
-            bos_token_id=None, eos_token_id=None, pad_token_id=0, **extra,
-        )  # fmt: skip
-    else:
-        classes = {
-            "llama": LlamaConfig,
-            "mistral": MistralConfig,
-            "qwen2": Qwen2Config,
-            "qwen3": Qwen3Config,
-        }
-        if kind == "qwen3":
-            shape["head_dim"] = 8
-        config = classes[kind](**shape, **extra)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         # Default initialisation gives nearly uniform logits, whose ties say nothing.

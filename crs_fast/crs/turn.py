@@ -28,7 +28,7 @@ class TurnBatch:
         ids, mask = self._left_padded(contexts)
         self.prompt = Prompt(bundle.model, ids, mask)
         control = bundle.control
-        pair = self.prompt.logits[:, [control.chat, control.rec]].float()
+        pair = self.prompt.logits(ids.new_tensor([control.chat, control.rec])).float()
         self.rec_probability = pair.softmax(1)[:, 1]  # [B]: of REC against CHAT
 
     def _left_padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -55,11 +55,12 @@ class SidLogitsProcessor:
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`scores` [R, V] with -inf wherever a token may not follow `input_ids` [R, T]."""
-        nodes = self._nodes(input_ids)
+        nodes = self.nodes(input_ids, check=True)
         return trie_mask(scores, nodes, self.trie.tensors, self.tokens, self.filters)
 
-    def _nodes(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """The trie node each row stands at, int64 [R]; -1 outside a SID."""
+    def nodes(self, input_ids: torch.Tensor, check: bool = False) -> torch.Tensor:
+        """The trie node each row stands at, int64 [R]; -1 outside a SID, and in an illegal one
+        unless `check` makes that an error."""
         levels = self.trie.num_levels
         start = self._starts(input_ids)  # [R]
         inside = start >= 0
@@ -74,7 +75,8 @@ class SidLogitsProcessor:
         codes = codes.masked_fill(closing.cumsum(1)[:, :levels] > 0, -1)
         nodes = trie_walk(self.trie.tensors, codes)
         nodes = nodes.masked_fill(written[:, levels] & ~closed, -1)
-        self._check(nodes, inside & ~closed)
+        if check:
+            self._check(nodes, inside & ~closed)
         # Closed by `end`: free text. Closed by end-of-sequence: nothing else may follow, as at
         # any leaf.
         after = -1 if self._frees() else self.trie.leaf

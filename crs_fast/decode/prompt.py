@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+
+from .tree_model import TreeModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from .tree_view import TreeState
+
 
 class Prompt:
-    """A batch of left-padded token sequences and the model's cache of them.
+    """A batch of token sequences and the model's cache of them.
 
-    Columns may be valid in some rows only: `mask` says where, and positions count valid columns,
-    so rows of a batch can take different turns.
+    Prompts of unequal length are padded on the right, where causal attention needs no mask to
+    ignore it. Columns may be valid in some rows only: `mask` says where, and positions count valid
+    columns, so rows of a batch can take different turns.
 
     Args:
-        model: any decoder-only `AutoModelForCausalLM`.
+        model: any decoder-only `AutoModelForCausalLM` that `capability` accepts.
         input_ids: int64 [B, P].
-        attention_mask: int or bool [B, P], 1 at real tokens; None means all ones. Right padding is
-            moved to the left.
+        attention_mask: int or bool [B, P], 1 at real tokens; None means all ones.
+        room: columns and tree slots that are expected to follow; more is possible.
 
     Raises:
-        ValueError: shapes disagree, or a row has no token.
+        ValueError: shapes disagree, a row has no token, or the model can't hold a token tree.
     """
 
     def __init__(
@@ -33,52 +38,77 @@ class Prompt:
         model: PreTrainedModel,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        *,
+        room: int = 0,
     ) -> None:
-        from transformers import DynamicCache
+        from .capability import capability
 
-        if input_ids.ndim != 2 or input_ids.shape[1] < 1:
-            raise ValueError(
-                f"input_ids must be [B, P] with P at least 1 (got {tuple(input_ids.shape)})"
-            )
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        if attention_mask.shape != input_ids.shape:
-            raise ValueError(
-                f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)} "
-                f"(got {tuple(attention_mask.shape)})"
-            )
-        ids, mask = _pad_left(input_ids, attention_mask.bool())
-        self.model = model
-        self.ids = ids.new_empty(ids.shape[0], 0)  # [B, S], what the cache holds
-        self.mask = mask.new_empty(ids.shape[0], 0)  # bool [B, S]
-        # No config: layers with a sliding window keep everything too, so tree slots never push
-        # the prompt out.
-        self.cache = DynamicCache()
-        self.logits = self.append(ids, mask)
+        ids, mask = checked_inputs(input_ids, attention_mask)
+        able = capability(model)
+        if able.attention is None:
+            raise ValueError(f"Prompt: the model must hold a token tree (got {able.reason})")
+        self._start(TreeModel(model, able.attention), ids, mask, room)
+
+    def _start(self, lm: TreeModel, ids: torch.Tensor, mask: torch.Tensor, room: int) -> None:
+        from .cache import growing_cache
+
+        ids, mask, self.padded = _pad_right(ids, mask)
+        self.lm = lm
+        self.ids, self.mask = ids, mask  # [B, S], what the cache holds
+        self.cache = growing_cache(room)
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+        hidden = lm.columns(ids, None, positions, self.cache)
+        self.hidden = _last(hidden, mask)  # [B, H], after each row's last token
+
+    @classmethod
+    def of(cls, lm: TreeModel, ids: torch.Tensor, mask: torch.Tensor) -> Prompt:
+        """A prompt on a `TreeModel` that nobody vouches for: the capability probe's way in."""
+        prompt = cls.__new__(cls)
+        prompt._start(lm, ids, mask, 0)
+        return prompt
 
     @property
     def length(self) -> int:
         """Columns of the sequence, all of them cached."""
         return self.ids.shape[1]
 
-    def append(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Feed columns ids [B, n], valid where mask [B, n] says (default everywhere; the last
-        column of a row counts as its last token): logits after the last column, [B, V]."""
-        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+    @property
+    def visible(self) -> torch.Tensor | None:
+        """The mask, or None where every column of every row is a token."""
+        return self.mask if self.padded else None
+
+    def logits(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """After each row's last token: [B, V], or [B, C] for tokens int64 [C]."""
+        return self.lm.head(self.hidden, tokens)
+
+    def append(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        """Feed columns ids [B, n], valid where mask bool [B, n] says (default everywhere)."""
+        if mask is None:
+            mask = torch.ones_like(ids, dtype=torch.bool)
+        else:
+            self.padded = True
         self.ids = torch.cat([self.ids, ids], 1)
         self.mask = torch.cat([self.mask, mask], 1)
         positions = (self.mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = self._forward(ids, self.mask.long(), positions, logits_to_keep=1)
-        self.logits = output[:, -1]
-        return self.logits
+        seen = None if self.visible is None else self.visible.long()
+        hidden = self.lm.columns(ids, seen, positions, self.cache)
+        fed = mask.any(1, keepdim=True)
+        self.hidden = torch.where(fed, _last(hidden, mask), self.hidden)
 
-    def grow(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Feed tree slots ids [B, m] that see what the boolean mask [B, m, S + slots] says; they
-        join the cache but not the sequence (`crop` drops them). Logits [B, m, V]."""
-        dtype = self.model.dtype
-        bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
-        bias = bias.masked_fill_(~mask, torch.finfo(dtype).min)
-        return self._forward(ids, bias[:, None], positions)
+    def grow(self, ids: torch.Tensor, positions: torch.Tensor, tree: TreeState) -> torch.Tensor:
+        """Feed tree slots ids [B, M]; they join the cache but not the sequence (`crop` drops
+        them). Hidden states [B, M, H]."""
+        return self.lm.slots(ids, positions, tree, self.cache)
+
+    def keep(self, ids: torch.Tensor, mask: torch.Tensor, slots: torch.Tensor) -> None:
+        """Make tree slots [B, n] the next columns, tokens ids [B, n], valid where mask [B, n]; the
+        other slots are dropped. `hidden` stays: feed a token before asking for logits."""
+        from .cache import move_columns
+
+        move_columns(self.cache, slots + self.length, self.length)
+        self.ids = torch.cat([self.ids, ids], 1)
+        self.mask = torch.cat([self.mask, mask], 1)
+        self.padded |= not bool(mask.all())
 
     def crop(self, length: int | None = None) -> None:
         """Forget tree slots and, where `length` is given, columns from there on."""
@@ -90,31 +120,42 @@ class Prompt:
 
     def select(self, rows: list[int]) -> Prompt:
         """A prompt of some rows; the cache is copied unless all rows are taken."""
+        from .cache import select_rows
+
         if rows == list(range(self.ids.shape[0])):
             return self
         chosen = copy.copy(self)
         index = torch.tensor(rows, device=self.ids.device)
         chosen.ids, chosen.mask = self.ids[index], self.mask[index]
-        chosen.logits = self.logits[index]
-        chosen.cache = copy.deepcopy(self.cache)
-        chosen.cache.batch_select_indices(index)
+        chosen.hidden = self.hidden[index]
+        chosen.cache = select_rows(self.cache, index)
         return chosen
 
-    def _forward(
-        self,
-        ids: torch.Tensor,
-        mask: torch.Tensor,
-        positions: torch.Tensor,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        return self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
-            **kwargs,
-        ).logits
+
+def checked_inputs(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """ids int64 [B, P] and mask bool [B, P].
+
+    Raises:
+        ValueError: shapes disagree, or a row has no token.
+    """
+    if input_ids.ndim != 2 or input_ids.shape[1] < 1:
+        raise ValueError(
+            f"input_ids must be [B, P] with P at least 1 (got {tuple(input_ids.shape)})"
+        )
+    if attention_mask is None:
+        return input_ids, torch.ones_like(input_ids, dtype=torch.bool)
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)} "
+            f"(got {tuple(attention_mask.shape)})"
+        )
+    mask = attention_mask.bool()
+    if not bool(mask.any(1).all()):
+        row = int((~mask.any(1)).nonzero()[0])
+        raise ValueError(f"attention_mask must mark at least one token a row (row {row} has none)")
+    return input_ids, mask
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,12 +166,18 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, 
     return ids, mask
 
 
-def _pad_left(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Move each row's real tokens to its end, in order."""
-    if not bool(mask.any(1).all()):
-        row = int((~mask.any(1)).nonzero()[0])
-        raise ValueError(f"attention_mask must mark at least one token a row (row {row} has none)")
-    if bool(mask[:, -1].all()):
-        return ids, mask
-    order = mask.to(torch.int8).argsort(dim=1, stable=True)
-    return ids.gather(1, order), mask.gather(1, order)
+def _pad_right(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Each row's real tokens moved to its beginning, in order; and whether any padding is left."""
+    if bool(mask.all()):
+        return ids, mask, False
+    order = (~mask).to(torch.int8).argsort(dim=1, stable=True)
+    order = order[:, : int(mask.sum(1).max())]
+    mask = mask.gather(1, order)
+    return ids.gather(1, order), mask, not bool(mask.all())
+
+
+def _last(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """hidden [B, n, H] at each row's last valid column: [B, H]."""
+    column = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    last = ((mask * column).amax(1) - 1).clamp(min=0)
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]

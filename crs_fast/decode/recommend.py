@@ -2,39 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import compress
 from typing import TYPE_CHECKING
 
 import torch
 
-from crs_fast.ops import trie_step
+from crs_fast.ops import TokenTensors, trie_step
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
+from .output import RecommendOutput
 from .processor import token_tensors
-from .prompt import Prompt
+from .prompt import Prompt, checked_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class RecommendOutput:
-    """Beams of B requests, best first.
-
-    sids int64 [B, M, L]: -1 pads ragged SIDs and fills invalid beams
-    scores float32 [B, M]: sums of log-probs, -inf for invalid beams
-    items: for each request, the ids of the items its valid beams name, best first; several items
-        on one SID stand in catalogue order, filtered ones are left out
-    item_scores: the score of each of `items`
-    num_valid int64 [B]: valid beams; fewer than M when fewer items are allowed
-    """
-
-    sids: torch.Tensor
-    scores: torch.Tensor
-    items: list[list[int | str]]
-    item_scores: list[list[float]]
-    num_valid: torch.Tensor
 
 
 @torch.no_grad()
@@ -53,19 +33,23 @@ def recommend(
     """The best items after a prompt, by beam search over the catalogue's semantic IDs.
 
         cache = prefill(prompt)                                    # once a request
-        for level: beams = trie_step(logits, beams)                # legal children only
-                   logits = forward(one token a beam, seeing the prompt and its own ancestors)
+        for level: beams = trie_step(head(hidden), beams)          # legal children only
+                   hidden = forward(one token a beam, seeing the prompt and its own ancestors)
+
+    A model that can't hold a token tree (see `crs_fast.decode.capability`), or a prompt that with
+    its SID is longer than the model's attention window, gets Hugging Face beam search with the
+    same constraint.
 
     Args:
-        model: any decoder-only `AutoModelForCausalLM` with rotary or learned positions that takes
-            a 4-D attention mask (eager or SDPA attention).
+        model: any decoder-only `AutoModelForCausalLM`, PEFT adapters included.
         input_ids: int64 [B, P]; the SID begins right after it (end it with `<BOI>`).
         attention_mask: [B, P], 1 at real tokens; None means all ones. Left or right padding.
         trie: the catalogue, on the model's device.
         vocab: which token stands for which code; None means codes are token ids.
         num_beams: M.
         normalize: "vocab" scores by log-softmax over the whole vocabulary (Hugging Face's beams in
-            its order), "level" over the level's codes, "legal" over the legal children.
+            its order), "level" over the level's codes, "legal" over the legal children; the last
+            two compute only the level's rows of the LM head.
         temperature: divides the logits.
         filters: one filter a request (or one for all).
 
@@ -75,8 +59,19 @@ def recommend(
     Raises:
         ValueError: bad shapes, `num_beams` < 1, or a vocabulary that lacks codes of the trie.
     """
+    from .capability import capability, sliding_window
+    from .fallback import generate_beams
+
+    _check_beams(num_beams)
+    ids, mask = checked_inputs(input_ids, attention_mask)
+    window = sliding_window(model)
+    too_long = window is not None and int(mask.sum(1).max()) + trie.num_levels > window
+    if too_long or capability(model).attention is None:
+        return generate_beams(
+            model, ids, mask, trie, vocab, num_beams, normalize, temperature, filters
+        )
     return grow_beams(
-        Prompt(model, input_ids, attention_mask),
+        Prompt(model, ids, mask, room=num_beams * (trie.num_levels - 1)),
         trie,
         vocab,
         num_beams=num_beams,
@@ -98,52 +93,86 @@ def grow_beams(
     filters: ItemFilter | None = None,
 ) -> RecommendOutput:
     """`recommend` after a prompt that is cached already; leaves the prompt as it was."""
-    if num_beams < 1:
-        raise ValueError(f"recommend: num_beams must be at least 1 (got {num_beams})")
-    tokens = token_tensors(trie, vocab)
-    bitmaps = _one_each(filters, prompt.ids.shape[0], trie)
-    batch, device = prompt.ids.shape[0], prompt.ids.device
-    scores = torch.zeros(batch, 1, device=device)
-    nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-    sids = nodes.new_empty(batch, 1, 0)
-    logits = prompt.logits  # [B * M, V]
-    tree = _Tree(prompt)
-    for level in range(trie.num_levels):
-        scores, nodes, parents, codes = trie_step(
-            logits, scores, nodes, trie.tensors, tokens, num_beams, normalize, temperature, bitmaps
-        )
-        sids = torch.cat([_of_parents(sids, parents), codes[..., None]], 2)  # [B, M, l + 1]
-        if level + 1 < trie.num_levels:
-            # A beam that waits or is dead feeds any token: nothing reads what comes of it.
-            logits = tree.grow(tokens.column[level][codes.clamp(min=0)].clamp(min=0), parents)
-    prompt.crop()
-    valid = scores > float("-inf")
-    sids = sids.masked_fill(~valid[..., None], -1)
-    items, item_scores = _items(trie, sids, scores, filters)
-    return RecommendOutput(sids, scores, items, item_scores, valid.sum(1))
+    try:
+        tree = BeamTree(prompt, trie, vocab, num_beams, normalize, temperature, filters)
+        return tree.output
+    finally:
+        prompt.crop()
 
 
-class _Tree:
+class BeamTree:
     """Beams as slots behind the prompt: each sees the prompt and its own ancestors, so nothing is
-    reordered or copied when beams are."""
+    reordered or copied when beams are.
 
-    def __init__(self, prompt: Prompt) -> None:
+    output: the beams
+    tokens, slots int64 [B, M, L - 1]: of each beam, the LM tokens fed so far and where they stand
+        behind the prompt; the last level's token is not fed
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        prompt: Prompt,
+        trie: SidTrie,
+        vocab: SidVocab | None,
+        num_beams: int = 50,
+        normalize: str = "vocab",
+        temperature: float = 1.0,
+        filters: ItemFilter | None = None,
+    ) -> None:
+        _check_beams(num_beams)
         self.prompt = prompt
-        self.lengths = prompt.mask.sum(1)  # [B]
-        batch = prompt.mask.shape[0]
-        self.seen = prompt.mask.new_zeros(batch, 1, 0)  # [B, M, slots]: ancestors of each beam
-        self.depth = 0
+        tokens = token_tensors(trie, vocab)
+        bitmaps = None if filters is None else one_each(filters, prompt.ids.shape[0], trie).tensors
+        batch, device = prompt.ids.shape[0], prompt.ids.device
+        scores = torch.zeros(batch, 1, device=device)
+        nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+        sids = nodes.new_empty(batch, 1, 0)
+        self.slots, self.tokens = sids, sids
+        hidden = prompt.hidden  # [B * M, H]
+        for level in range(trie.num_levels):
+            logits, columns = _scored(prompt, hidden, tokens, level, normalize)
+            scores, nodes, parents, codes = trie_step(
+                logits, scores, nodes, trie.tensors, columns, num_beams, normalize, temperature,
+                bitmaps,
+            )  # fmt: skip
+            sids = torch.cat([_of_parents(sids, parents), codes[..., None]], 2)  # [B, M, l + 1]
+            if level + 1 < trie.num_levels:
+                # A beam that waits or is dead feeds any token: nothing reads what comes of it.
+                fed = tokens.column[level][codes.clamp(min=0)].clamp(min=0)
+                hidden = self._grow(fed, parents, level).flatten(0, 1)
+        self.output = RecommendOutput.of(trie, sids, scores, filters)
 
-    def grow(self, ids: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
-        """One more token a beam, ids and parents [B, M]: logits [B * M, V]."""
-        batch, beams = ids.shape
-        own = torch.eye(beams, dtype=torch.bool, device=ids.device).expand(batch, -1, -1)
-        self.seen = torch.cat([_of_parents(self.seen, parents), own], 2)
-        shared = self.prompt.mask[:, None].expand(-1, beams, -1)
-        positions = (self.lengths + self.depth)[:, None].expand(-1, beams)
-        self.depth += 1
-        logits = self.prompt.grow(ids, torch.cat([shared, self.seen], 2), positions)
-        return logits.flatten(0, 1)
+    def _grow(self, ids: torch.Tensor, parents: torch.Tensor, depth: int) -> torch.Tensor:
+        """One more token a beam, ids and parents [B, M]: hidden states [B, M, H]."""
+        from .tree_view import TreeState
+
+        prompt = self.prompt
+        own = depth * ids.shape[1] + torch.arange(ids.shape[1], device=ids.device)
+        own = own.expand(ids.shape)[..., None]
+        self.slots = torch.cat([_of_parents(self.slots, parents), own], 2)
+        self.tokens = torch.cat([_of_parents(self.tokens, parents), ids[..., None]], 2)
+        positions = (prompt.mask.sum(1, keepdim=True) + depth).expand(ids.shape)
+        return prompt.grow(ids, positions, TreeState(self.slots, prompt.length, prompt.visible))
+
+
+def _scored(
+    prompt: Prompt, hidden: torch.Tensor, tokens: TokenTensors, level: int, normalize: str
+) -> tuple[torch.Tensor, TokenTensors]:
+    """Logits of hidden [R, H] and where codes stand among them: the whole vocabulary [R, V] only
+    where its sum is asked for, else the level's codes [R, C]."""
+    if normalize == "vocab":
+        return prompt.lm.head(hidden), tokens
+    column = tokens.column[level]
+    there = torch.where(column >= 0, torch.arange(column.numel(), device=column.device), -1)
+    # Each level's row alike: only this level's is read.
+    few = tokens._replace(
+        column=there.expand(tokens.column.shape[0], -1),
+        denied=tokens.denied[:0],
+        terminator=-1,
+        num_columns=column.numel(),
+    )
+    return prompt.lm.head(hidden, column.clamp(min=0)), few
 
 
 def _of_parents(values: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
@@ -151,35 +180,13 @@ def _of_parents(values: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
     return values.gather(1, parents[..., None].expand(-1, -1, values.shape[2]))
 
 
-def _one_each(filters: ItemFilter | None, batch: int, trie: SidTrie):
-    if filters is None:
-        return None
+def one_each(filters: ItemFilter, batch: int, trie: SidTrie) -> ItemFilter:
+    """One filter a request, on the trie's device."""
     if filters.num_requests == 1 and batch > 1:
         filters = ItemFilter.stack([filters] * batch)
-    return filters.to(trie.device).tensors
+    return filters.to(trie.device)
 
 
-def _items(
-    trie: SidTrie, sids: torch.Tensor, scores: torch.Tensor, filters: ItemFilter | None
-) -> tuple[list[list[int | str]], list[list[float]]]:
-    """Ids and scores of the items that beams name; invalid beams hold only padding and name
-    none."""
-    batch, beams, levels = sids.shape
-    begin, end = trie.item_ranges(sids.reshape(batch * beams, levels).cpu())
-    spans = torch.stack([begin, end], 1).view(batch, beams, 2).tolist()
-    masks = None if filters is None else filters.mask().cpu()
-    items: list[list[int | str]] = []
-    item_scores: list[list[float]] = []
-    for request, (mine, values) in enumerate(zip(spans, scores.tolist(), strict=True)):
-        ids: list[int | str] = []
-        ranked: list[float] = []
-        for (a, b), score in zip(mine, values, strict=True):
-            found = trie.item_ids[a:b]
-            if masks is not None:
-                keep = masks[request % masks.shape[0], a:b].tolist()
-                found = list(compress(found, keep))
-            ids += found
-            ranked += [score] * len(found)
-        items.append(ids)
-        item_scores.append(ranked)
-    return items, item_scores
+def _check_beams(num_beams: int) -> None:
+    if num_beams < 1:
+        raise ValueError(f"recommend: num_beams must be at least 1 (got {num_beams})")

@@ -203,7 +203,8 @@ def test_prompt_grows_as_one_sequence_would():
     prompt = Prompt(model, ids, mask)
     with torch.no_grad():
         prompt.append(torch.tensor([[7, 8], [9, 9]]), torch.tensor([[1, 1], [0, 0]]).bool())
-        got = prompt.append(torch.tensor([[10], [11]]))
+        prompt.append(torch.tensor([[10], [11]]))
+        got = prompt.logits()
         first = model(input_ids=torch.cat([ids[:1], torch.tensor([[7, 8, 10]])], 1)).logits[:, -1]
         second = model(input_ids=torch.cat([ids[1:, 2:], torch.tensor([[11]])], 1)).logits[:, -1]
     torch.testing.assert_close(got, torch.cat([first, second]), atol=1e-4, rtol=1e-4)

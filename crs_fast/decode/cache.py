@@ -1,0 +1,96 @@
+"""A key-value cache that grows in place and never evicts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class GrowingLayer(DynamicLayer):
+    """One layer's keys and values, views [B, H, S, D] into buffers with room to spare.
+
+    Sliding-window layers keep everything too, so tree slots never push the prompt out; the model's
+    own masks still hide what lies outside the window.
+    """
+
+    def __init__(self, room: int = 0) -> None:
+        super().__init__()
+        self.room = room
+        self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._views: Any = (None, None)
+        self.keys: Any  # the base class allows None, which only an unused layer has
+        self.values: Any
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before = self.get_seq_length()
+        length = before + key_states.shape[-2]
+        # A base-class method (reorder, select) may have put other tensors in place of the views.
+        ours = self.keys is self._views[0] and self.values is self._views[1]
+        if self._buffers is None or not ours or length > self._buffers[0].shape[-2]:
+            self._buffers = (
+                self._grown(self.keys, key_states, before, length),
+                self._grown(self.values, value_states, before, length),
+            )
+        keys, values = self._buffers
+        keys[..., before:length, :] = key_states
+        values[..., before:length, :] = value_states
+        return self._show(length)
+
+    def crop(self, max_length: int) -> None:
+        """Keep `max_length` columns; a negative number drops that many."""
+        if not self.is_initialized:
+            return
+        length = self.get_seq_length()
+        keep = min(max_length, length) if max_length > 0 else length + max_length
+        if self._buffers is not None and self.keys is self._views[0]:
+            self._show(keep)
+        else:
+            self.keys, self.values = self.keys[..., :keep, :], self.values[..., :keep, :]
+
+    def _grown(self, old: Any, new: torch.Tensor, before: int, length: int) -> torch.Tensor:
+        # Half as much again, so that a token at a time costs no copy a token.
+        capacity = length + max(self.room, length // 2 if before else 0)
+        buffer = new.new_empty(*new.shape[:-2], capacity, new.shape[-1])
+        if before:
+            buffer[..., :before, :] = old
+        return buffer
+
+    def _show(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self._buffers is not None
+        keys, values = self._buffers
+        self._views = (keys[..., :length, :], values[..., :length, :])
+        self.keys, self.values = self._views
+        return self._views
+
+
+def growing_cache(room: int = 0) -> Cache:
+    """An empty cache; `room`: columns that will be added after the first."""
+    return Cache(layer_class_to_replicate=lambda: GrowingLayer(room))  # type: ignore[arg-type]
+
+
+def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
+    """A cache of some rows, int64 [R]; the original stays as it was."""
+    chosen = growing_cache()
+    layers: list[Any] = cache.layers
+    for index, layer in enumerate(layers):
+        if layer.is_initialized:
+            chosen.update(layer.keys[rows], layer.values[rows], index)
+    return chosen
+
+
+def move_columns(cache: Cache, columns: torch.Tensor, start: int) -> None:
+    """Copy columns int64 [B, n] of each row to `start` ..., and drop everything after them."""
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        if not layer.is_initialized:
+            continue
+        for states in (layer.keys, layer.values):
+            index = columns[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+            states[..., start : start + columns.shape[1], :] = states.gather(2, index)
+        layer.crop(start + columns.shape[1] - layer.get_seq_length())

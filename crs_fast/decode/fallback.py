@@ -1,0 +1,130 @@
+"""Hugging Face beam search with the trie as a constraint, for models that can't hold a tree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crs_fast.ops import trie_mask_
+from crs_fast.trie import ItemFilter, SidTrie, SidVocab
+
+from .output import RecommendOutput
+from .processor import SidLogitsProcessor
+from .prompt import left_pad
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class BeamScores:
+    """A logits processor that turns beam search's log-probs into `recommend`'s gains: -inf on
+    illegal tokens, the rest normalised as asked, and 0 for `filler`, which stands for "this SID is
+    whole and waits".
+
+    Unlike `SidLogitsProcessor` alone, dead beams (more beams than items) are no error here: their
+    scores are -inf already, whatever follows.
+    """
+
+    def __init__(
+        self,
+        trie: SidTrie,
+        vocab: SidVocab | None,
+        filters: ItemFilter | None,
+        prompt_length: int,
+        filler: int,
+        normalize: str,
+        temperature: float,
+    ) -> None:
+        self.legal = SidLogitsProcessor(trie, vocab, filters, prompt_length, filler)
+        self.legal.tokens = self.legal.tokens._replace(
+            terminator=filler, num_columns=max(self.legal.tokens.num_columns, filler + 1)
+        )
+        self.start, self.filler = prompt_length, filler
+        self.normalize, self.temperature = normalize, temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        constraint = self.legal
+        zeros = torch.zeros_like(scores)
+        nodes = constraint.nodes(input_ids)
+        penalty = trie_mask_(
+            zeros, nodes, constraint.trie.tensors, constraint.tokens, constraint.filters
+        )
+        scores = scores / self.temperature
+        pool = scores
+        if self.normalize == "level":
+            level = min(input_ids.shape[1] - self.start, constraint.tokens.column.shape[0] - 1)
+            column = constraint.tokens.column[level]
+            pool = scores[:, column[column >= 0]]
+        elif self.normalize == "legal":
+            pool = (scores + penalty).index_fill(
+                1, torch.tensor([self.filler], device=scores.device), float("-inf")
+            )
+        gains = scores - pool.logsumexp(1, keepdim=True)
+        gains[:, self.filler] = 0.0
+        gains = (gains + penalty).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
+        return gains.masked_fill((nodes < 0)[:, None], float("-inf"))
+
+
+@torch.no_grad()
+def generate_beams(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    trie: SidTrie,
+    vocab: SidVocab | None,
+    num_beams: int,
+    normalize: str,
+    temperature: float,
+    filters: ItemFilter | None,
+    **kwargs: Any,
+) -> RecommendOutput:
+    """`recommend` by `model.generate`: every prompt is prefilled once a beam.
+
+    Args:
+        ids, mask: int64 and bool [B, P]; padding on either side.
+        kwargs: more arguments of `model.generate`.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    filler = _unused_token(vocab, trie)
+    ids, mask = left_pad(
+        [row[seen].tolist() for row, seen in zip(ids.cpu(), mask.cpu(), strict=True)], filler
+    )
+    levels = trie.num_levels
+    config = GenerationConfig(
+        max_new_tokens=levels,
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        do_sample=False,
+        length_penalty=0.0,
+        eos_token_id=None,
+        pad_token_id=filler,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    scores = BeamScores(trie, vocab, filters, ids.shape[1], filler, normalize, temperature)
+    out = model.generate(  # type: ignore[operator]
+        input_ids=ids.to(model.device),
+        attention_mask=mask.long().to(model.device),
+        generation_config=config,
+        logits_processor=LogitsProcessorList([scores]),
+        **kwargs,
+    )
+    shape = (ids.shape[0], num_beams)
+    tokens = out.sequences[:, ids.shape[1] :].view(*shape, -1)
+    codes = tokens.masked_fill(tokens == filler, -1) if vocab is None else vocab.decode(tokens)
+    totals = out.sequences_scores.view(shape)
+    # Where beams outnumber items, Hugging Face returns beams of about -1e9.
+    totals = totals.masked_fill(totals < -1e8, float("-inf"))
+    return RecommendOutput.of(trie, codes.to(trie.device), totals.to(trie.device), filters)
+
+
+def _unused_token(vocab: SidVocab | None, trie: SidTrie) -> int:
+    """The lowest token id that is no code, for SIDs that wait for longer ones."""
+    if vocab is None:
+        # Codes are token ids; 0 .. max are all taken only where every one of them is a code.
+        taken = set(trie.sids().unique().tolist())
+    else:
+        taken = set(vocab.code_tokens().tolist())
+    return next(token for token in range(len(taken) + 1) if token not in taken)

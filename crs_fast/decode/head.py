@@ -1,0 +1,82 @@
+"""The language-model head on demand: all of its rows, or those of a few tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .linear import linear
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class LmHead:
+    """Scores of hidden states, for the whole vocabulary or for a few tokens only.
+
+        logits = cap(scale * (hidden @ W[tokens].T + b[tokens] + LoRA[tokens]))
+
+    What a model does after its head is read from its config: `final_logit_softcapping` (Gemma),
+    `logits_scaling` (Granite, a divisor), `logit_scale` (Cohere, a factor). A model that does
+    something else is caught by the capability probe, which compares with the model's own logits.
+
+    Args:
+        model: its `get_output_embeddings()` is a linear layer, plain or with LoRA on it; of any
+            other module all rows are computed and the wanted ones taken.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.module: Any = model.get_output_embeddings()
+        config = model.config.get_text_config()
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        divisor, factor = (
+            getattr(config, name, None) for name in ("logits_scaling", "logit_scale")
+        )
+        self.scale = (factor if isinstance(factor, float) else 1.0) / (divisor or 1.0)
+
+    def __call__(self, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
+        """hidden [R, H] -> logits [R, V], or [R, C] for tokens int64 [C]."""
+        return self._finish(_rows(self.module, hidden, tokens))
+
+    def _finish(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+
+def _rows(module: Any, hidden: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
+    if type(module) is torch.nn.Linear and not module._forward_hooks:
+        if tokens is None:
+            return linear(hidden, module.weight, module.bias)
+        bias = None if module.bias is None else module.bias[tokens]
+        return linear(hidden, module.weight[tokens], bias)
+    if tokens is None:
+        return module(hidden)
+    if _is_plain_lora(module):
+        return _lora_rows(module, hidden, tokens)
+    return module(hidden)[:, tokens]
+
+
+def _is_plain_lora(module: Any) -> bool:
+    return (
+        hasattr(module, "lora_A")
+        and type(getattr(module, "base_layer", None)) is torch.nn.Linear
+        and not getattr(module, "lora_variant", None)
+    )
+
+
+def _lora_rows(module: Any, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    out = _rows(module.base_layer, hidden, tokens)
+    if module.disable_adapters or module.merged:
+        return out
+    for name in module.active_adapters:
+        if name in module.lora_A:
+            down, up = module.lora_A[name], module.lora_B[name]
+            low = down(module.lora_dropout[name](hidden.to(down.weight.dtype)))
+            bias = None if up.bias is None else up.bias[tokens]
+            delta = linear(low, up.weight[tokens], bias)
+            out = out + (delta * module.scaling[name]).to(out.dtype)
+    return out

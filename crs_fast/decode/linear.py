@@ -1,0 +1,44 @@
+"""Linear layers on the few rows of a beam step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# With fewer rows than this MKL computes W @ x.T about twice as fast as x @ W.T (2.8 GHz Xeon,
+# float32, 576..50,000 outputs; equal or slower at 2 rows and from 64 on).
+_SKINNY = range(8, 64)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x [..., I] @ weight [O, I].T + bias [O]: [..., O]."""
+    rows = x.numel() // x.shape[-1]
+    if rows not in _SKINNY or x.device.type != "cpu" or x.dtype != torch.float32:
+        return torch.nn.functional.linear(x, weight, bias)
+    out = torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous()
+    if bias is not None:
+        out += bias
+    return out.view(*x.shape[:-1], -1)
+
+
+class SkinnyLinear(torch.nn.Module):
+    """A stand-in for an `nn.Linear` that shares its parameters."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    @staticmethod
+    def can_replace(layer: torch.nn.Module) -> bool:
+        """Whether `layer` is a linear layer and nothing more, where the stand-in is faster."""
+        return (
+            type(layer) is torch.nn.Linear
+            and layer.weight.device.type == "cpu"
+            and layer.weight.dtype == torch.float32
+            and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight, self.bias)

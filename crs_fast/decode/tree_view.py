@@ -1,0 +1,131 @@
+"""A model's decoder with tree attention in place of its own, sharing every weight."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from crs_fast.ops.tree_attention import tree_attention
+
+from .linear import SkinnyLinear
+
+NAME = "crs_fast_tree"
+# Arguments of attention functions that change nothing about what is attended to. A sliding window
+# is one of them because the tree is not used where prompt and SID are longer than the window.
+_HARMLESS = {
+    "cache_position", "dropout", "head_mask", "is_causal", "layer_idx", "output_attentions",
+    "output_hidden_states", "position_ids", "return_dict", "sliding_window", "use_cache",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TreeState:
+    """What the slots of one step see; travels through the model as the argument `crs_fast_tree`.
+
+    ancestors int64 [B, M, T]: slots each beam sees, its own among them
+    prompt_length: columns of the prompt
+    prompt_mask bool [B, P]: which of them hold a token; None means all
+    """
+
+    ancestors: torch.Tensor
+    prompt_length: int
+    prompt_mask: torch.Tensor | None
+
+
+def tree_view(decoder: torch.nn.Module) -> torch.nn.Module:
+    """A second module tree over the same parameters whose attention takes a `TreeState`.
+
+    Modules that hold a config are copied shallowly with a config of their own that names our
+    attention, and modules above them with their children replaced. So the model and its config
+    are never changed, and threads can share a model. Takes some microseconds a layer.
+    """
+    _register()
+    modules: dict[int, torch.nn.Module] = {}
+    configs: dict[int, Any] = {}
+
+    def config_of(config: Any) -> Any:
+        if id(config) not in configs:
+            ours = configs[id(config)] = copy.copy(config)
+            ours.__dict__["crs_fast_own_attention"] = config._attn_implementation
+            # Past the property, whose setter would reach into sub-configs, which are shared.
+            ours.__dict__["_attn_implementation_internal"] = NAME
+        return configs[id(config)]
+
+    def view(module: torch.nn.Module) -> torch.nn.Module:
+        if id(module) not in modules:
+            modules[id(module)] = _view(module)
+        return modules[id(module)]
+
+    def _view(module: torch.nn.Module) -> torch.nn.Module:
+        if SkinnyLinear.can_replace(module):
+            return SkinnyLinear(module)
+        children = {
+            name: None if child is None else view(child) for name, child in module._modules.items()
+        }
+        config = module.__dict__.get("config")
+        attends = hasattr(config, "_attn_implementation_internal")
+        if not attends and all(child is module._modules[name] for name, child in children.items()):
+            return module
+        ours = copy.copy(module)
+        ours.__dict__["_modules"] = children
+        if attends:
+            ours.__dict__["config"] = config_of(config)
+        return ours
+
+    return view(decoder)
+
+
+def tree_attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    crs_fast_tree: TreeState | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The attention function registered with transformers as "crs_fast_tree".
+
+    Without a tree it is the model's own. With one, the mask is the tree's.
+
+    Raises:
+        ValueError: the model asks for something tree attention doesn't know (sinks, biases).
+    """
+    if crs_fast_tree is None:
+        return _own(module)(
+            module, query, key, value, attention_mask, scaling=scaling,
+            **({} if softcap is None else {"softcap": softcap}), **kwargs,
+        )  # fmt: skip
+    unknown = [name for name, v in kwargs.items() if v is not None and name not in _HARMLESS]
+    if unknown:
+        raise ValueError(f"tree attention: arguments must be known (got {sorted(unknown)})")
+    out = tree_attention(
+        query, key, value, crs_fast_tree.ancestors, crs_fast_tree.prompt_length,
+        crs_fast_tree.prompt_mask, scaling, softcap,
+    )  # fmt: skip
+    return out, None
+
+
+def _own(module: torch.nn.Module) -> Any:
+    import sys
+
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    name = getattr(getattr(module, "config", None), "crs_fast_own_attention", "sdpa")
+    if name in (None, "eager"):
+        return sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS[name]
+
+
+def _register() -> None:
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, tree_attention_forward)
+    # Without a mask function of its own, the 2-D mask would silently become None.
+    AttentionMaskInterface.register(NAME, sdpa_mask)
