@@ -12,7 +12,7 @@ from ._version import __version__
 
 _HOMES = {
     "trie": ("ItemFilter", "SidTrie", "SidVocab", "TrieSlot"),
-    "decode": ("RecommendOutput", "SidLogitsProcessor", "recommend"),
+    "decode": ("RecommendOutput", "SidLogitsProcessor", "beam_search", "recommend"),
     "quantize": ("RQKMeans", "RQVAE", "resolve_collisions"),
     "crs.model": ("Recommender",),
 }

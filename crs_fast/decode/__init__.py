@@ -1,5 +1,6 @@
 """Constrained decoding: the logits processor, and beams as a token tree over one prompt."""
 
+from .beam_search import beam_search
 from .capability import Capability, capability
 from .output import RecommendOutput
 from .processor import SidLogitsProcessor
@@ -12,6 +13,7 @@ __all__ = [
     "Prompt",
     "RecommendOutput",
     "SidLogitsProcessor",
+    "beam_search",
     "capability",
     "grow_beams",
     "left_pad",

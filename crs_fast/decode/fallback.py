@@ -16,6 +16,9 @@ from .prompt import left_pad
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Scores below this are of beams that were never real: Hugging Face marks them with -1e9.
+LOST = -1e8
+
 
 class BeamScores:
     """A logits processor that turns beam search's log-probs into `recommend`'s gains: -inf on
@@ -50,20 +53,23 @@ class BeamScores:
         penalty = trie_mask_(
             zeros, nodes, constraint.trie.tensors, constraint.tokens, constraint.filters
         )
-        scores = scores / self.temperature
-        pool = scores
-        if self.normalize == "level":
-            level = min(input_ids.shape[1] - self.start, constraint.tokens.column.shape[0] - 1)
-            column = constraint.tokens.column[level]
-            pool = scores[:, column[column >= 0]]
-        elif self.normalize == "legal":
-            pool = (scores + penalty).index_fill(
-                1, torch.tensor([self.filler], device=scores.device), float("-inf")
-            )
-        gains = scores - pool.logsumexp(1, keepdim=True)
+        gains = self._normalized(scores / self.temperature, penalty, input_ids.shape[1])
         gains[:, self.filler] = 0.0
         gains = (gains + penalty).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
         return gains.masked_fill((nodes < 0)[:, None], float("-inf"))
+
+    def _normalized(self, scores: torch.Tensor, penalty: torch.Tensor, length: int) -> torch.Tensor:
+        if self.normalize == "vocab" and self.temperature == 1.0:
+            return scores.clone()  # log-probs already, or what the caller's processors made of them
+        pool = scores
+        if self.normalize == "level":
+            column = self.legal.tokens.column
+            column = column[min(length - self.start, column.shape[0] - 1)]
+            pool = scores[:, column[column >= 0]]
+        elif self.normalize == "legal":
+            pool = scores + penalty
+            pool[:, self.filler] = float("-inf")
+        return scores - pool.logsumexp(1, keepdim=True)
 
 
 @torch.no_grad()
@@ -87,7 +93,7 @@ def generate_beams(
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
-    filler = _unused_token(vocab, trie)
+    filler = unused_token(vocab, trie)
     ids, mask = left_pad(
         [row[seen].tolist() for row, seen in zip(ids.cpu(), mask.cpu(), strict=True)], filler
     )
@@ -115,12 +121,11 @@ def generate_beams(
     tokens = out.sequences[:, ids.shape[1] :].view(*shape, -1)
     codes = tokens.masked_fill(tokens == filler, -1) if vocab is None else vocab.decode(tokens)
     totals = out.sequences_scores.view(shape)
-    # Where beams outnumber items, Hugging Face returns beams of about -1e9.
-    totals = totals.masked_fill(totals < -1e8, float("-inf"))
+    totals = totals.masked_fill(totals < LOST, float("-inf"))
     return RecommendOutput.of(trie, codes.to(trie.device), totals.to(trie.device), filters)
 
 
-def _unused_token(vocab: SidVocab | None, trie: SidTrie) -> int:
+def unused_token(vocab: SidVocab | None, trie: SidTrie) -> int:
     """The lowest token id that is no code, for SIDs that wait for longer ones."""
     if vocab is None:
         # Codes are token ids; 0 .. max are all taken only where every one of them is a code.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +30,7 @@ def recommend(
     normalize: str = "vocab",
     temperature: float = 1.0,
     filters: ItemFilter | None = None,
+    cuda_graph: bool = False,
 ) -> RecommendOutput:
     """The best items after a prompt, by beam search over the catalogue's semantic IDs.
 
@@ -52,6 +54,7 @@ def recommend(
             two compute only the level's rows of the LM head.
         temperature: divides the logits.
         filters: one filter a request (or one for all).
+        cuda_graph: replay the steps as a CUDA graph. Not written yet: ignored with a warning.
 
     Returns:
         `RecommendOutput`. Ties go to the lower parent, then the lower code.
@@ -63,6 +66,8 @@ def recommend(
     from .fallback import generate_beams
 
     _check_beams(num_beams)
+    if cuda_graph:
+        warnings.warn("recommend: cuda_graph is ignored, the call runs eagerly", stacklevel=3)
     ids, mask = checked_inputs(input_ids, attention_mask)
     window = sliding_window(model)
     too_long = window is not None and int(mask.sum(1).max()) + trie.num_levels > window

@@ -1,0 +1,182 @@
+"""Token-tree beams as a decoding loop of `model.generate`."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crs_fast.trie import ItemFilter, SidTrie, SidVocab
+
+from .fallback import LOST, BeamScores, unused_token
+from .recommend import recommend
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig, PreTrainedModel
+
+# What `generate` hands over that changes nothing here: positions follow from the mask, the cache is
+# fresh and of the wrong kind.
+_EXPECTED = {"attention_mask", "cache_position", "logits_to_keep", "past_key_values",
+             "position_ids", "use_cache"}  # fmt: skip
+
+
+@torch.no_grad()
+def beam_search(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: GenerationConfig,
+    synced_gpus: bool = False,
+    trie: SidTrie | None = None,
+    vocab: SidVocab | None = None,
+    normalize: str = "vocab",
+    temperature: float = 1.0,
+    filters: ItemFilter | None = None,
+    cuda_graph: bool = False,
+    **model_kwargs: Any,
+) -> Any:
+    """`model.generate(**inputs, custom_generate=crs_fast.beam_search, num_beams=50,
+    num_return_sequences=50, trie=trie, vocab=vocab)`: the beams of `recommend`, as `generate`
+    returns them.
+
+    The SID begins right after the prompt. What the tree can't honour goes to Hugging Face beam
+    search with the same constraint, and a warning says so: logits processors (penalties, banned
+    words, minimum lengths), sampling, stopping criteria beyond length and end-of-sequence, a cache
+    that holds something, per-step outputs, model arguments the tree doesn't know.
+
+    Args:
+        trie, vocab, normalize, temperature, filters, cuda_graph: as in `recommend`; the generation
+            config's own temperature is ignored, as by Hugging Face beam search.
+
+    Returns:
+        int64 [B * R, P + L], best first, or with `return_dict_in_generate` Hugging Face's
+        `GenerateBeamDecoderOnlyOutput` (with `output_scores`, `sequences_scores` [B * R], log-prob
+        sums over (SID length) ** `length_penalty`). Ragged SIDs end in padding; invalid rows (fewer
+        items than beams) are padding after the prompt, their scores -inf.
+
+    Raises:
+        ValueError: no trie, or a maximum length that leaves no room for a SID.
+    """
+    if trie is None:
+        raise ValueError("beam_search: trie must be given (got None)")
+    length, levels = input_ids.shape[1], trie.num_levels
+    if generation_config.max_length is not None and generation_config.max_length < length + levels:
+        raise ValueError(
+            f"beam_search: max_new_tokens must be at least the trie's {levels} levels "
+            f"(got {generation_config.max_length - length})"
+        )
+    reason = _beyond_the_tree(logits_processor, stopping_criteria, generation_config, model_kwargs)
+    if reason:
+        warnings.warn(
+            f"crs_fast.beam_search can't grow a tree with {reason}; Hugging Face beam search with "
+            "the same constraint is used instead",
+            stacklevel=2,
+        )
+        return _hugging_face(
+            model, input_ids, logits_processor, stopping_criteria, generation_config, trie, vocab,
+            normalize, temperature, filters, model_kwargs,
+        )  # fmt: skip
+    beams, returned = generation_config.num_beams, generation_config.num_return_sequences
+    every = max(beams, returned)  # `generate` has repeated each row that often
+    mask = model_kwargs.get("attention_mask")
+    out = recommend(
+        model, input_ids[::every], None if mask is None else mask[::every], trie=trie, vocab=vocab,
+        num_beams=beams, normalize=normalize, temperature=temperature, filters=filters,
+        cuda_graph=cuda_graph,
+    )  # fmt: skip
+    tokens = out.sids if vocab is None else vocab.encode(out.sids)
+    # Every step of a SID counts, waiting doesn't; so ragged beams may change places.
+    scores = out.scores / (out.sids >= 0).sum(2).clamp(min=1) ** generation_config.length_penalty
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :returned]
+    tokens = tokens.gather(1, order[..., None].expand(-1, -1, levels)).flatten(0, 1)
+    tokens = tokens.to(input_ids.device).masked_fill(
+        tokens.to(input_ids.device) < 0, _pad(generation_config)
+    )
+    prompts = input_ids[::every].repeat_interleave(returned, 0)
+    return _packed(
+        generation_config, torch.cat([prompts, tokens], 1), scores.gather(1, order).flatten()
+    )
+
+
+def _beyond_the_tree(
+    logits_processor: Any, stopping_criteria: Any, config: Any, model_kwargs: dict[str, Any]
+) -> str:
+    """What of this call the tree can't honour, in words; "" where there is nothing."""
+    from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+
+    if config.do_sample:
+        return "do_sample=True"
+    if logits_processor:
+        return f"logits processors ({', '.join(type(p).__name__ for p in logits_processor)})"
+    others = [
+        c for c in stopping_criteria if not isinstance(c, (EosTokenCriteria, MaxLengthCriteria))
+    ]
+    if others:
+        return f"stopping criteria ({', '.join(type(c).__name__ for c in others)})"
+    for name in ("output_attentions", "output_hidden_states", "output_logits"):
+        if getattr(config, name, False):
+            return f"{name}=True"
+    cache = model_kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        return "a cache that holds something"
+    extra = sorted(k for k, v in model_kwargs.items() if v is not None and k not in _EXPECTED)
+    return f"model arguments ({', '.join(extra)})" if extra else ""
+
+
+def _hugging_face(
+    model, input_ids, logits_processor, stopping_criteria, generation_config, trie, vocab,
+    normalize, temperature, filters, model_kwargs,
+):  # fmt: skip
+    """Hugging Face's own loop, with the constraint after penalties and the caller's processors and
+    before top-k and its like, which would otherwise cut legal tokens away."""
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+    from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
+
+    length, levels = input_ids.shape[1], trie.num_levels
+    filler = unused_token(vocab, trie)
+    config = copy.deepcopy(generation_config)
+    config.max_length = length + levels
+    config.return_dict_in_generate = config.output_scores = True
+    config._eos_token_tensor = None  # a SID ends with its last level, nothing else ends a row
+    constraint = BeamScores(trie, vocab, filters, length, filler, normalize, temperature)
+    names = [type(processor).__name__ for processor in logits_processor]
+    warpers = (i for i, name in enumerate(names) if name.endswith(("Warper", "Normalization")))
+    at = next(warpers, len(names))
+    processors = [*logits_processor[:at], constraint, *logits_processor[at:]]
+    others = [
+        c for c in stopping_criteria if not isinstance(c, (EosTokenCriteria, MaxLengthCriteria))
+    ]
+    out = model._beam_search(
+        input_ids,
+        logits_processor=LogitsProcessorList(processors),
+        stopping_criteria=StoppingCriteriaList([MaxLengthCriteria(length + levels), *others]),
+        generation_config=config,
+        **model_kwargs,
+    )
+    sequences, scores = out.sequences, out.sequences_scores
+    lost = scores * levels**config.length_penalty < LOST
+    tail = sequences[:, length:]
+    tail.masked_fill_((tail == filler) | lost[:, None], _pad(generation_config))
+    return _packed(generation_config, sequences, scores.masked_fill(lost, float("-inf")))
+
+
+def _pad(config: Any) -> int:
+    """What beam search fills with: padding, else end-of-sequence, else -1."""
+    for token in (config._pad_token_tensor, config._eos_token_tensor):
+        if token is not None:
+            return int(token.reshape(-1)[0])
+    return -1
+
+
+def _packed(config: Any, sequences: torch.Tensor, scores: torch.Tensor) -> Any:
+    from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
+
+    if not config.return_dict_in_generate:
+        return sequences
+    return GenerateBeamDecoderOnlyOutput(
+        sequences=sequences,  # type: ignore[arg-type]
+        sequences_scores=scores if config.output_scores else None,
+    )
