@@ -115,6 +115,8 @@ def generate_beams(
         attention_mask=mask.long().to(model.device),
         generation_config=config,
         logits_processor=LogitsProcessorList([scores]),
+        # One beam would be greedy search, which has neither log-probs nor their sums.
+        custom_generate=type(model)._beam_search,
         **kwargs,
     )
     shape = (ids.shape[0], num_beams)
