@@ -12,6 +12,7 @@ import torch
 
 from crs_fast.quantize.collisions import resolve_collisions
 from crs_fast.quantize.metrics import quantization_report
+from crs_fast.quantize.sinkhorn import sinkhorn_codes
 from crs_fast.quantize.text_encoder import encode_texts
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = [
     "encode_texts",
     "quantization_report",
     "resolve_collisions",
+    "sinkhorn_codes",
 ]
 
 _LAZY = {

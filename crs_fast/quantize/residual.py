@@ -8,10 +8,12 @@ import tempfile
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from crs_fast.ops.codebook import residual_codes
+from crs_fast.quantize.sources import Source, open_source
 
 _ENCODE_ROWS = 1 << 14
 
@@ -55,6 +57,7 @@ class ResidualQuantizer(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "x"
     codebooks: torch.nn.Parameter
+    streams = False  # whether `fit` takes batches
 
     def __init__(self, config: ResidualQuantizerConfig | None = None, **fields: Any) -> None:
         if config is not None and fields:
@@ -73,8 +76,8 @@ class ResidualQuantizer(PreTrainedModel):
         """Create the weights for embeddings of this width; codebooks are NaN until fitted."""
         raise NotImplementedError
 
-    def _fit(self, x: torch.Tensor, progress: bool) -> None:
-        """Set the weights from checked embeddings float32 [N, D]."""
+    def _fit(self, source: Source, progress: bool) -> None:
+        """Set the weights from a source of embeddings."""
         raise NotImplementedError
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
@@ -89,13 +92,18 @@ class ResidualQuantizer(PreTrainedModel):
         shape = (self.config.levels, self.config.codes, dim)
         return torch.nn.Parameter(torch.full(shape, torch.nan))
 
-    def fit(self, x: Any, progress: bool = False) -> Self:
+    def fit(self, x: Any, progress: bool = False, distributed: bool = False) -> Self:
         """Learn the codebooks from a catalogue, afresh at each call.
 
         Args:
             x: float [N, D], N >= 1, torch or numpy; the fit runs on its device. N may be below
-                K (some codes then stay unused), rows may repeat.
+                K (some codes then stay unused), rows may repeat. A numpy memory map is read batch
+                by batch; RQKMeans also takes a re-iterable of batches [n, D], or a function that
+                returns a new iterator of them.
             progress: show a progress bar.
+            distributed: x is this process's share of the rows (torch.distributed's default
+                group, shares in rank order); every process gets the same codebooks, those that
+                one process would get from all rows, up to rounding.
 
         Returns:
             self. On the CPU, the same seed, x and thread count give the same codes.
@@ -103,21 +111,27 @@ class ResidualQuantizer(PreTrainedModel):
         Raises:
             ValueError: x is not a finite float [N, D] with N, D >= 1.
         """
-        x = self._checked(x, "fit").float()
-        if 0 in x.shape:
-            raise ValueError(
-                f"{type(self).__name__}.fit: x must hold at least one row and one column "
-                f"(got shape {tuple(x.shape)})"
-            )
-        self.config.input_dim = x.shape[1]
+        source = self._source(x, distributed)
+        self.config.input_dim = source.dim
         # Forking leaves the caller's random state as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            self._build(x.shape[1])
-            self.to(x.device)
+            self._build(source.dim)
+            torch.nn.Module.to(self, source.device)
             with torch.enable_grad():
-                self._fit(x, progress)
+                self._fit(source, progress)
         return self.eval()
+
+    def _source(self, x: Any, sharded: bool) -> Source:
+        batched = callable(x) or not (isinstance(x, list) or hasattr(x, "shape"))
+        if batched or (isinstance(x, list) and x and getattr(x[0], "ndim", 0) == 2):
+            if not self.streams:
+                raise ValueError(
+                    f"{type(self).__name__}.fit: x must be an array or a memory map (got batches)"
+                )
+        elif not isinstance(x, np.memmap):
+            x = self._checked(x, "fit").float()
+        return open_source(x, sharded)
 
     @torch.no_grad()
     def embed(self, x: Any) -> torch.Tensor:

@@ -7,86 +7,40 @@ from typing import Any
 import torch
 
 from crs_fast.ops.codebook import residual_lookup
+from crs_fast.quantize.kmeans import (
+    BATCH_ROWS,
+    kmeans,
+    kmeans_plus_plus,
+    lloyd,
+    mini_batches,
+)
 from crs_fast.quantize.residual import ResidualQuantizer, ResidualQuantizerConfig
+from crs_fast.quantize.sources import ArraySource, Source
 
+__all__ = ["RQKMeans", "RQKMeansConfig", "kmeans", "kmeans_plus_plus"]
 
-def kmeans_plus_plus(x: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
-    """Seed k centres by k-means++ (Arthur & Vassilvitskii 2007).
-
-    Args:
-        x: float [N, D], N >= 1.
-        k: centres to draw; past the number of distinct rows, rows repeat.
-        generator: a CPU generator.
-
-    Returns:
-        Centres, rows of x, [k, D].
-    """
-    chosen = torch.empty(k, dtype=torch.int64)
-    distance = torch.ones(len(x), dtype=torch.float64)  # to the nearest centre so far
-    for i in range(k):
-        mass = distance.cumsum(0)
-        # With nothing left to cover, any row does.
-        if float(mass[-1]) <= 0:
-            mass = torch.ones_like(distance).cumsum(0)
-        draw = torch.rand((), generator=generator, dtype=torch.float64) * mass[-1]
-        chosen[i] = torch.searchsorted(mass, draw, right=True).clamp(max=len(x) - 1)
-        new = (x - x[chosen[i]]).square().sum(-1).double().cpu()
-        distance = new if i == 0 else torch.minimum(distance, new)
-    return x[chosen.to(x.device)].clone()
-
-
-def kmeans(
-    x: torch.Tensor, centres: torch.Tensor, iterations: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lloyd's algorithm from given centres; an empty cluster moves to the row farthest off.
-
-    Args:
-        x: float32 [N, D], N >= 1.
-        centres: float32 [K, D].
-        iterations: at most; stops once no assignment changes.
-
-    Returns:
-        Centres float32 [K, D] and the residuals float32 [N, D] they leave.
-    """
-    last: torch.Tensor | None = None
-    for _ in range(iterations):
-        codes, residual = residual_lookup(x, centres[None])
-        if last is not None and torch.equal(codes, last):
-            break
-        last = codes
-        centres = _means(x, codes[:, 0], centres)
-        _refill(x, codes[:, 0], residual, centres)
-    return centres, residual_lookup(x, centres[None])[1]
-
-
-def _means(x: torch.Tensor, codes: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
-    sums = torch.zeros_like(centres, dtype=torch.float64).index_add_(0, codes, x.double())
-    counts = torch.bincount(codes, minlength=len(centres))[:, None]  # [K, 1]
-    return torch.where(counts > 0, sums / counts.clamp(min=1), centres.double()).float()
-
-
-def _refill(
-    x: torch.Tensor, codes: torch.Tensor, residual: torch.Tensor, centres: torch.Tensor
-) -> None:
-    """Move centres without items, in place, to the rows worst served."""
-    empty = (torch.bincount(codes, minlength=len(centres)) == 0).nonzero().squeeze(-1)
-    error = residual.square().sum(-1)
-    worst = error.sort(descending=True, stable=True).indices[: len(empty)]
-    worst = worst[error[worst] > 0]
-    centres[empty[: len(worst)]] = x[worst]
+_SEED_ROWS = 1 << 14  # k-means++ reads its rows K times over
 
 
 class RQKMeansConfig(ResidualQuantizerConfig):
     """Configuration of `RQKMeans`.
 
     Args:
-        iterations: of Lloyd's algorithm, at most, a level.
+        iterations: of Lloyd's algorithm, at most, a level; each reads all rows.
+        batch_size: rows of a mini-batch; None runs Lloyd's algorithm.
+        epochs: passes of mini-batches a level, with a batch_size.
     """
 
     model_type = "crs_fast_rqkmeans"
 
-    def __init__(self, iterations: int = 100, **kwargs: Any) -> None:
-        self.iterations = iterations
+    def __init__(
+        self,
+        iterations: int = 100,
+        batch_size: int | None = None,
+        epochs: int = 3,
+        **kwargs: Any,
+    ) -> None:
+        self.iterations, self.batch_size, self.epochs = iterations, batch_size, epochs
         super().__init__(**kwargs)
 
 
@@ -98,25 +52,43 @@ class RQKMeans(ResidualQuantizer):
             x = x - nearest(x, codebooks[l])
 
     `RQKMeans(levels=4, codes=64).fit(x).encode(x)`; `embed` is the identity. Methods as in
-    `ResidualQuantizer`. Source: Chen et al. 2010, "Approximate nearest neighbor search by
-    residual vector quantization", section 3.
+    `ResidualQuantizer`. `fit` takes an array, a numpy memory map or an iterable of batches; the
+    last two are read anew in every pass and never held whole.
+
+    Source: Chen et al. 2010, "Approximate nearest neighbor search by residual vector
+    quantization", section 3.
     """
 
     config_class = RQKMeansConfig
+    streams = True
 
     def _build(self, input_dim: int) -> None:
         self.codebooks = self._new_codebooks(input_dim)
         self.codebooks.requires_grad_(False)
 
-    def _fit(self, x: torch.Tensor, progress: bool) -> None:
+    def _fit(self, source: Source, progress: bool) -> None:
         from tqdm.auto import trange
 
-        generator = torch.Generator().manual_seed(self.config.seed)
-        rest = x
-        for level in trange(self.config.levels, desc="RQ-KMeans", disable=not progress):
-            start = kmeans_plus_plus(rest, self.config.codes, generator)
-            centres, rest = kmeans(rest, start, self.config.iterations)
+        config = self.config
+        generator = torch.Generator().manual_seed(config.seed)
+        rest = source if isinstance(source, ArraySource) and source.in_memory else None
+        for level in trange(config.levels, desc="RQ-KMeans", disable=not progress):
+            # In memory the residuals are kept; elsewhere they are coded anew in every pass.
+            before = None if rest is not None or not level else self.codebooks[:level]
+            rows = (rest or source).sample(max(_SEED_ROWS, 32 * config.codes), generator)
+            if before is not None:
+                rows = residual_lookup(rows, before)[1]
+            centres = source.same(kmeans_plus_plus(rows, config.codes, generator))
+            size = BATCH_ROWS if rest is None else None
+            if config.batch_size is None:
+                centres = lloyd(rest or source, centres, config.iterations, before, size)
+            else:
+                centres = mini_batches(
+                    rest or source, centres, config.epochs, config.batch_size, generator, before
+                )
             self.codebooks.data[level].copy_(centres)
+            if rest is not None:
+                rest = ArraySource(residual_lookup(rest.x, centres[None])[1], rest.sharded)
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
         return x

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,13 +10,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from crs_fast.ops.codebook import residual_codes
+from crs_fast.ops.codebook import residual_codes, residual_statistics
+from crs_fast.ops.codebook_torch import statistics
+from crs_fast.quantize.gradients import GRADIENTS, rotation, straight_through
 from crs_fast.quantize.residual import ResidualQuantizer, ResidualQuantizerConfig
-from crs_fast.quantize.rqkmeans import kmeans, kmeans_plus_plus
+from crs_fast.quantize.rqvae_training import Training
+from crs_fast.quantize.sinkhorn import sinkhorn_codes
+from crs_fast.quantize.sources import ArraySource, Source
 
-_MIN_STEPS = 500
-_KMEANS_ITERATIONS = 20
-_KMEANS_ROWS = 1 << 16
+UPDATES = ("gradient", "ema")
 
 
 class RQVAEConfig(ResidualQuantizerConfig):
@@ -35,6 +36,14 @@ class RQVAEConfig(ResidualQuantizerConfig):
         reset_every: steps between two re-seedings of codes that no item used since the last;
             0 never does.
         lr, weight_decay, batch_size: of AdamW.
+        codebook_update: "gradient", or "ema": codewords are moving averages of what they code.
+        decay: of those averages.
+        gradient: what passes through the quantizer: "straight_through" or "rotation" (Fifty et
+            al. 2024).
+        sinkhorn: above 0, training assigns the last level by `sinkhorn_codes` with this epsilon,
+            so that all its codes are used alike (LC-Rec); encoding takes the nearest always.
+        patience: stop once the mean loss of so many steps is not below that of as many before
+            them; 0 never does.
     """
 
     model_type = "crs_fast_rqvae"
@@ -50,8 +59,21 @@ class RQVAEConfig(ResidualQuantizerConfig):
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
         batch_size: int = 1024,
+        codebook_update: str = "gradient",
+        decay: float = 0.99,
+        gradient: str = "straight_through",
+        sinkhorn: float = 0.0,
+        patience: int = 0,
         **kwargs: Any,
     ) -> None:
+        for name, value, known in (
+            ("codebook_update", codebook_update, UPDATES),
+            ("gradient", gradient, GRADIENTS),
+        ):
+            if value not in known:
+                raise ValueError(f"RQVAEConfig: {name} must be one of {known} (got {value!r})")
+        self.codebook_update, self.decay, self.gradient = codebook_update, decay, gradient
+        self.sinkhorn, self.patience = sinkhorn, patience
         self.latent_dim, self.hidden_dims = latent_dim, list(hidden_dims)
         self.epochs, self.warmup = epochs, warmup
         self.commitment, self.reset_every = commitment, reset_every
@@ -61,12 +83,14 @@ class RQVAEConfig(ResidualQuantizerConfig):
 
 class RQVAEOutput(NamedTuple):
     """loss and reconstruction_loss: scalars; codes: int64 [n, L]; rests: latents [L, n, D'] that
-    each level had to code."""
+    each level had to code; sums: float64 [L, K, D'], those latents summed by code (training with
+    codebook_update="ema" only)."""
 
     loss: torch.Tensor
     reconstruction_loss: torch.Tensor
     codes: torch.Tensor
     rests: torch.Tensor
+    sums: torch.Tensor | None = None
 
 
 class RQVAE(ResidualQuantizer):
@@ -74,6 +98,7 @@ class RQVAE(ResidualQuantizer):
 
         z = encoder(x);  q = sum of the nearest codewords of z, level by level
         loss = |x - decoder(z + sg(q - z))|^2 + sum_l |sg(r_l) - c_l|^2 + beta |r_l - sg(c_l)|^2
+        # with codebook_update="ema" the c_l are moving averages instead of the first sum
 
     `RQVAE(levels=4, codes=64).fit(x).encode(x)`; `embed` gives the latents. Methods as in
     `ResidualQuantizer`. Source: Rajput et al. 2023 (TIGER, arXiv 2305.05065), section 3.1.
@@ -84,6 +109,8 @@ class RQVAE(ResidualQuantizer):
     decoder: nn.Sequential
     mean: torch.Tensor
     scale: torch.Tensor
+    ema_weights: torch.Tensor
+    ema_totals: torch.Tensor
 
     def _build(self, input_dim: int) -> None:
         widths = [input_dim, *self.config.hidden_dims, self.config.latent_dim]
@@ -92,6 +119,11 @@ class RQVAE(ResidualQuantizer):
         # One scale for all columns keeps the embeddings' geometry and makes the loss unit-free.
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("scale", torch.ones(()))
+        if self.config.codebook_update == "ema":
+            # Persistent, like everything: training may go on after a reload.
+            self.codebooks.requires_grad_(False)
+            self.register_buffer("ema_weights", torch.zeros(self.codebooks.shape[:2]))
+            self.register_buffer("ema_totals", torch.zeros(self.codebooks.shape))
 
     def _normalised(self, x: torch.Tensor) -> torch.Tensor:
         return (x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)
@@ -103,111 +135,47 @@ class RQVAE(ResidualQuantizer):
         return _apply(self.decoder, z) * self.scale.double() + self.mean.double()
 
     def forward(self, x: torch.Tensor) -> RQVAEOutput:
-        """The training loss of embeddings float32 [n, D]; gradients pass straight through."""
+        """The training loss of embeddings float32 [n, D]."""
+        config, books = self.config, self.codebooks.detach()
         target = self._normalised(x)
         z = self.encoder(target)
-        codes = residual_codes(z.detach(), self.codebooks.detach())
-        loss, rest, rests = z.new_zeros(()), z, []
-        for level in range(self.config.levels):
+        codes, sums = self._assign(z.detach(), books)
+        rests = self._rests(z.detach(), codes)
+        if config.sinkhorn and self.training:
+            codes[:, -1] = sinkhorn_codes(rests[-1], books[-1], config.sinkhorn)
+            if sums is not None:
+                sums[-1:] = statistics(rests[-1], books[-1:], codes[:, -1:])[1]
+        loss, rest = z.new_zeros(()), z
+        for level in range(config.levels):
             word = self.codebooks[level][codes[:, level]]  # [n, D']
-            rests.append(rest.detach())
-            loss = loss + F.mse_loss(word, rest.detach())
-            loss = loss + self.config.commitment * F.mse_loss(rest, word.detach())
+            if config.codebook_update == "gradient":
+                loss = loss + F.mse_loss(word, rest.detach())
+            loss = loss + config.commitment * F.mse_loss(rest, word.detach())
             rest = rest - word.detach()
-        quantized = z - rest.detach()
+        through = rotation if config.gradient == "rotation" else straight_through
+        quantized = through(z, z.detach() - rest.detach())
         reconstruction = F.mse_loss(self.decoder(quantized), target)
-        return RQVAEOutput(reconstruction + loss, reconstruction, codes, torch.stack(rests))
+        return RQVAEOutput(reconstruction + loss, reconstruction, codes, rests, sums)
 
-    def _fit(self, x: torch.Tensor, progress: bool) -> None:
-        from tqdm.auto import trange
+    def _assign(
+        self, z: torch.Tensor, books: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.training and self.config.codebook_update == "ema":
+            codes, _, _, sums = residual_statistics(z, books)
+            return codes, sums
+        return residual_codes(z, books), None
 
-        config = self.config
-        self.mean.copy_(x.mean(0))
-        spread = float(x.std(0, correction=0).square().mean().sqrt())
-        self.scale.fill_(spread if spread > 0 else 1.0)
-        generator = torch.Generator().manual_seed(config.seed)
-        batches = math.ceil(len(x) / config.batch_size)
-        steps = (config.epochs or math.ceil(_MIN_STEPS / batches)) * batches
-        warm = int(steps * config.warmup)
-        optimizer = self._optimizer()
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, 0.01 * config.lr)
-        used = torch.zeros(config.levels, config.codes, dtype=torch.bool, device=x.device)
-        order = torch.empty(0, dtype=torch.int64)
-        for step in (bar := trange(steps, desc="RQ-VAE", disable=not progress)):
-            if not len(order):
-                order = torch.randperm(len(x), generator=generator)
-            batch = x[order[: config.batch_size].to(x.device)]
-            order = order[config.batch_size :]
-            if step == warm:
-                self._seed_codebooks(x, generator)
-            loss = self._step(batch, optimizer, step >= warm, used)
-            schedule.step()
-            # The last fifth settles undisturbed.
-            reset = config.reset_every and step > warm and step < 0.8 * steps
-            if reset and (step - warm) % config.reset_every == 0:
-                self._reset_dead(x, used, generator)
-            if step % 50 == 0:
-                bar.set_postfix(loss=f"{loss:.4f}")
-        self._settle(x)
+    def _rests(self, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """What each level had to code, [L, n, D']."""
+        rests = [z]
+        for level in range(self.config.levels - 1):
+            rests.append(rests[-1] - self.codebooks[level].detach()[codes[:, level]])
+        return torch.stack(rests)
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        """AdamW; codewords and biases are positions, not weights, and do not decay."""
-        weights = [p for name, p in self.named_parameters() if name.endswith("weight")]
-        others = [p for name, p in self.named_parameters() if not name.endswith("weight")]
-        decay = {"params": weights, "weight_decay": self.config.weight_decay}
-        return torch.optim.AdamW(
-            [decay, {"params": others, "weight_decay": 0.0}], lr=self.config.lr, fused=True
-        )
-
-    def _step(
-        self,
-        batch: torch.Tensor,
-        optimizer: torch.optim.Optimizer,
-        quantize: bool,
-        used: torch.Tensor,
-    ) -> float:
-        if quantize:
-            out = self(batch)
-            loss = out.loss
-            for level in range(self.config.levels):
-                used[level, out.codes[:, level]] = True
-        else:
-            target = self._normalised(batch)
-            loss = F.mse_loss(self.decoder(self.encoder(target)), target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return float(loss.detach())
-
-    @torch.no_grad()
-    def _seed_codebooks(self, x: torch.Tensor, generator: torch.Generator) -> None:
-        """Start every level at the k-means of the residuals that reach it."""
-        rows = torch.randperm(len(x), generator=generator)[:_KMEANS_ROWS].to(x.device)
-        rest = self.encoder(self._normalised(x[rows]))
-        for level in range(self.config.levels):
-            start = kmeans_plus_plus(rest, self.config.codes, generator)
-            self.codebooks[level], rest = kmeans(rest, start, _KMEANS_ITERATIONS)
-
-    @torch.no_grad()
-    def _reset_dead(self, x: torch.Tensor, used: torch.Tensor, generator: torch.Generator) -> None:
-        """Put codes without items since the last reset onto random residuals of their level."""
-        if not bool(used.all()):
-            size = min(len(x), self.config.batch_size)
-            rows = torch.randperm(len(x), generator=generator)[:size].to(x.device)
-            rests = self(x[rows]).rests  # [L, n, D']
-            for level, alive in enumerate(used):
-                dead = (~alive).nonzero().squeeze(-1)
-                picks = torch.randint(size, (len(dead),), generator=generator).to(x.device)
-                self.codebooks[level, dead] = rests[level, picks]
-        used.zero_()
-
-    @torch.no_grad()
-    def _settle(self, x: torch.Tensor) -> None:
-        """Lloyd steps on the finished latents: codewords become the means of what they code."""
-        rest = self.embed(x)
-        for level in range(self.config.levels):
-            start = self.codebooks[level].detach()
-            self.codebooks[level], rest = kmeans(rest, start, _KMEANS_ITERATIONS)
+    def _fit(self, source: Source, progress: bool) -> None:
+        if not isinstance(source, ArraySource):
+            raise ValueError("RQVAE.fit: x must be an array or a memory map (got batches)")
+        Training(self, source).run(progress)
 
 
 def _mlp(widths: Sequence[int]) -> nn.Sequential:

@@ -18,6 +18,8 @@ from crs_fast.quantize import (
 )
 from crs_fast.quantize.metrics import code_usage
 from crs_fast.quantize.rqkmeans import kmeans, kmeans_plus_plus
+from crs_fast.quantize.rqvae_training import Training
+from crs_fast.quantize.sources import ArraySource
 
 SMALL = {"hidden_dims": (24, 16), "latent_dim": 8, "epochs": 300}
 
@@ -152,17 +154,27 @@ def test_awkward_catalogues(kind, x):
     assert bool((equal_codes | ~equal_rows).all())
 
 
-def test_dead_codes_come_back_to_life():
+@pytest.mark.parametrize("update", ["gradient", "ema"])
+def test_dead_codes_come_back_to_life(update):
     x = _items(200)
-    q = RQVAE(**{**SMALL, "warmup": 0.0}, levels=2, codes=8)
+    q = RQVAE(**{**SMALL, "warmup": 0.0}, levels=2, codes=8, codebook_update=update)
     q.config.input_dim = 12
     q._build(12)
+    training = Training(q, ArraySource(x))
     with torch.no_grad():
         q.codebooks.normal_(generator=torch.Generator().manual_seed(0))
         q.codebooks[:, 4:] = 1e3
-        used = torch.arange(8).expand(2, 8) < 4
-        q._reset_dead(x, used.clone(), torch.Generator().manual_seed(0))
+        if update == "ema":
+            q.ema_weights.fill_(5.0)
+            q.ema_totals.copy_(q.codebooks * 5)
+        alive = q.codebooks[:, :4].clone()
+        training.used[:] = (torch.arange(8) < 4).float()
+        training.revive_dead()
     assert float(q.codebooks.detach().abs().max()) < 1e2
+    assert torch.equal(q.codebooks[:, :4], alive)
+    if update == "ema":  # the averages must not pull the code back to where it was
+        assert q.ema_weights.tolist() == [[5.0] * 4 + [1.0] * 4] * 2
+        assert torch.equal(q.ema_totals[:, 4:], q.codebooks[:, 4:])
 
 
 def test_straight_through_gradients_reach_encoder_decoder_and_codebooks(fitted):

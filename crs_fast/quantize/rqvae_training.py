@@ -1,0 +1,217 @@
+"""How an RQ-VAE is fitted. With the rows spread over processes every step takes the batch that one
+process would take, each process computing the rows it holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from crs_fast.ops.codebook import residual_codes, residual_lookup
+from crs_fast.quantize.ema import ema_update_
+from crs_fast.quantize.kmeans import kmeans, kmeans_plus_plus, lloyd
+from crs_fast.quantize.sources import ArraySource
+
+if TYPE_CHECKING:
+    from crs_fast.quantize.rqvae import RQVAE
+
+_MIN_STEPS = 500
+_KMEANS_ITERATIONS = 20
+_KMEANS_ROWS = 1 << 16
+
+
+class Training:
+    """One fit: its optimizer, its random numbers, which codes were used of late."""
+
+    def __init__(self, model: RQVAE, source: ArraySource) -> None:
+        config = model.config
+        self.model, self.source, self.config = model, source, config
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.used = torch.zeros(config.levels, config.codes, device=source.device)
+        batches = math.ceil(source.total / config.batch_size)
+        self.steps = (config.epochs or math.ceil(_MIN_STEPS / batches)) * batches
+        self.warm = int(self.steps * config.warmup)
+        self.optimizer = self._adamw(model)
+        self.losses: list[float] = []
+
+    def run(self, progress: bool) -> None:
+        from tqdm.auto import tqdm
+
+        config, model = self.config, self.model
+        self._normalise()
+        model.train()
+        bar = tqdm(self._batches(self.steps), "RQ-VAE", self.steps, disable=not progress)
+        for step, batch in enumerate(bar):
+            if step == self.warm:
+                self.seed_codebooks()
+            self.losses.append(self.step(batch, quantize=step >= self.warm))
+            # The last fifth settles undisturbed.
+            reset = config.reset_every and step > self.warm and step < 0.8 * self.steps
+            if reset and (step - self.warm) % config.reset_every == 0:
+                self.revive_dead()
+            if step % 50 == 0:
+                bar.set_postfix(loss=f"{self.losses[-1]:.4f}")
+            if self._stalled(step):
+                break
+        if len(self.losses) <= self.warm:
+            self.seed_codebooks()
+        self.settle()
+        self.refit_decoder(max(1, self.steps // 5))
+
+    def _normalise(self) -> None:
+        total = torch.zeros(2, self.source.dim, dtype=torch.float64, device=self.source.device)
+        for x in self.source.batches(_KMEANS_ROWS):
+            total[0] += x.double().sum(0)
+        mean = self.source.sum(total)[0] / self.source.total
+        for x in self.source.batches(_KMEANS_ROWS):
+            total[1] += (x.double() - mean).square().sum(0)
+        variance = float(self.source.sum(total)[1].mean() / self.source.total)
+        self.model.mean.copy_(mean)
+        self.model.scale.fill_(math.sqrt(variance) if variance > 0 else 1.0)
+
+    def _adamw(self, module: torch.nn.Module) -> torch.optim.Optimizer:
+        """Codewords and biases are positions, not weights, and do not decay."""
+        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        weights = [p for name, p in named if name.endswith("weight")]
+        others = [p for name, p in named if not name.endswith("weight")]
+        decay = {"params": weights, "weight_decay": self.config.weight_decay}
+        return torch.optim.AdamW(
+            [decay, {"params": others, "weight_decay": 0.0}], lr=self.config.lr, fused=True
+        )
+
+    def _batches(self, steps: int) -> Iterator[torch.Tensor]:
+        """Row numbers of `steps` batches, epoch by epoch in random order; and the cosine of the
+        learning rate."""
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, steps, 0.01 * self.config.lr
+        )
+        order = torch.empty(0, dtype=torch.int64)
+        for _ in range(steps):
+            if not len(order):
+                order = torch.randperm(self.source.total, generator=self.generator)
+            yield order[: self.config.batch_size]
+            order = order[self.config.batch_size :]
+            schedule.step()
+
+    def step(self, batch: torch.Tensor, quantize: bool) -> float:
+        """One step on the rows of these numbers, int64 [n]; returns the loss of all of them."""
+        rows = self.source.take(self.source.local(batch)[1])
+        counts, sums = torch.zeros_like(self.used), None
+        total = torch.zeros((), device=self.source.device)
+        if len(rows):
+            if quantize:
+                out = self.model(rows)
+                total, sums = out.loss, out.sums
+                for level, codes in enumerate(out.codes.T):
+                    counts[level] = torch.bincount(codes, minlength=self.config.codes)
+            else:
+                target = self.model._normalised(rows)
+                total = F.mse_loss(self.model.decoder(self.model.encoder(target)), target)
+        loss = self._descend(total * (len(rows) / len(batch)))
+        if quantize:
+            counts = self.source.sum(counts)
+            self.used += counts
+            if self.config.codebook_update == "ema":
+                sums = torch.zeros_like(self.model.codebooks) if sums is None else sums.float()
+                model = self.model
+                ema_update_(
+                    model.codebooks, model.ema_weights, model.ema_totals, counts,
+                    self.source.sum(sums), self.config.decay,
+                )  # fmt: skip
+        return loss
+
+    def _descend(self, loss: torch.Tensor) -> float:
+        """One optimizer step on the sum of all processes' losses, which it returns."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if loss.requires_grad:
+            loss.backward()
+        if self.source.sharded:
+            self._sum_gradients()
+        self.optimizer.step()
+        return float(self.source.sum(loss.detach()))
+
+    def _sum_gradients(self) -> None:
+        """Of every parameter, so that all processes make the same call."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for p in parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        flat = self.source.sum(torch.cat([p.grad.reshape(-1) for p in parameters]))
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p)
+
+    def _stalled(self, step: int) -> bool:
+        span = self.config.patience
+        if not span or step + 1 - self.warm < 2 * span or (step + 1 - self.warm) % span:
+            return False
+        return sum(self.losses[-span:]) >= sum(self.losses[-2 * span : -span])
+
+    @torch.no_grad()
+    def seed_codebooks(self) -> None:
+        """Start every level at the k-means of the residuals that reach it."""
+        rows = self.source.sample(_KMEANS_ROWS, self.generator)
+        rest = self.model.encoder(self.model._normalised(rows))
+        for level in range(self.config.levels):
+            start = kmeans_plus_plus(rest, self.config.codes, self.generator)
+            centres, rest = kmeans(rest, start, _KMEANS_ITERATIONS)
+            self._set(level, torch.arange(self.config.codes), centres)
+
+    @torch.no_grad()
+    def revive_dead(self) -> None:
+        """Put codes without items since the last call onto random residuals of their level."""
+        if not bool(self.used.all()):
+            size = min(self.source.total, self.config.batch_size)
+            picks = torch.randperm(self.source.total, generator=self.generator)[:size]
+            z = self.model.encoder(self.model._normalised(self.source.rows(picks)))
+            rests = self.model._rests(z, residual_codes(z, self.model.codebooks))  # [L, n, D']
+            for level, counts in enumerate(self.used):
+                dead = (counts == 0).nonzero().squeeze(-1)
+                picks = torch.randint(size, (len(dead),), generator=self.generator)
+                self._set(level, dead, rests[level, picks.to(rests.device)])
+        self.used.zero_()
+
+    def _set(self, level: int, codes: torch.Tensor, words: torch.Tensor) -> None:
+        """Give codewords new places; their averages start there too, as if one row had come."""
+        words = self.source.same(words)
+        codes = codes.to(words.device)
+        self.model.codebooks[level, codes] = words
+        if self.config.codebook_update == "ema":
+            self.model.ema_weights[level, codes] = 1.0
+            self.model.ema_totals[level, codes] = words
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Lloyd steps on the finished latents: codewords become the means of what they code."""
+        for tensor in self.model.state_dict().values():
+            tensor.copy_(self.source.same(tensor))
+        latents = [self.model.embed(x) for x in self.source.batches(_KMEANS_ROWS)]
+        rest = torch.cat(latents)
+        for level in range(self.config.levels):
+            source = ArraySource(rest, self.source.sharded)
+            start = self.model.codebooks[level].detach()
+            centres = lloyd(source, start, _KMEANS_ITERATIONS)
+            self.model.codebooks[level] = centres
+            rest = residual_lookup(rest, centres[None])[1]
+
+    def refit_decoder(self, steps: int) -> None:
+        """Settling moved the codewords; the decoder learns where they are now."""
+        model, source = self.model, self.source
+        self.optimizer = self._adamw(model.decoder)
+        with torch.no_grad():
+            levels = torch.arange(self.config.levels)
+            words = [
+                model.codebooks[levels, model.encode(x)].sum(1)
+                for x in source.batches(_KMEANS_ROWS)
+            ]
+            quantized = torch.cat(words)  # [n, D'], this process's rows
+        for batch in self._batches(steps):
+            local = source.local(batch)[1]
+            loss = torch.zeros((), device=source.device)
+            if len(local):
+                target = model._normalised(source.take(local))
+                out = model.decoder(quantized[local.to(source.device)])
+                loss = F.mse_loss(out, target) * (len(local) / len(batch))
+            self._descend(loss)
