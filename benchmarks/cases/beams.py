@@ -1,77 +1,191 @@
-"""Whole beam searches over a language model."""
+"""Whole beam searches over a language model, and a whole conversational turn."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from crs_fast.decode import SidLogitsProcessor, recommend
+import crs_fast
+from crs_fast.decode import BeamTree, Prompt, SidLogitsProcessor, recommend
+from crs_fast.trie import SidTrie, SidVocab
 
 from .case import Case, Ways, catalogue, check_equal
 
+LEVELS = 4
 
-def beams(size: str, device: str) -> tuple[str, Ways]:
-    """A whole constrained beam search: Hugging Face's two ways, and beams as a token tree."""
-    from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
-    full = size == "full"
-    layers, width, words = (8, 576, 49_152) if full else (2, 64, 200)
-    prompt, num_beams = (128, 20) if full else (8, 4)
-    items, codes, batch = (20_000, 256, 2) if full else (200, 8, 2)
-    trie, vocab = catalogue(items, 4, codes, words)
+class System:
+    """A random model, a catalogue, prompts, and Hugging Face's ways to search them."""
+
+    def __init__(self, size: str, device: str, prompt: int, beams: int) -> None:
+        full, cuda = size == "full", device == "cuda"
+        self.beams = beams if full else 4
+        self.prompt = prompt if full else 8
+        self.batch = (8 if cuda else 2) if full else 2
+        items, codes = (1_000_000 if cuda else 20_000, 256) if full else (200, 8)
+        self.words = (151_936 if cuda else 49_152) if full else 200
+        trie, self.vocab = catalogue(items, LEVELS, codes, self.words)
+        self.model = _model(full, cuda, self.words + LEVELS * codes).to(device)
+        self.trie = trie.to(device)
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.randint(self.words, (self.batch, self.prompt), generator=generator)
+        self.ids = ids.to(device)
+        shape = self.model.config
+        self.workload = (
+            f"{shape.num_hidden_layers} layers x {shape.hidden_size}, vocab {shape.vocab_size}, "
+            f"batch {self.batch}, prompt {self.prompt}, {self.beams} beams, "
+            f"{items} items {LEVELS}x{codes}"
+        )
+
+    def vectorised(self, start: int) -> dict[str, Any]:
+        return {"logits_processor": [SidLogitsProcessor(self.trie, self.vocab, None, start)]}
+
+    def in_python(self, start: int) -> dict[str, Any]:
+        return {"prefix_allowed_tokens_fn": _python_trie(self.trie, self.vocab, start)}
+
+    def search(self, ids: torch.Tensor, cache: Any = None, **how: Any) -> torch.Tensor:
+        """SIDs [B, M, L] by `generate`."""
+        out = self.generate(
+            ids, LEVELS, past_key_values=cache, num_beams=self.beams,
+            num_return_sequences=self.beams, **how,
+        )  # fmt: skip
+        return self.vocab.decode(out[:, ids.shape[1] :]).view(-1, self.beams, LEVELS)
+
+    def generate(self, ids: torch.Tensor, tokens: int, **how: Any) -> torch.Tensor:
+        return self.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
+            pad_token_id=0, eos_token_id=None, **how,
+        )  # fmt: skip
+
+    def prefilled(self, ids: torch.Tensor) -> Any:
+        """A cache of all but the last token, repeated for the beams."""
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        self.model.model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(self.beams)
+        return cache
+
+
+def _model(full: bool, cuda: bool, vocab: int) -> Any:
+    """SmolLM-like on the CPU, Qwen3-0.6B's shape in bfloat16 on the GPU."""
+    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
     torch.manual_seed(0)
+    config: Any
+    if full and cuda:
+        config = Qwen3Config(
+            vocab_size=vocab, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
+            num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
+        )  # fmt: skip
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    layers, width = (8, 576) if full else (2, 64)
     config = LlamaConfig(
-        vocab_size=words + 4 * codes,
-        hidden_size=width,
-        intermediate_size=width * 8 // 3,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=max(width // 192, 1),
-        tie_word_embeddings=True,
-    )
-    model = AutoModelForCausalLM.from_config(config).eval().to(device)
-    trie = trie.to(device)
-    ids = torch.randint(words, (batch, prompt), device=device)
-    processor = SidLogitsProcessor(trie, vocab, prompt_length=prompt)
-    options: dict[str, Any] = dict(
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=4,
-        num_beams=num_beams,
-        num_return_sequences=num_beams,
-        do_sample=False,
-        pad_token_id=0,
-        eos_token_id=None,
-        logits_processor=[processor],
-    )
+        vocab_size=vocab, hidden_size=width, intermediate_size=width * 8 // 3,
+        num_hidden_layers=layers, num_attention_heads=width // 64,
+        num_key_value_heads=max(width // 192, 1), tie_word_embeddings=True,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config).eval()
 
-    def default() -> torch.Tensor:
-        return model.generate(ids, **options)
+
+def _python_trie(
+    trie: SidTrie, vocab: SidVocab, start: int
+) -> Callable[[int, torch.Tensor], list[int]]:
+    """The usual constraint: a trie of dicts, asked row by row."""
+    root: dict[int, Any] = {}
+    for row in vocab.encode(trie.sids()).tolist():
+        node = root
+        for token in row:
+            node = node.setdefault(token, {})
+
+    def allowed(_: int, tokens: torch.Tensor) -> list[int]:
+        node = root
+        for token in tokens[start:].tolist():
+            node = node.get(token, {})
+        return list(node) or [0]
+
+    return allowed
+
+
+def beams(num_beams: int, size: str, device: str) -> tuple[str, Ways]:
+    """A whole constrained beam search: Hugging Face's three ways, and beams as a token tree."""
+    of = System(size, device, 512 if device == "cuda" else 128, num_beams)
+    ids, start = of.ids, of.prompt
 
     @torch.no_grad()
     def once() -> torch.Tensor:
-        cache = DynamicCache(config=config)
-        model.model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(num_beams)
-        return model.generate(ids, past_key_values=cache, **options)
+        return of.search(ids, of.prefilled(ids), **of.vectorised(start))
 
     def tree(normalize: str) -> torch.Tensor:
         return recommend(
-            model, ids, trie=trie, vocab=vocab, num_beams=num_beams, normalize=normalize
+            of.model, ids, trie=of.trie, vocab=of.vocab, num_beams=of.beams, normalize=normalize
         ).sids
 
-    def codes_of(out: torch.Tensor) -> torch.Tensor:
-        return vocab.decode(out[:, prompt:]).view(batch, num_beams, 4)
-
-    check_equal("beams", codes_of(default()), tree("vocab"))
-    check_equal("beams", codes_of(once()), tree("vocab"))
-    shape = f"{layers} layers x {width}, vocab {words}, prompt {prompt}"
-    return f"{shape}, batch {batch}, {num_beams} beams, {items} items 4x{codes}", {
-        "HF generate": default,
-        "HF generate, prefilled once": once,
-        "recommend, normalize=vocab": lambda: tree("vocab"),
-        "recommend, normalize=level": lambda: tree("level"),
+    ways: Ways = {
+        "HF, prefix_allowed_tokens_fn": partial(of.search, ids, **of.in_python(start)),
+        "HF, vectorised mask": partial(of.search, ids, **of.vectorised(start)),
+        "HF, prefilled once, vectorised": once,
+        "generate, beam_search, vocab": partial(
+            of.search, ids, custom_generate=crs_fast.beam_search, trie=of.trie, vocab=of.vocab
+        ),
+        "recommend, vocab": partial(tree, "vocab"),
+        "recommend, level": partial(tree, "level"),
+        "recommend, legal": partial(tree, "legal"),
     }
+    if device == "cpu":  # in bfloat16 two orders of summing give two orders of beams
+        wanted = ways["recommend, vocab"]()
+        for name in list(ways)[:4]:
+            check_equal(f"beams, {name}", ways[name](), wanted)
+    return of.workload, ways
 
 
-CASES = [Case("beams", beams, ("cpu", "cuda"))]
+def turn(size: str, device: str) -> tuple[str, Ways]:
+    """Mode, item and words: three `generate` calls, and one prefill."""
+    of = System(size, device, 512, 50)
+    words = 32 if size == "full" else 4
+    modes = of.ids.new_tensor([3, 4])
+
+    def three(search: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        first = of.generate(of.ids, 1, output_scores=True, return_dict_in_generate=True)
+        mode = modes[first.scores[0][:, modes].argmax(1)][:, None]
+        ids = torch.cat([of.ids, mode], 1)
+        best = of.vocab.encode(search(ids)[:, 0])
+        ids = torch.cat([ids, best.to(ids.device)], 1)
+        return of.generate(ids, words)[:, of.prompt :]
+
+    @torch.no_grad()
+    def one_prefill() -> torch.Tensor:
+        prompt = Prompt(of.model, of.ids, room=1 + of.beams * (LEVELS - 1) + words)
+        mode = modes[prompt.logits(modes).argmax(1)][:, None]
+        prompt.append(mode)
+        tree = BeamTree(prompt, of.trie, of.vocab, of.beams)
+        sid = of.vocab.encode(tree.output.sids[:, 0]).to(of.ids.device)
+        tree.keep(torch.zeros(of.batch, dtype=torch.int64, device=of.ids.device))
+        ids = torch.cat([prompt.ids, sid[:, -1:]], 1)
+        return of.generate(ids, words, past_key_values=prompt.cache)[:, of.prompt :]
+
+    @torch.no_grad()
+    def once(ids: torch.Tensor) -> torch.Tensor:
+        return of.search(ids, of.prefilled(ids), **of.vectorised(of.prompt + 1))
+
+    ways: Ways = {
+        "three generate calls": lambda: three(
+            lambda ids: of.search(ids, **of.vectorised(of.prompt + 1))
+        ),
+        "three calls, prefilled once each": lambda: three(once),
+        "one prefill, vocab": one_prefill,
+    }
+    if device == "cpu":
+        for name in list(ways)[:2]:
+            check_equal(f"turn, {name}", ways[name](), one_prefill())
+    return f"{of.workload}, then {words} words", ways
+
+
+CASES = [
+    Case("beams20", partial(beams, 20)),
+    Case("beams50", partial(beams, 50), ("cpu", "cuda")),
+    Case("turn", turn, ("cpu", "cuda")),
+]

@@ -116,7 +116,7 @@ def generate_beams(
         generation_config=config,
         logits_processor=LogitsProcessorList([scores]),
         # One beam would be greedy search, which has neither log-probs nor their sums.
-        custom_generate=type(model)._beam_search,
+        custom_generate=type(model)._beam_search,  # type: ignore[attr-defined]
         **kwargs,
     )
     shape = (ids.shape[0], num_beams)

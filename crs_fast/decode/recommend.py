@@ -146,7 +146,19 @@ class BeamTree:
                 # A beam that waits or is dead feeds any token: nothing reads what comes of it.
                 fed = tokens.column[level][codes.clamp(min=0)].clamp(min=0)
                 hidden = self._grow(fed, parents, level).flatten(0, 1)
+        self.slots, self.tokens = (
+            _of_parents(self.slots, parents),
+            _of_parents(self.tokens, parents),
+        )
         self.output = RecommendOutput.of(trie, sids, scores, filters)
+
+    def keep(self, beams: torch.Tensor) -> None:
+        """Make one beam of each request, int64 [B], the next columns of the prompt, and drop the
+        rest. Its last level's token is not among them: feed that next. A SID that ended before
+        leaves columns that hold no token."""
+        rows = torch.arange(beams.shape[0], device=beams.device)
+        fed = self.output.sids[rows, beams, :-1] >= 0
+        self.prompt.keep(self.tokens[rows, beams], fed, self.slots[rows, beams])
 
     def _grow(self, ids: torch.Tensor, parents: torch.Tensor, depth: int) -> torch.Tensor:
         """One more token a beam, ids and parents [B, M]: hidden states [B, M, H]."""

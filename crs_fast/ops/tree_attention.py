@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 
 
@@ -38,7 +40,13 @@ def tree_attention(
     """
     _check(query, key, value, ancestors, prompt_length, prompt_mask)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return _grouped(query, key, value, ancestors, prompt_length, prompt_mask, scale, softcap)
+    if query.is_cuda and importlib.util.find_spec("triton") is not None:
+        from . import tree_attention_triton
+
+        way = tree_attention_triton.tree_attention
+    else:
+        way = _grouped
+    return way(query, key, value, ancestors, prompt_length, prompt_mask, scale, softcap)
 
 
 def _check(query, key, value, ancestors, prompt_length, prompt_mask) -> None:

@@ -1,0 +1,91 @@
+"""Tree attention against one dense mask, and the Triton kernel in Triton's interpreter."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
+from crs_fast.ops import tree_attention_triton as kernel
+from crs_fast.ops.reference_tree_attention import tree_attention as oracle
+from crs_fast.ops.tree_attention import tree_attention
+
+from .tree_attention_cases import CASES, tree
+
+IN_THE_INTERPRETER = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="test_tree_attention_gpu.py runs the compiled kernel"
+)
+pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+def close(got, wanted):
+    tolerance = TOLERANCE[got.dtype]
+    torch.testing.assert_close(got, wanted, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_against_the_oracle(case, padded, dtype):
+    arguments = tree(case, 1, dtype, padded)
+    close(tree_attention(*arguments), oracle(*arguments))
+    close(tree_attention(*arguments, 0.3, 2.0), oracle(*arguments, 0.3, 2.0))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(
+    ("padded", "splits", "softcap"), [(False, 1, None), (True, 3, None), (True, 1, 2.0)]
+)
+@IN_THE_INTERPRETER
+def test_kernel_in_the_interpreter(case, padded, splits, softcap):
+    arguments = tree(case, 2, torch.float32, padded)
+    got = kernel.tree_attention(*arguments, 0.3, softcap, splits)
+    close(got, oracle(*arguments, 0.3, softcap))
+
+
+@IN_THE_INTERPRETER
+def test_a_stretch_without_tokens_counts_for_nothing():
+    query, key, value, ancestors, prompt, _ = tree((2, 4, 2, 5, 2, 192, 16, 16))
+    mask = torch.zeros(2, prompt, dtype=torch.bool)
+    mask[0, 70], mask[1, 3] = True, True
+    key[:, :, :prompt][~mask[:, None].expand(-1, 2, -1)] = float("nan")
+    clean = torch.nan_to_num(key)
+    wanted = oracle(query, clean, value, ancestors, prompt, mask, 0.25)
+    close(kernel.tree_attention(query, key, value, ancestors, prompt, mask, 0.25, None, 3), wanted)
+
+
+def test_refusals():
+    query, key, value, ancestors, prompt, _ = tree(CASES[1])
+    with pytest.raises(ValueError, match="ancestors must have shape"):
+        tree_attention(query, key, value, ancestors[:, 1:], prompt)
+    with pytest.raises(ValueError, match="query heads must be a multiple"):
+        tree_attention(query[:, :3], key, value, ancestors, prompt)
+    with pytest.raises(ValueError, match="prompt_mask must have shape"):
+        tree_attention(query, key, value, ancestors, prompt, torch.ones(2, 1).bool())
+
+
+COMPILE = """
+import torch, triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from crs_fast.ops import tree_attention_triton as ta
+names = ta._forward.arg_names
+pointers = dict(query="*bf16", key="*bf16", value="*bf16", ancestors="*i64", mask="*i1",
+                out="*fp32", lse="*fp32", scale="fp32", softcap="fp32")
+constants = dict(PER=2, D=128, E=128, BD=128, BE=128, DEPTH=3, BM=64, BN=64, MASKED=True,
+                 CAPPED=False)
+signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in names}
+source = ASTSource(ta._forward, signature, constants)
+kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+assert "ptx" in kernel.asm
+"""
+
+
+def test_it_compiles_for_a_device_that_is_not_here():
+    """The interpreter takes code that the compiler refuses."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", COMPILE], check=True, env=environment)
