@@ -40,13 +40,12 @@ def tree_attention(
     """
     _check(query, key, value, ancestors, prompt_length, prompt_mask)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    arguments = (query, key, value, ancestors, prompt_length, prompt_mask, scale, softcap)
     if query.is_cuda and importlib.util.find_spec("triton") is not None:
         from . import tree_attention_triton
 
-        way = tree_attention_triton.tree_attention
-    else:
-        way = _grouped
-    return way(query, key, value, ancestors, prompt_length, prompt_mask, scale, softcap)
+        return tree_attention_triton.tree_attention(*arguments)
+    return _grouped(*arguments)
 
 
 def _check(query, key, value, ancestors, prompt_length, prompt_mask) -> None:
