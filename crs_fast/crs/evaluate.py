@@ -11,9 +11,10 @@ from typing import Any
 
 from crs_fast.crs.dialogue import CrsDataset, Dialogue
 from crs_fast.crs.files import write_text
+from crs_fast.crs.gold_replies import gold_reply_nll
 from crs_fast.crs.metrics import perplexity
 from crs_fast.crs.model import Recommender
-from crs_fast.crs.predict import gold_reply_nll, predict
+from crs_fast.crs.predict import predict
 from crs_fast.crs.predictions import Prediction, write_predictions
 from crs_fast.crs.score import Baseline, mode_figures, recommendation_figures, text_figures
 

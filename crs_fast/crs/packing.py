@@ -13,7 +13,8 @@ not in the trunk: every token of a branch has a label, and no token of the trunk
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +120,19 @@ def drop_context(batch: dict[str, torch.Tensor], share: float, token: int) -> No
     ids.masked_fill_(context & (torch.rand(ids.shape) < share), token)
 
 
+def swap_codes(batch: dict[str, torch.Tensor], share: float, codes: Sequence[torch.Tensor]) -> None:
+    """Replace a random share of the responses' code tokens, as inputs and not as labels, by another
+    code of their level, in place: a model that saw wrong prefixes forgives them in beam search
+    (exposure bias: Bengio et al. 2015, arXiv 1506.03099)."""
+    ids = batch["input_ids"]
+    fed = batch["labels"] != IGNORE
+    for level in codes:
+        level = level.to(ids.device)
+        hit = fed & torch.isin(ids, level) & (torch.rand(ids.shape, device=ids.device) < share)
+        other = torch.randint(len(level), ids.shape, device=ids.device)
+        ids.copy_(torch.where(hit, level[other], ids))
+
+
 def _layout(packed: Packed) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
     """Tokens, positions, branch numbers, visible trunk lengths and labels of one sequence."""
     n = len(packed.trunk) - 1
@@ -172,7 +186,12 @@ def next_token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.T
 
 def token_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Cross-entropy of each label of a batch, in nats: [n], in the order of
-    `batch["labels"] != -100` by rows.
+    `batch["labels"] != -100` by rows."""
+    return F.cross_entropy(*label_logits(model, batch), reduction="none")
+
+
+def label_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 logits [n, V] at the labels of a batch, and the labels [n], by rows.
 
     The head runs on columns with a label only: on a small model it costs more than all layers.
     """
@@ -185,7 +204,39 @@ def token_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         logits = model(**inputs).logits[:, columns]
     labels = labels[:, columns]
     keep = labels != IGNORE
-    return F.cross_entropy(logits[keep].float(), labels[keep], reduction="none")
+    return logits[keep].float(), labels[keep]
+
+
+@torch.no_grad()
+def read_after(
+    model: Any,
+    contexts: Sequence[Sequence[int]],
+    groups: Sequence[int],
+    read: Callable[[torch.Tensor], torch.Tensor],
+    tokens_per_batch: int,
+    pad_id: int = 0,
+) -> torch.Tensor:
+    """What a model expects after each context, contexts of one group on one trunk.
+
+    Args:
+        contexts: C token sequences.
+        groups: which of them belong to one dialogue, [C]; a group's stand together.
+        read: logits [n, V] to what is kept of them, [n, ...].
+        tokens_per_batch: see `batches`.
+
+    Returns:
+        [C, ...] on the CPU, row i for context i.
+    """
+    packs: list[Packed] = []
+    for _, members in itertools.groupby(range(len(contexts)), key=groups.__getitem__):
+        # A response of one token is only a label, so it can carry the context's number.
+        packs += pack(Instance(i, None, tuple(contexts[i]), (i,)) for i in members)
+    rows: dict[int, torch.Tensor] = {}
+    for together in batches(packs, tokens_per_batch, range(len(packs))):
+        batch = {k: v.to(model.device) for k, v in collate(together, pad_id).items()}
+        logits, numbers = label_logits(model, batch)
+        rows |= dict(zip(numbers.tolist(), read(logits).cpu(), strict=True))
+    return torch.stack([rows[i] for i in range(len(contexts))])
 
 
 def _model_inputs(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
-
-import torch
 
 from crs_fast.crs.bundle import Bundle
 from crs_fast.crs.dialogue import Dialogue
-from crs_fast.crs.packing import IGNORE, collate, pack, token_losses
+from crs_fast.crs.packing import read_after
 from crs_fast.crs.predictions import PLACEHOLDER, Prediction, blank_predictions
-from crs_fast.crs.sequence import CHAT, REC, Instance
-from crs_fast.crs.token_rows import new_tokens
+from crs_fast.crs.sequence import CHAT, REC, Layout
 from crs_fast.crs.turn import TurnBatch
 from crs_fast.trie import ItemFilter
 
@@ -44,23 +42,97 @@ def predict(
         tokens_per_batch: prompt tokens a batch holds at most (one turn at least).
         progress: show a progress bar.
     """
-    predictions = blank_predictions(dialogues)
-    builder = bundle.builder
-    reserve = min(2 * bundle.vocab.num_levels + 8 + max_new_tokens, builder.max_length // 2)
-    contexts = [
-        builder.context(dialogues[p.dialogue].turns[: p.turn], reserve=reserve) for p in predictions
-    ]
+    builder, predictions = bundle.builder, blank_predictions(dialogues)
+    contexts = _contexts(bundle, dialogues, predictions, max_new_tokens)
+    if builder.layout.mode:
+        _choose_modes(bundle, predictions, contexts, tokens_per_batch)
     groups = list(_batches(predictions, contexts, tokens_per_batch))
-    for group in _progress(groups, "turns", progress):
-        turns = TurnBatch(bundle, [contexts[i] for i in group])
+    for group in show_progress(groups, "turns", progress):
         mine = [predictions[i] for i in group]
-        for prediction, probability in zip(mine, turns.rec_probability.tolist(), strict=True):
-            prediction.rec_probability = probability
         asked = [bool(p.gold_items) or (free_rankings and p.chooses_rec) for p in mine]
+        if not (replies or any(asked)):
+            continue
+        turns = TurnBatch(bundle, [contexts[i] for i in group])
         _rank(bundle, turns, mine, asked, num_beams, normalize)
         if replies:
             _reply(bundle, turns, mine, max_new_tokens)
     return predictions
+
+
+def predict_in_words(
+    bundle: Bundle,
+    dialogues: Sequence[Dialogue],
+    *,
+    num_beams: int = 50,
+    normalize: str = "vocab",
+    max_new_tokens: int = 64,
+    tokens_per_batch: int = 8192,
+    progress: bool = True,
+) -> list[Prediction]:
+    """`predict` for a layout without items, where the item is what the model's own words come to:
+    the reply is written (greedy) up to its first `<BOI>` and the search starts there. A reply
+    without one ranks nothing, and where the layout has no mode tokens it is also the choice of
+    CHAT."""
+    builder, predictions = bundle.builder, blank_predictions(dialogues)
+    plain = replace(bundle, builder=builder.with_layout(Layout(mode=False, item=False)))
+    contexts = _contexts(bundle, dialogues, predictions, max_new_tokens)
+    if builder.layout.mode:
+        _choose_modes(bundle, predictions, contexts, tokens_per_batch)
+    groups = list(_batches(predictions, contexts, tokens_per_batch))
+    for group in show_progress(groups, "own words", progress):
+        mine = [predictions[i] for i in group]
+        prefixes = [
+            builder.prefix(REC, p.gold_items[0]) if p.gold_items else builder.prefix(CHAT)
+            for p in mine
+        ]
+        turns = TurnBatch(bundle, [contexts[i] for i in group])
+        said = turns.write(prefixes, max_new_tokens=max_new_tokens)
+        _note(bundle, said, mine)
+        found = [row for row, tokens in enumerate(said) if builder.begin in tokens]
+        for row, p in enumerate(mine):
+            if not builder.layout.mode:
+                p.rec_probability = float(row in found)
+        found = [row for row in found if mine[row].gold_items]
+        if found:
+            turns = TurnBatch(
+                plain,
+                [
+                    [*contexts[group[r]], *prefixes[r], *said[r][: said[r].index(builder.begin)]]
+                    for r in found
+                ],
+            )
+            everyone = [True] * len(found)
+            _rank(plain, turns, [mine[r] for r in found], everyone, num_beams, normalize)
+    return predictions
+
+
+def _contexts(
+    bundle: Bundle,
+    dialogues: Sequence[Dialogue],
+    predictions: Sequence[Prediction],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    builder = bundle.builder
+    reserve = min(2 * bundle.vocab.num_levels + 8 + max_new_tokens, builder.max_length // 2)
+    return [
+        builder.context(dialogues[p.dialogue].turns[: p.turn], reserve=reserve) for p in predictions
+    ]
+
+
+def _choose_modes(
+    bundle: Bundle,
+    predictions: Sequence[Prediction],
+    contexts: Sequence[Sequence[int]],
+    tokens_per_batch: int,
+) -> None:
+    pair = [bundle.control.chat, bundle.control.rec]
+    groups = [p.dialogue for p in predictions]
+    chances = read_after(
+        bundle.model, contexts, groups, lambda logits: logits[:, pair].softmax(1)[:, 1],
+        tokens_per_batch, bundle.builder.eos,
+    )  # fmt: skip
+    for prediction, chance in zip(predictions, chances.tolist(), strict=True):
+        prediction.rec_probability = chance
 
 
 def _batches(
@@ -119,88 +191,25 @@ def _reply(
     bundle: Bundle, turns: TurnBatch, predictions: Sequence[Prediction], max_new_tokens: int
 ) -> None:
     builder = bundle.builder
-    titles = dict.fromkeys((item.item_id for item in bundle.items), PLACEHOLDER)
     prefixes = [
         builder.prefix(REC, p.ranking[0]) if p.gold_items and p.ranking else builder.prefix(CHAT)
         for p in predictions
     ]
-    written = turns.write(prefixes, max_new_tokens=max_new_tokens)
+    _note(bundle, turns.write(prefixes, max_new_tokens=max_new_tokens), predictions)
+
+
+def _note(
+    bundle: Bundle, written: Sequence[Sequence[int]], predictions: Sequence[Prediction]
+) -> None:
+    builder = bundle.builder
+    titles = dict.fromkeys((item.item_id for item in bundle.items), PLACEHOLDER)
     for prediction, tokens in zip(predictions, written, strict=True):
         prediction.reply = builder.decode(tokens, titles)
         prediction.reply_items, prediction.invalid_items = builder.sid_fragments(tokens)
 
 
-Nll = tuple[float, int]
-Tokens = tuple[int, ...]
-
-
-@torch.no_grad()
-def gold_reply_nll(
-    bundle: Bundle,
-    dialogues: Sequence[Dialogue],
-    predictions: Sequence[Prediction],
-    *,
-    progress: bool = True,
-) -> dict[str, Nll]:
-    """Negative log-likelihood of the gold replies over their word tokens, and the token count:
-    "gold", after the gold mode and first gold item; "own", after the model's own mode and top
-    item (`ranking` must be there wherever the model chooses REC).
-
-    One reply a turn. SID tokens, control tokens and end-of-sequence are not counted.
-    """
-    totals: dict[str, Nll] = {"gold": (0.0, 0), "own": (0.0, 0)}
-    by_dialogue: dict[int, list[Prediction]] = {}
-    for prediction in predictions:
-        by_dialogue.setdefault(prediction.dialogue, []).append(prediction)
-    for d, turns in _progress(list(by_dialogue.items()), "gold replies", progress):
-        arms = {
-            "gold": [_reply_instance(bundle, dialogues[d], turn, False) for turn in turns],
-            "own": [_reply_instance(bundle, dialogues[d], turn, True) for turn in turns],
-        }
-        # Where the model chose as the gold reply did, the two are one and scored once.
-        scored = _score(bundle, {instance for arm in arms.values() for instance in arm})
-        for name, instances in arms.items():
-            nll, words = totals[name]
-            nll += sum(scored[i.context, i.response][0] for i in instances)
-            words += sum(scored[i.context, i.response][1] for i in instances)
-            totals[name] = (nll, words)
-    return totals
-
-
-def _score(bundle: Bundle, instances: set[Instance]) -> dict[tuple[Tokens, Tokens], Nll]:
-    """(context, response) -> the response's word tokens' NLL and count, of one dialogue."""
-    special = torch.tensor([*new_tokens(bundle.vocab, bundle.control), bundle.builder.eos])
-    ordered = sorted(instances, key=lambda i: (i.turn_index, i.response))
-    scored: dict[tuple[Tokens, Tokens], Nll] = {}
-    for packed in pack(ordered, max_tokens=4 * bundle.builder.max_length):
-        batch = collate([packed], bundle.builder.eos)
-        batch["labels"] = batch["labels"].masked_fill(torch.isin(batch["labels"], special), IGNORE)
-        counted = batch["labels"] != IGNORE
-        sums = torch.zeros(len(packed.branches) + 1)
-        if bool(counted.any()):
-            on_device = {k: v.to(bundle.model.device) for k, v in batch.items()}
-            losses = token_losses(bundle.model, on_device).cpu()
-            sums.index_add_(0, batch["branch"][counted], losses)
-        words = torch.bincount(batch["branch"][counted], minlength=len(sums))
-        for number, (length, response) in enumerate(packed.branches, start=1):
-            key = (packed.trunk[:length], response)
-            scored[key] = (float(sums[number]), int(words[number]))
-    return scored
-
-
-def _reply_instance(
-    bundle: Bundle, dialogue: Dialogue, prediction: Prediction, own: bool
-) -> Instance:
-    builder, turn = bundle.builder, dialogue.turns[prediction.turn]
-    item = prediction.gold_items[0] if prediction.gold_items else None
-    if own:
-        item = prediction.ranking[0] if prediction.chooses_rec and prediction.ranking else None
-    response = builder.response(turn, item)
-    context = builder.context(dialogue.turns[: prediction.turn], reserve=len(response))
-    return Instance(prediction.turn, item, tuple(context), tuple(response))
-
-
-def _progress(values: list[Any], name: str, show: bool) -> Any:
+def show_progress(values: list[Any], name: str, show: bool) -> Any:
+    """The values, with a progress bar where it should show."""
     if not show:
         return values
     from tqdm.auto import tqdm

@@ -12,6 +12,7 @@ grows and the next turn's cache is good up to here.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -64,6 +65,16 @@ class Instance:
     response: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Which parts a response has. All three are GCRS; `words` alone is an ordinary language model
+    that names items inside its text; `item` alone is a recommender that says nothing."""
+
+    mode: bool = True
+    item: bool = True
+    words: bool = True
+
+
 class SequenceBuilder:
     """Turns into token ids and back.
 
@@ -73,6 +84,7 @@ class SequenceBuilder:
         control: ids of the control tokens.
         sids: codes of every item of the catalogue; -1 (padding of a ragged row) is left out.
         max_length: context and response together have at most so many tokens.
+        layout: the parts of a response.
 
     Raises:
         ValueError: `vocab` has no begin or end, the tokenizer has no end-of-sequence token, or
@@ -86,6 +98,7 @@ class SequenceBuilder:
         control: ControlTokens,
         sids: Mapping[str, Sequence[int]],
         max_length: int = 768,
+        layout: Layout | None = None,
     ) -> None:
         if vocab.begin is None or vocab.end is None:
             raise ValueError("SequenceBuilder: vocab must have begin and end (got None)")
@@ -93,7 +106,7 @@ class SequenceBuilder:
         if eos is None:
             raise ValueError("SequenceBuilder: tokenizer must have an eos_token (got None)")
         self.tokenizer, self.vocab, self.control = tokenizer, vocab, control
-        self.max_length = max_length
+        self.max_length, self.layout = max_length, layout or Layout()
         self.eos: int = int(eos)
         self.begin, self.end = vocab.begin, vocab.end
         self._sid_tokens = {self.begin, self.end, *vocab.code_tokens().tolist()}
@@ -121,6 +134,12 @@ class SequenceBuilder:
             item_id: tuple(token for token in row if token >= 0)
             for item_id, row in zip(sids, tokens, strict=True)
         }
+
+    def with_layout(self, layout: Layout) -> SequenceBuilder:
+        """The same builder for another layout."""
+        other = copy.copy(self)
+        other.layout = layout
+        return other
 
     @property
     def prompt(self) -> list[int]:
@@ -189,7 +208,8 @@ class SequenceBuilder:
 
     def prefix(self, mode: str, item_id: str | None = None) -> list[int]:
         """How a response begins: `<MODE=CHAT><RESP>`; `<MODE=REC><BOI>SID<EOI><RESP>`; or, for
-        mode "rec" without an item, `<MODE=REC><BOI>`, where the search for one starts.
+        mode "rec" without an item, `<MODE=REC><BOI>`, where the search for one starts. Parts that
+        the layout lacks are left out; without the item part the search starts in the words.
 
         Raises:
             ValueError: an unknown mode, or an item with mode "chat".
@@ -199,11 +219,13 @@ class SequenceBuilder:
                 "SequenceBuilder.prefix: mode must be 'chat' (without an item) or 'rec' "
                 f"(got mode={mode!r}, item_id={item_id!r})"
             )
-        if mode == CHAT:
-            return [self.control.chat, self.control.resp]
-        if item_id is None:
-            return [self.control.rec, self.begin]
-        return [self.control.rec, *self.item(item_id), self.control.resp]
+        layout = self.layout
+        opening = [self.control.chat if mode == CHAT else self.control.rec] if layout.mode else []
+        words = [self.control.resp] if layout.words and (layout.mode or layout.item) else []
+        if mode == REC and item_id is None:
+            return [*opening, *([] if layout.item else words), self.begin]
+        item = self.item(item_id) if layout.item and item_id is not None else []
+        return [*opening, *item, *words]
 
     def response(self, turn: Turn, item_id: str | None = None) -> list[int]:
         """A recommender turn as the model should write it, with its mode and target. One that
@@ -213,18 +235,24 @@ class SequenceBuilder:
     def _response(self, utterance: list[int], item_id: str | None) -> list[int]:
         prefix = self.prefix(CHAT if item_id is None else REC, item_id)
         budget = self.max_length - len(self.prompt)
-        return self._cut_right([*prefix, *utterance, self.eos], budget)
+        words = utterance if self.layout.words else []
+        return self._cut_right([*prefix, *words, self.eos], budget)
 
     def instances(self, dialogue: Dialogue) -> list[Instance]:
         """One instance for each distinct item of each recommender turn (those whose place in the
-        text is unknown too), and one for each recommender turn without items."""
+        text is unknown too), and one for each recommender turn without items. A layout without
+        items has one instance a turn, one without words none where nothing is recommended."""
         out: list[Instance] = []
         past: list[int] = []
         for index, turn in enumerate(dialogue.turns):
             utterance = self.utterance(turn)
             if turn.role == RECOMMENDER:
                 targets: list[str | None] = [*turn.item_ids()]
-                for item_id in targets or [None]:
+                if not self.layout.item:
+                    targets = targets[:1]
+                if self.layout.words:
+                    targets = targets or [None]
+                for item_id in targets:
                     response = self._response(utterance, item_id)
                     context = self._cut_left(past + self.prompt, self.max_length - len(response))
                     out.append(Instance(index, item_id, tuple(context), tuple(response)))

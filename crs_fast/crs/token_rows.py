@@ -124,6 +124,22 @@ def _embedding_weights(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
     return weights
 
 
+def freeze_old_rows(model: PreTrainedModel, tokens: list[int]) -> list[Any]:
+    """Let only the rows of `tokens` of the embedding (and an untied head) take gradients; all else
+    of the model trains on. Weight decay must be 0, for it would move the others still.
+
+    Returns:
+        Hooks; `remove()` each to undo.
+    """
+
+    def keep_new(gradient: torch.Tensor) -> torch.Tensor:
+        kept = torch.zeros_like(gradient)
+        kept[tokens] = gradient[tokens]
+        return kept
+
+    return [weight.register_hook(keep_new) for weight in _embedding_weights(model).values()]
+
+
 def add_lora(
     model: PreTrainedModel, tokens: list[int], rank: int, alpha: int = 32, dropout: float = 0.05
 ) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,9 +23,10 @@ from crs_fast.crs.packing import (
     pack,
     packing_is_exact,
     separate,
+    swap_codes,
 )
 from crs_fast.crs.sequence import ControlTokens, Instance, SequenceBuilder, trie_sids
-from crs_fast.crs.token_rows import add_lora, new_tokens
+from crs_fast.crs.token_rows import add_lora, freeze_old_rows, new_tokens
 from crs_fast.trie import SidTrie, SidVocab
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class TrainConfig:
 
     Args:
         epochs: passes over the dialogues.
+        max_tokens: train on about so many tokens (without padding) instead of `epochs`: the same
+            budget for models that read dialogues in different ways.
         max_minutes: stop cleanly after so many minutes, or None. The learning rate follows the
             larger of the share of steps and the share of time, so it reaches zero either way.
         learning_rate: peak, after a linear warm-up over `warmup_ratio`; then a cosine to zero.
@@ -50,6 +53,10 @@ class TrainConfig:
         accumulate: batches a step.
         lora_rank: rank on all linear layers, where old embedding rows stay frozen and only the
             new tokens' rows train; None tunes every weight.
+        embeddings: "all" tunes every row; "new" leaves the rows of old tokens as they are (LoRA
+            always does).
+        code_noise: share of the code tokens a model is fed while it learns to write a SID that are
+            replaced by another code of the level, anew in each batch; what it must write stays.
         bf16: autocast to bfloat16; None means on a GPU that has it, and not on the CPU.
         context_dropout: share of the context's tokens replaced by padding, anew in each batch.
             Helps a small model from scratch over to wordings it was not trained on.
@@ -60,6 +67,7 @@ class TrainConfig:
     """
 
     epochs: float = 3
+    max_tokens: int | None = None
     max_minutes: float | None = None
     learning_rate: float = 2e-4
     warmup_ratio: float = 0.06
@@ -72,6 +80,8 @@ class TrainConfig:
     lora_rank: int | None = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.05
+    embeddings: str = "all"
+    code_noise: float = 0.0
     seed: int = 0
     bf16: bool | None = None
     context_dropout: float = 0.0
@@ -83,7 +93,8 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a run did. `losses`: one dict a log line (step, loss, learning_rate, seconds).
+    """What a run did. `losses`: one dict a log line (step, loss, learning_rate, seconds, tokens;
+    the last two of the whole run, earlier calls included).
     `tokens`: tokens the model read, without padding; `seconds`: of this call's steps."""
 
     model: PreTrainedModel
@@ -128,15 +139,48 @@ def train(
         ImportError: accelerate, peft (for LoRA) or matplotlib is missing (`crs_fast[train]`).
     """
     config = config or TrainConfig()
+    model, tokenizer = backbone
+    builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), config.max_length)
+    return train_instances(
+        model,
+        _instances(builder, dialogues),
+        new_rows=new_tokens(vocab, control),
+        pad_id=builder.eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
+        output_dir=output_dir,
+        config=config,
+        codes=vocab.token_ids,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def train_instances(
+    model: Any,
+    groups: Sequence[Sequence[Instance]],
+    *,
+    new_rows: list[int],
+    pad_id: int,
+    output_dir: str | Path,
+    config: TrainConfig,
+    codes: Sequence[torch.Tensor] = (),
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """`train` on instances made already, of any model that `token_losses` takes.
+
+    Args:
+        model: trained in place.
+        groups: instances, those of one dialogue together.
+        new_rows: token ids whose embedding rows are new.
+        pad_id: a token for padding.
+        codes: for `config.code_noise`, the tokens of each level's codes.
+    """
     _require_extra(config)
     from transformers import set_seed
 
     from crs_fast.crs.trainer import save_loss_curve
 
     set_seed(config.seed)
-    model, tokenizer = backbone
-    builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), config.max_length)
-    groups = _instances(builder, dialogues)
     packed = config.packed and packing_is_exact(model, groups[0], config.max_length)
     if config.packed and not packed:
         logger.warning("train: this model can't read packed dialogues; instances stay separate")
@@ -144,18 +188,24 @@ def train(
     packs = [p for group in groups for p in (pack(group, limit) if packed else separate(group))]
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    trained = model
+    trained, frozen = model, None
     if config.lora_rank:
-        tokens = new_tokens(vocab, control)
-        trained = add_lora(model, tokens, config.lora_rank, config.lora_alpha, config.lora_dropout)
+        trained = add_lora(
+            model, new_rows, config.lora_rank, config.lora_alpha, config.lora_dropout
+        )
+    elif config.embeddings == "new":
+        frozen = freeze_old_rows(model, new_rows)
     folder = Path(output_dir) / "training"
-    trainer = _trainer(trained, packs, packed, builder, folder, config, progress)
+    disturb = _disturbance(config, pad_id, codes)
+    trainer = _trainer(trained, packs, packed, pad_id, disturb, folder, config, progress)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=_checkpoint(folder) if resume else None)
     seconds = time.perf_counter() - start
     save_loss_curve(trainer.loss_file.history, folder / "loss.png")
     if config.lora_rank:
-        model = trained.merge_and_unload()  # type: ignore[operator]
+        model = trained.merge_and_unload()
+    for hook in frozen or ():
+        hook.remove()
     return TrainResult(
         model.eval(),
         trainer.loss_file.history,
@@ -163,6 +213,18 @@ def train(
         int(trainer.tokens_read),
         seconds,
     )
+
+
+def _disturbance(
+    config: TrainConfig, pad_id: int, codes: Sequence[torch.Tensor]
+) -> Callable[[dict[str, torch.Tensor]], None]:
+    def disturb(batch: dict[str, torch.Tensor]) -> None:
+        if config.context_dropout:
+            drop_context(batch, config.context_dropout, pad_id)
+        if config.code_noise:
+            swap_codes(batch, config.code_noise, codes)
+
+    return disturb
 
 
 def _instances(
@@ -195,7 +257,8 @@ def _trainer(
     model: Any,
     packs: list[Packed],
     packed: bool,
-    builder: SequenceBuilder,
+    pad_id: int,
+    disturb: Callable[[dict[str, torch.Tensor]], None],
     folder: Path,
     config: TrainConfig,
     progress: bool,
@@ -205,13 +268,12 @@ def _trainer(
     order = list(range(len(packs)))
     random.Random(config.seed).shuffle(order)
     together = collate if packed else collate_separate
-    pad_id = builder.tokenizer.pad_token_id
-    pad_id = builder.eos if pad_id is None else pad_id
+    if config.max_tokens:
+        config = replace(config, epochs=config.max_tokens / sum(map(len, packs)))
 
     def collator(samples: list[list[Packed]]) -> dict[str, torch.Tensor]:
         batch = together(samples[0], pad_id)
-        if config.context_dropout:
-            drop_context(batch, config.context_dropout, pad_id)
+        disturb(batch)
         return batch
 
     return PackedTrainer(

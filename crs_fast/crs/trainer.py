@@ -33,6 +33,7 @@ class Clock(TrainerCallback):
     def __init__(self, limit: float | None) -> None:
         self.limit = limit
         self.spent = 0.0
+        self.tokens = 0  # read by earlier runs
         self.started = time.perf_counter()
 
     def seconds(self) -> float:
@@ -46,6 +47,7 @@ class Clock(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.spent = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
+        self.tokens = int(max((entry.get("tokens", 0) for entry in state.log_history), default=0))
         self.started = time.perf_counter()
 
     def on_step_end(
@@ -54,9 +56,9 @@ class Clock(TrainerCallback):
         late = self.share() >= 1
         if late:
             control.should_training_stop = True
-            control.should_save = args.save_strategy != "no"
         if late or state.global_step >= state.max_steps:
             control.should_log = True
+            control.should_save = args.save_strategy != "no"
 
 
 class LossFile(TrainerCallback):
@@ -147,6 +149,7 @@ class PackedTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             logs["seconds"] = round(self.clock.seconds(), 3)
+            logs["tokens"] = self.clock.tokens + int(self.tokens_read)
         super().log(logs, *args, **kwargs)
 
 

@@ -9,9 +9,10 @@ import torch
 from crs_fast.crs.bundle import Bundle
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.evaluate import evaluate
+from crs_fast.crs.gold_replies import gold_reply_nll
 from crs_fast.crs.metrics import perplexity
 from crs_fast.crs.model import Recommender
-from crs_fast.crs.predict import gold_reply_nll, predict
+from crs_fast.crs.predict import predict
 from crs_fast.crs.predictions import blank_predictions
 from crs_fast.crs.targets import recommendation_targets, target_ranks
 from crs_fast.crs.token_rows import new_tokens
