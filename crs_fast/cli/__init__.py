@@ -30,7 +30,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"crs_fast {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_quickstart, _quantize, _train, _evaluate, _score, _chat, _bench, _info):
+    for add in (
+        _quickstart,
+        _quantize,
+        _train,
+        _evaluate,
+        _score,
+        _reproduce,
+        _chat,
+        _bench,
+        _info,
+    ):
         add(commands)
     return parser
 
@@ -135,6 +145,12 @@ def _score(commands) -> None:
     from .score import add
 
     add(commands, _data_arguments)
+
+
+def _reproduce(commands) -> None:
+    from .reproduce import add
+
+    add(commands)
 
 
 def _chat(commands) -> None:

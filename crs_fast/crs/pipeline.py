@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.crs.bundle import save_bundle
+from crs_fast.crs.co_mention import co_mention_embeddings
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.sequence import ControlTokens
 from crs_fast.crs.token_rows import init_sid_rows
@@ -53,13 +55,28 @@ class Catalogue:
 
 
 def make_catalogue(
-    dataset: CrsDataset, config: SidConfig | None = None, progress: bool = False
+    dataset: CrsDataset,
+    config: SidConfig | None = None,
+    progress: bool = False,
+    signals: Sequence[str] = ("text",),
 ) -> Catalogue:
-    """Encode the items' texts and quantize them to distinct semantic IDs."""
+    """Encode the items and quantize them to distinct semantic IDs.
+
+    Args:
+        signals: what an item's embedding is made of, side by side: "text" (the encoder's), and
+            "co-mention" (see `co_mention_embeddings`; of the "train" split).
+    """
     config = config or SidConfig()
-    embeddings = encode_texts(
-        [item.text() for item in dataset.items], config.encoder, progress=progress
-    )
+    parts = []
+    for signal in signals:
+        if signal == "text":
+            texts = [item.text() for item in dataset.items]
+            parts.append(encode_texts(texts, config.encoder, progress=progress))
+        elif signal == "co-mention":
+            parts.append(co_mention_embeddings(dataset.items, dataset.splits["train"]))
+        else:
+            raise ValueError(f"make_catalogue: signals must be text or co-mention (got {signal!r})")
+    embeddings = torch.cat(parts, 1)
     quantizer, sids, report = build_sids(
         embeddings, config.levels, config.codes, config.method, config.seed, progress
     )

@@ -81,11 +81,13 @@ def predict_in_words(
     groups = list(_batches(predictions, contexts, tokens_per_batch))
     for group in show_progress(groups, "own words", progress):
         mine = [predictions[i] for i in group]
+        # A prefix may have no token, and generation must be fed one: the context's last.
         prefixes = [
-            builder.prefix(REC, p.gold_items[0]) if p.gold_items else builder.prefix(CHAT)
-            for p in mine
-        ]
-        turns = TurnBatch(bundle, [contexts[i] for i in group])
+            [contexts[i][-1], *(builder.prefix(REC, p.gold_items[0]) if p.gold_items
+                                else builder.prefix(CHAT))]
+            for i, p in zip(group, mine, strict=True)
+        ]  # fmt: skip
+        turns = TurnBatch(bundle, [contexts[i][:-1] for i in group])
         said = turns.write(prefixes, max_new_tokens=max_new_tokens)
         _note(bundle, said, mine)
         found = [row for row, tokens in enumerate(said) if builder.begin in tokens]
@@ -94,13 +96,12 @@ def predict_in_words(
                 p.rec_probability = float(row in found)
         found = [row for row in found if mine[row].gold_items]
         if found:
-            turns = TurnBatch(
-                plain,
-                [
-                    [*contexts[group[r]], *prefixes[r], *said[r][: said[r].index(builder.begin)]]
-                    for r in found
-                ],
-            )
+            stops = [said[r].index(builder.begin) for r in found]
+            before = [
+                [*contexts[group[r]][:-1], *prefixes[r], *said[r][:stop]]
+                for r, stop in zip(found, stops, strict=True)
+            ]
+            turns = TurnBatch(plain, before)
             everyone = [True] * len(found)
             _rank(plain, turns, [mine[r] for r in found], everyone, num_beams, normalize)
     return predictions

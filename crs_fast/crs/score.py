@@ -162,18 +162,28 @@ def paired_difference(
         ValueError: the two don't answer the same turns.
     """
     one, two = (protocol_targets(p, protocol, seen) for p in (ours, theirs))
-    if one.keys != two.keys:
+    return paired_runs([one], [two], ks)
+
+
+def paired_runs(
+    ours: Sequence[Targets], theirs: Sequence[Targets], ks: Sequence[int] = (1, 10)
+) -> dict[str, Any]:
+    """`paired_difference` of several runs (seeds) a system: a target counts by the share of the
+    runs that hit it."""
+    runs = [*ours, *theirs]
+    odd = next((run for run in runs if run.keys != runs[0].keys), None)
+    if odd is not None:
         raise ValueError(
-            f"paired_difference: both must answer the same targets (got {len(one.keys)} and "
-            f"{len(two.keys)}, {len(set(one.keys) & set(two.keys))} of them in common)"
+            f"paired_difference: both must answer the same targets (got {len(runs[0].keys)} and "
+            f"{len(odd.keys)}, {len(set(runs[0].keys) & set(odd.keys))} of them in common)"
         )
-    out: dict[str, Any] = {"n": len(one.keys)}
-    if not one.keys:
+    out: dict[str, Any] = {"n": len(runs[0].keys)}
+    if not runs[0].keys:
         return out
     for k in ks:
-        a, b = target_values(one.ranks, k), target_values(two.ranks, k)
+        a, b = (np.mean([target_values(r.ranks, k) for r in side], 0) for side in (ours, theirs))
         out[f"difference@{k}"] = float((a - b).mean())
-        out[f"difference@{k} interval"] = bootstrap_interval(a - b, one.dialogues)
+        out[f"difference@{k} interval"] = bootstrap_interval(a - b, runs[0].dialogues)
         out[f"ratio@{k}"] = float(a.sum() / b.sum()) if b.any() else None
     return out
 

@@ -75,6 +75,9 @@ class Layout:
     words: bool = True
 
 
+GCRS = Layout()
+
+
 class SequenceBuilder:
     """Turns into token ids and back.
 
@@ -98,7 +101,7 @@ class SequenceBuilder:
         control: ControlTokens,
         sids: Mapping[str, Sequence[int]],
         max_length: int = 768,
-        layout: Layout | None = None,
+        layout: Layout = GCRS,
     ) -> None:
         if vocab.begin is None or vocab.end is None:
             raise ValueError("SequenceBuilder: vocab must have begin and end (got None)")
@@ -106,7 +109,7 @@ class SequenceBuilder:
         if eos is None:
             raise ValueError("SequenceBuilder: tokenizer must have an eos_token (got None)")
         self.tokenizer, self.vocab, self.control = tokenizer, vocab, control
-        self.max_length, self.layout = max_length, layout or Layout()
+        self.max_length, self.layout = max_length, layout
         self.eos: int = int(eos)
         self.begin, self.end = vocab.begin, vocab.end
         self._sid_tokens = {self.begin, self.end, *vocab.code_tokens().tolist()}

@@ -1,0 +1,95 @@
+"""`crs-fast reproduce`: the experiment of the paper, every arm on the same instances."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "reproduce",
+        help="the paper's experiment: every arm, same instances, same budget; resumable",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--data", required=True, help="redial, inspired, or a folder")
+    parser.add_argument("--root", help="folder that holds redial/ and inspired/ ($CRS_FAST_DATA)")
+    parser.add_argument("--model", default="smollm2", help="smollm2, tiny, a path or a hub name")
+    parser.add_argument("--out", help="results directory (reproduce_<data>_<model>)")
+    parser.add_argument("--arms", help="names joined by commas (all)")
+    parser.add_argument("--seeds", type=int, default=1, help="runs an arm")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--tokens", type=int, help="training tokens a run")
+    budget.add_argument("--minutes", type=float, help="training time of all runs together")
+    parser.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="tried on validation")
+    parser.add_argument("--limit", type=int, help="only the first so many test dialogues")
+    parser.add_argument("--no-replies", action="store_true", help="recommendation and mode only")
+    parser.add_argument("--max-length", type=int, default=768)
+    parser.add_argument("--tokens-per-batch", type=int, default=8192)
+    parser.add_argument("--lora-rank", type=int, default=0, help="0 tunes every weight")
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on the CPU too")
+    parser.add_argument("--context-dropout", type=float, default=0.0)
+    parser.add_argument("--levels", type=int, default=4, help="codes a semantic ID")
+    parser.add_argument("--codes", type=int, default=64, help="codewords a level")
+    parser.add_argument("--method", choices=("rqvae", "rqkmeans"), default="rqvae")
+    parser.add_argument("--encoder", help="sentence-transformers path or hub name (MiniLM)")
+    parser.add_argument("--save-steps", type=int, default=100, help="steps between checkpoints")
+    parser.add_argument("--keep-models", action="store_true", help="keep the last checkpoints")
+    parser.set_defaults(run=run)
+
+
+def run(args: Namespace) -> int:
+    from dataclasses import replace
+
+    from crs_fast.crs.arms import choose_arms
+    from crs_fast.crs.pipeline import SidConfig
+    from crs_fast.crs.reproduce import Plan, reproduce, tokens_for
+    from crs_fast.crs.train import TrainConfig
+
+    out = Path(args.out or f"reproduce_{Path(args.data).name}_{Path(args.model).name}")
+    plan = Plan(
+        data=args.data,
+        model=args.model,
+        arms=tuple(arm.name for arm in choose_arms(args.arms)),
+        tokens=args.tokens or 0,
+        root=args.root,
+        seeds=args.seeds,
+        learning_rates=tuple(args.lr),
+        limit=args.limit,
+        replies=not args.no_replies,
+        sids=SidConfig(args.levels, args.codes, args.method, args.encoder),
+        training=TrainConfig(
+            lora_rank=args.lora_rank or None,
+            max_length=args.max_length,
+            tokens_per_batch=args.tokens_per_batch,
+            context_dropout=args.context_dropout,
+            bf16=args.bf16 or None,
+            save_steps=args.save_steps,
+        ),
+    )
+    if not plan.tokens:
+        plan = replace(plan, tokens=_budget(plan, args.minutes, out, tokens_for))
+    start = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"[{time.perf_counter() - start:6.0f} s] {text}", flush=True)
+
+    say(f"{plan.tokens} training tokens a run")
+    reproduce(plan, out, say, args.keep_models)
+    print((out / "results.md").read_text())
+    figures = json.loads((out / "results.json").read_text())
+    print(json.dumps({"out": str(out), "recommendation": figures["recommendation"]}))
+    return 0
+
+
+def _budget(plan: Any, minutes: float | None, out: Path, tokens_for: Any) -> int:
+    """The budget of the experiment that is there already, else from the time given."""
+    if (out / "config.json").is_file():
+        return int(json.loads((out / "config.json").read_text())["tokens"])
+    if minutes is None:
+        raise ValueError("reproduce: --tokens or --minutes must be given (got neither)")
+    return int(tokens_for(plan, minutes))

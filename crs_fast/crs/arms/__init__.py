@@ -1,0 +1,47 @@
+"""The arms of the experiment: ways to recommend that are compared on the same instances, with the
+same backbone and the same budget of training tokens."""
+
+from __future__ import annotations
+
+from crs_fast.crs.arms.baselines import COPY, COPY_POPULARITY, POPULARITY
+from crs_fast.crs.arms.generative import GenerativeArm
+from crs_fast.crs.arms.retrieval import RetrievalArm
+from crs_fast.crs.arms.setting import Arm, Fitted, Setting
+from crs_fast.crs.sequence import Layout
+
+__all__ = ["ARMS", "Arm", "Fitted", "Setting", "choose_arms"]
+
+_ALL: tuple[Arm, ...] = (
+    POPULARITY,
+    COPY,
+    COPY_POPULARITY,
+    GenerativeArm("gcrs", "mode, then the item's SID, then the reply"),
+    GenerativeArm("resp", "the reply alone, SIDs inside it", Layout(mode=False, item=False)),
+    RetrievalArm(),
+    GenerativeArm("sid-only", "the item's SID alone", Layout(mode=False, words=False)),
+    GenerativeArm("titles", "gcrs with titles in place of SIDs, same trie constraint", titles=True),
+    GenerativeArm("mode-resp", "mode, then the reply with SIDs inside it", Layout(item=False)),
+    GenerativeArm("all-rows", "gcrs, old tokens' embeddings tuned too", all_rows=True),
+    GenerativeArm("random-rows", "gcrs, SID rows start at random", informed_rows=False),
+    GenerativeArm("code-noise", "gcrs, 10 % of fed codes replaced at random", code_noise=0.1),
+    GenerativeArm("align", "gcrs, also trained on item text -> SID -> title", align=True),
+    GenerativeArm(
+        "co-mention", "gcrs, SIDs of text and co-mentions", signals=("text", "co-mention")
+    ),
+)
+ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
+
+
+def choose_arms(names: str | None) -> list[Arm]:
+    """Arms by their names, joined by commas; all of them for None.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if names is None:
+        return list(_ALL)
+    wanted = names.split(",")
+    unknown = [name for name in wanted if name not in ARMS]
+    if unknown:
+        raise ValueError(f"choose_arms: arms must be among {sorted(ARMS)} (got {unknown[0]!r})")
+    return [ARMS[name] for name in dict.fromkeys(wanted)]

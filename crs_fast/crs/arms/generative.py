@@ -1,0 +1,126 @@
+"""Arms in which the language model writes the item, as a semantic ID or as its title."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crs_fast.crs.arms.align import alignment_instances
+from crs_fast.crs.arms.setting import Fitted, Setting
+from crs_fast.crs.arms.titles import TitleVocab, title_tokens, title_trie
+from crs_fast.crs.bundle import Bundle
+from crs_fast.crs.dialogue import Dialogue
+from crs_fast.crs.pipeline import Catalogue
+from crs_fast.crs.predict import predict, predict_in_words
+from crs_fast.crs.predictions import Prediction
+from crs_fast.crs.sequence import GCRS, ControlTokens, Layout, SequenceBuilder, trie_sids
+from crs_fast.crs.token_rows import init_sid_rows, new_tokens
+from crs_fast.crs.train import TrainConfig, train_instances
+from crs_fast.trie import SidTrie, SidVocab
+
+
+@dataclass(frozen=True, slots=True)
+class GenerativeArm:
+    """A language model tuned on sequences of one layout.
+
+    Args:
+        layout: the parts of a response.
+        titles: items are written as their titles under the same trie constraint, not as SIDs.
+        all_rows: tune the old tokens' embedding rows too (a backbone from scratch always does).
+        informed_rows: SID rows start from the embeddings of the items below them, else at random.
+        code_noise: see `TrainConfig`.
+        align: also train on item text -> SID and SID -> title.
+        signals: what SIDs are made of: "text", "co-mention".
+    """
+
+    name: str
+    about: str
+    layout: Layout = GCRS
+    titles: bool = False
+    all_rows: bool = False
+    informed_rows: bool = True
+    code_noise: float = 0.0
+    align: bool = False
+    signals: tuple[str, ...] = ("text",)
+    trains = True
+
+    def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
+        catalogue = setting.catalogue(self.signals)
+        if self.titles:
+            bundle = with_titles(setting, config, self.layout)
+        else:
+            bundle = extended(setting, config, catalogue, self.layout, self.informed_rows)
+        groups = [bundle.builder.instances(d) for d in setting.dataset.splits["train"]]
+        if self.align:
+            groups += alignment_instances(bundle.builder, bundle.items)
+        config = replace(
+            config,
+            embeddings="all" if self.all_rows or not setting.pretrained else "new",
+            code_noise=self.code_noise,
+        )
+        result = train_instances(
+            bundle.model,
+            [group for group in groups if group],
+            new_rows=new_tokens(bundle.vocab, bundle.control),
+            pad_id=bundle.builder.eos,
+            output_dir=folder,
+            config=config,
+            codes=bundle.vocab.token_ids,
+            resume=True,
+            progress=setting.progress,
+        )
+
+        def answer(dialogues: Sequence[Dialogue], replies: bool) -> dict[str, list[Prediction]]:
+            common: dict[str, Any] = dict(
+                num_beams=setting.num_beams,
+                max_new_tokens=setting.max_new_tokens,
+                tokens_per_batch=setting.tokens_per_batch,
+                progress=setting.progress,
+            )
+            replies = replies and self.layout == GCRS and not self.titles
+            out = {"": predict(bundle, dialogues, replies=replies, free_rankings=replies, **common)}
+            if self.layout.words and not self.layout.item:
+                out["own words"] = predict_in_words(bundle, dialogues, **common)
+            return out
+
+        return Fitted(answer, result)
+
+
+def extended(
+    setting: Setting,
+    config: TrainConfig,
+    catalogue: Catalogue,
+    layout: Layout,
+    informed_rows: bool = True,
+) -> Bundle:
+    """The backbone with tokens for SIDs and modes, not yet trained."""
+    model, tokenizer = setting.backbone()
+    items = setting.dataset.items
+    levels, codes = catalogue.sids.shape[1], int(catalogue.quantizer.codebooks.shape[1])
+    vocab = SidVocab.extend(tokenizer, model, levels, codes)
+    control = ControlTokens.extend(tokenizer, model)
+    trie = SidTrie.from_sids(catalogue.sids, [item.item_id for item in items])
+    known = catalogue.embeddings, catalogue.sids
+    if not informed_rows:
+        # Without items below it, a code's row is the old rows' mean and noise.
+        known = catalogue.embeddings[:0], catalogue.sids[:0]
+    init_sid_rows(model, vocab, control, *known, seed=config.seed)
+    builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), config.max_length, layout)
+    return Bundle(model, tokenizer, trie, vocab, control, items, builder, None)
+
+
+def with_titles(setting: Setting, config: TrainConfig, layout: Layout) -> Bundle:
+    """The backbone with tokens for modes and for where a title begins and ends."""
+    model, tokenizer = setting.backbone()
+    items = setting.dataset.items
+    control = ControlTokens.extend(tokenizer, model)
+    titles = title_tokens(items, tokenizer)
+    vocab = TitleVocab.extend_for(tokenizer, model, titles)
+    init_sid_rows(model, vocab, control, torch.zeros(0, 1), torch.zeros(0, 1), seed=config.seed)
+    builder = SequenceBuilder(tokenizer, vocab, control, titles, config.max_length, layout)
+    trie = title_trie(titles, vocab)
+    return Bundle(model, tokenizer, trie, vocab, control, items, builder, None)

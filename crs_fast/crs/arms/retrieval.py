@@ -1,0 +1,152 @@
+"""The retrieval arm: the backbone's last state against item vectors, as modular systems recommend.
+
+It reads the same contexts as the generative arms and differs in the way out alone: cosine against
+every item of the catalogue at once (a full softmax: no sampled negatives to blame), an item's
+vector being a projection of its text embedding plus a row of its own, with a popularity bias.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from crs_fast.crs.arms.generative import extended
+from crs_fast.crs.arms.setting import Fitted, Setting
+from crs_fast.crs.dialogue import Dialogue
+from crs_fast.crs.packing import read_after
+from crs_fast.crs.predictions import Prediction, blank_predictions
+from crs_fast.crs.sequence import Instance, Layout
+from crs_fast.crs.token_rows import new_tokens
+from crs_fast.crs.train import TrainConfig, train_instances
+
+WIDTH = 256
+SCALE = 20.0  # of cosines, at the start
+
+
+class RetrievalHead(torch.nn.Module):
+    """A language model whose "vocabulary" is the catalogue: logits [B, S, N] over items.
+
+    Args:
+        model: a causal language model; its own head is left out.
+        item_embeddings: float [N, D].
+    """
+
+    def __init__(self, model: Any, item_embeddings: torch.Tensor) -> None:
+        super().__init__()
+        self.backbone = model.base_model
+        hidden = model.get_input_embeddings().weight.shape[1]
+        texts = item_embeddings.float()
+        self.texts: torch.Tensor
+        self.register_buffer("texts", (texts - texts.mean(0)) / texts.std().clamp(min=1e-12))
+        self.query = torch.nn.Linear(hidden, WIDTH, bias=False)
+        self.item = torch.nn.Linear(texts.shape[1], WIDTH, bias=False)
+        self.rows = torch.nn.Parameter(torch.zeros(len(texts), WIDTH))
+        self.popularity = torch.nn.Parameter(torch.zeros(len(texts)))
+        self.scale = torch.nn.Parameter(torch.tensor(math.log(SCALE)))
+
+    @property
+    def config(self) -> Any:
+        return self.backbone.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows.dtype
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def get_output_embeddings(self) -> None:
+        return None
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
+    ) -> Any:
+        from transformers.modeling_outputs import CausalLMOutput
+
+        states = self.backbone(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            use_cache=use_cache,
+        ).last_hidden_state
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        query = F.normalize(self.query(states[:, keep]), dim=-1)  # [B, S', W]
+        item = F.normalize(self.item(self.texts) + self.rows, dim=-1)  # [N, W]
+        return CausalLMOutput(logits=query @ item.T * self.scale.exp() + self.popularity)
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalArm:
+    """See the module. Chooses no mode and writes no reply."""
+
+    name: str = "retrieval"
+    about: str = "backbone's last state against item vectors, softmax over the catalogue"
+    trains = True
+
+    def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
+        bundle = extended(setting, config, setting.catalogue(("text",)), Layout(words=False))
+        index = {item.item_id: i for i, item in enumerate(bundle.items)}
+        torch.manual_seed(config.seed)
+        model = RetrievalHead(bundle.model, setting.catalogue(("text",)).embeddings)
+        groups = [
+            [
+                # The "token" that follows a context is the item's place in the catalogue.
+                Instance(i.turn_index, i.item_id, i.context, (index[i.item_id],))
+                for i in bundle.builder.instances(dialogue)
+                if i.item_id is not None
+            ]
+            for dialogue in setting.dataset.splits["train"]
+        ]
+        result = train_instances(
+            model.to(bundle.model.device),
+            [group for group in groups if group],
+            new_rows=new_tokens(bundle.vocab, bundle.control),
+            pad_id=bundle.builder.eos,
+            output_dir=folder,
+            config=config,
+            resume=True,
+            progress=setting.progress,
+        )
+        model.eval()
+        ids = [item.item_id for item in bundle.items]
+
+        def answer(dialogues: Sequence[Dialogue], replies: bool) -> dict[str, list[Prediction]]:
+            predictions = blank_predictions(dialogues)
+            asked = [p for p in predictions if p.gold_items]
+            scores = read_after(
+                model,
+                [bundle.builder.context(dialogues[p.dialogue].turns[: p.turn]) for p in asked],
+                [p.dialogue for p in asked],
+                lambda logits: logits,
+                setting.tokens_per_batch,
+                bundle.builder.eos,
+            )  # [n, N]
+            for p, row in zip(asked, scores, strict=True):
+                p.ranking = _best(row, ids, setting.num_beams)
+                row[[index[item] for item in set(p.named)]] = -torch.inf
+                new = min(setting.num_beams, len(ids) - len(set(p.named)))
+                p.new_ranking = _best(row, ids, new)
+            return {"": predictions}
+
+        return Fitted(answer, result)
+
+
+def _best(scores: torch.Tensor, ids: Sequence[str], k: int) -> list[str]:
+    """Ties go to the lower index."""
+    order = scores.argsort(descending=True, stable=True)[:k]
+    return [ids[i] for i in order.tolist()]

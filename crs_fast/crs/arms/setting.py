@@ -1,0 +1,67 @@
+"""What all arms of an experiment share, and what each must do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from crs_fast.crs.dialogue import CrsDataset, Dialogue
+from crs_fast.crs.pipeline import Catalogue
+from crs_fast.crs.predictions import Prediction
+from crs_fast.crs.train import TrainConfig, TrainResult
+
+if TYPE_CHECKING:
+    from crs_fast.crs.backbones import Backbone
+
+# Dialogues and whether replies are wanted -> predictions by way of decoding ("" is the arm's own).
+Answer = Callable[[Sequence[Dialogue], bool], dict[str, list[Prediction]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One experiment: every arm gets the same of all this.
+
+    dataset: catalogue and dialogues
+    catalogue: makes the items' SIDs from the names of their signals, ("text",) by default; cached
+    backbone: loads the language model afresh
+    training: seed and learning rate are the run's, the rest is everybody's
+    pretrained: whether the backbone knows a language already
+    num_beams, max_new_tokens, tokens_per_batch: of answering
+    """
+
+    dataset: CrsDataset
+    catalogue: Callable[[tuple[str, ...]], Catalogue]
+    backbone: Callable[[], Backbone]
+    training: TrainConfig
+    pretrained: bool = True
+    num_beams: int = 50
+    max_new_tokens: int = 40
+    tokens_per_batch: int = 8192
+    progress: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A trained arm. `training` is None where nothing was trained."""
+
+    answer: Answer
+    training: TrainResult | None = None
+
+
+class Arm(Protocol):
+    """One way to recommend. `about` is the line that tables show."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def about(self) -> str: ...
+
+    @property
+    def trains(self) -> bool: ...
+
+    def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
+        """Train in `folder`, going on from a checkpoint that is there."""
+        ...

@@ -1,0 +1,256 @@
+"""The experiment by one call: encode, quantize, train every arm, evaluate, write the results.
+
+    <out>/config.json                            everything that was decided, versions included
+    <out>/runs/<arm>/seed<k>/<way>.jsonl         predictions of a run, one file a way of decoding
+    <out>/runs/<arm>/seed<k>/done.json           budget, tokens read, seconds, learning rate, loss
+    <out>/test_log.jsonl                         one line each time the test split was answered
+    <out>/results.json, results.md, *.png        written anew after every run
+
+A run that is done is not run again; one that was cut off goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crs_fast._version import __version__
+from crs_fast.crs.arms import Arm, Setting, choose_arms
+from crs_fast.crs.backbones import load_backbone, tiny_backbone
+from crs_fast.crs.datasets import load_dataset
+from crs_fast.crs.datasets.jsonl import write_lines
+from crs_fast.crs.dialogue import CrsDataset
+from crs_fast.crs.files import write_text
+from crs_fast.crs.metrics import ranking_metrics
+from crs_fast.crs.pipeline import Catalogue, SidConfig, make_catalogue
+from crs_fast.crs.predictions import read_predictions, write_predictions
+from crs_fast.crs.results import write_results
+from crs_fast.crs.score import protocol_targets
+from crs_fast.crs.token_rows import init_word_rows
+from crs_fast.crs.train import TrainConfig
+from crs_fast.quantize import encode_texts
+
+TINY = dict(hidden_size=256, layers=3, heads=4, vocab_size=4096)
+MAY_CHANGE = ("arms", "seeds", "versions")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to compare, and at what price.
+
+    Args:
+        data, root: see `load_dataset`.
+        model: "smollm2", "tiny" (from scratch, for machines without a GPU), a path or a hub name.
+        arms: names (see `crs_fast.crs.arms`).
+        seeds: runs an arm, of seeds 0, 1, ...
+        tokens: training tokens a run, the same for every arm.
+        learning_rates: tried on validation with seed 0 where there is more than one.
+        limit: only the first so many dialogues of the test split (and of validation).
+        replies: also write replies (BLEU, Distinct, invalid items).
+        training: all else about training.
+    """
+
+    data: str
+    model: str
+    arms: tuple[str, ...]
+    tokens: int
+    root: str | None = None
+    seeds: int = 1
+    learning_rates: tuple[float, ...] = (1e-3,)
+    limit: int | None = None
+    replies: bool = True
+    num_beams: int = 50
+    max_new_tokens: int = 40
+    sids: SidConfig = field(default_factory=SidConfig)
+    training: TrainConfig = field(default_factory=lambda: TrainConfig(lora_rank=None))
+
+
+def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool = False) -> Path:
+    """Run what is missing of a plan and write the results.
+
+    Raises:
+        ValueError: `out` holds another experiment, an unknown arm, or no such data.
+    """
+    out = Path(out)
+    arms = choose_arms(",".join(plan.arms))
+    _write_config(plan, out)
+    dataset = load_dataset(plan.data, plan.root)
+    setting = make_setting(plan, dataset)
+    for seed in range(plan.seeds):
+        for arm in arms:
+            folder = out / "runs" / arm.name / f"seed{seed}"
+            if (seed and not arm.trains) or (folder / "done.json").is_file():
+                continue
+            say(f"{arm.name}, seed {seed}: {arm.about}")
+            _run(plan, setting, arm, seed, folder, out, say, keep_models)
+            if _first_process():
+                write_results(out, dataset)
+    return out
+
+
+def make_setting(plan: Plan, dataset: CrsDataset) -> Setting:
+    """The common ground of every arm."""
+
+    @cache
+    def catalogue(signals: tuple[str, ...]) -> Catalogue:
+        return make_catalogue(dataset, plan.sids, signals=signals)
+
+    def backbone() -> Any:
+        if plan.model != "tiny":
+            model, tokenizer = load_backbone(plan.model)
+        else:
+            texts = [turn.text for d in dataset.splits["train"] for turn in d.turns]
+            model, tokenizer = tiny_backbone(texts, **TINY)
+            words = [str(tokenizer.decode([i])).strip() or " " for i in range(len(tokenizer))]
+            init_word_rows(model, _encoded(tuple(words)))
+        module: Any = model
+        return module.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+    return Setting(
+        dataset,
+        catalogue,
+        backbone,
+        plan.training,
+        pretrained=plan.model != "tiny",
+        num_beams=plan.num_beams,
+        max_new_tokens=plan.max_new_tokens,
+        tokens_per_batch=plan.training.tokens_per_batch,
+    )
+
+
+@cache
+def _encoded(texts: tuple[str, ...]) -> torch.Tensor:
+    return encode_texts(list(texts))
+
+
+def tokens_for(plan: Plan, minutes: float) -> int:
+    """How many tokens a run may train on so that all training takes about `minutes`, by the speed
+    of a few steps of the first arm that trains."""
+    dataset = load_dataset(plan.data, plan.root)
+    setting = make_setting(plan, dataset)
+    training = [arm for arm in choose_arms(",".join(plan.arms)) if arm.trains]
+    if not training:
+        return 1
+    few = 4 * plan.training.tokens_per_batch
+    config = replace(plan.training, max_tokens=few, save_steps=0)
+    with tempfile.TemporaryDirectory() as folder:
+        result = training[0].fit(setting, Path(folder), config).training
+    assert result is not None
+    runs = len(training) * (plan.seeds - 1 + len(plan.learning_rates))
+    return int(result.tokens_per_second * 60 * minutes / runs)
+
+
+def _run(
+    plan: Plan,
+    setting: Setting,
+    arm: Arm,
+    seed: int,
+    folder: Path,
+    out: Path,
+    say: Say,
+    keep_models: bool,
+) -> None:
+    start = time.perf_counter()
+    rate = _rate(plan, setting, arm, out, say) if arm.trains else 0.0
+    fitted = arm.fit(setting, folder, _config(plan, seed, rate))
+    trained = time.perf_counter() - start
+    if not _first_process():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    answers = fitted.answer(setting.dataset.splits["test"][: plan.limit], plan.replies)
+    for way, predictions in answers.items():
+        write_predictions(folder / f"{way or 'predictions'}.jsonl", predictions)
+    _log_test(out, arm.name, seed)
+    seconds = dict(train=round(trained, 1), answer=round(time.perf_counter() - start - trained, 1))
+    done: dict[str, Any] = {"seed": seed, "seconds": seconds}
+    if fitted.training is not None:
+        last = fitted.training.losses[-1]
+        done |= {
+            "budget": plan.tokens,
+            "tokens": last["tokens"],
+            "steps": fitted.training.steps,
+            "learning_rate": rate,
+            "loss": last["loss"],
+        }
+        if not keep_models:
+            _forget_checkpoints(folder)
+    write_text(folder / "done.json", json.dumps(done, indent=1) + "\n")
+    say(f"  {json.dumps(done)}")
+
+
+def _config(plan: Plan, seed: int, rate: float) -> TrainConfig:
+    return replace(plan.training, seed=seed, learning_rate=rate, max_tokens=plan.tokens)
+
+
+def _rate(plan: Plan, setting: Setting, arm: Arm, out: Path, say: Say) -> float:
+    """The learning rate with the best R@10 (then MRR@10) on validation, all tried with seed 0."""
+    if len(plan.learning_rates) == 1:
+        return plan.learning_rates[0]
+    tried: dict[float, tuple[float, float]] = {}
+    dialogues = setting.dataset.splits["valid"][: plan.limit]
+    for rate in plan.learning_rates:
+        folder = out / "runs" / arm.name / f"rate{rate:g}"
+        file = folder / "validation.jsonl"
+        if not file.is_file():
+            fitted = arm.fit(setting, folder, _config(plan, 0, rate))
+            write_predictions(file, fitted.answer(dialogues, False)[""])
+            _forget_checkpoints(folder)
+        targets = protocol_targets(read_predictions(file, dialogues), "paper")
+        metrics = ranking_metrics(targets.ranks)
+        tried[rate] = (metrics.recall[10], metrics.mrr[10])
+        say(f"  learning rate {rate:g}: validation R@10 {100 * tried[rate][0]:.2f}")
+    return max(tried, key=tried.__getitem__)
+
+
+def _forget_checkpoints(folder: Path) -> None:
+    for checkpoint in (folder / "training").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _log_test(out: Path, arm: str, seed: int) -> None:
+    file = out / "test_log.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    now = time.strftime("%FT%TZ", time.gmtime())
+    write_lines(file, [*lines, {"time": now, "arm": arm, "seed": seed}])
+
+
+def _write_config(plan: Plan, out: Path) -> None:
+    config = json.loads(json.dumps(asdict(plan) | {"versions": _versions()}))
+    file = out / "config.json"
+    if file.is_file():
+        old = json.loads(file.read_text())
+        odd = [k for k in config if k not in MAY_CHANGE and config[k] != old.get(k)]
+        if odd:
+            raise ValueError(
+                f"reproduce: {out} must be empty or hold the same experiment "
+                f"(got another {odd[0]}: {old.get(odd[0])!r} there, {config[odd[0]]!r} here)"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps(config, indent=1) + "\n")
+
+
+def _versions() -> dict[str, str]:
+    found = {"crs_fast": __version__}
+    for name in ("torch", "transformers", "numpy", "accelerate", "sentence-transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return found | {"device": device, "threads": str(torch.get_num_threads())}

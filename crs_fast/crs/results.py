@@ -1,0 +1,179 @@
+"""Tables and plots of an experiment, recomputed from its predictions alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crs_fast.crs.arms import ARMS
+from crs_fast.crs.dialogue import CrsDataset
+from crs_fast.crs.files import replacing, write_text
+from crs_fast.crs.predictions import Prediction, read_predictions
+from crs_fast.crs.report import COLUMNS, METRIC, TITLES, difference_table, markdown_table
+from crs_fast.crs.score import (
+    PROTOCOLS,
+    Targets,
+    mode_figures,
+    named_items,
+    paired_runs,
+    protocol_targets,
+    target_figures,
+    text_figures,
+)
+
+BASE = "gcrs"  # what others are compared with
+Runs = dict[str, list[list[Prediction]]]
+
+
+def read_runs(out: Path, dataset: CrsDataset) -> Runs:
+    """Method -> one prediction list a seed. A method is an arm, or an arm and a way of decoding."""
+    runs: Runs = {}
+    for arm in ARMS:
+        for done in sorted((out / "runs" / arm).glob("seed*/done.json")):
+            for file in sorted(done.parent.glob("*.jsonl")):
+                way = "" if file.stem == "predictions" else f" ({file.stem})"
+                predictions = read_predictions(file, dataset.splits["test"])
+                runs.setdefault(arm + way, []).append(predictions)
+    if BASE in runs:
+        runs[f"{BASE} (named items filtered)"] = [
+            [replace(p, ranking=_new(p), rec_probability=None) for p in run] for run in runs[BASE]
+        ]
+    return runs
+
+
+def _new(p: Prediction) -> list[str]:
+    return [item for item in p.without_named() if item not in p.named]
+
+
+def write_results(out: Path, dataset: CrsDataset) -> dict[str, Any]:
+    """Write results.json, results.md and the plots; returns what the JSON holds."""
+    runs, seen = read_runs(out, dataset), named_items(dataset.splits["train"])
+    figures: dict[str, Any] = {"recommendation": {}, "differences": {}, "mode": {}, "text": {}}
+    for protocol in PROTOCOLS:
+        targets = {
+            name: [protocol_targets(p, protocol, seen) for p in predictions]
+            for name, predictions in runs.items()
+            if protocol != "free" or predictions[0][0].mode is not None
+        }
+        figures["recommendation"][protocol] = {n: seed_figures(t) for n, t in targets.items()}
+        if BASE in targets and any(t.keys for t in targets[BASE]):
+            figures["differences"][protocol] = {
+                f"{BASE} − {name}": paired_runs(targets[BASE], other)
+                for name, other in targets.items()
+                if name != BASE
+            }
+    for kind, compute in (("mode", mode_figures), ("text", text_figures)):
+        figures[kind] = {name: found for name, r in runs.items() if (found := compute(r[0]))}
+    figures["runs"] = {
+        str(done.parent.relative_to(out / "runs")): json.loads(done.read_text())
+        for done in sorted((out / "runs").glob("*/seed*/done.json"))
+    }
+    write_text(out / "results.json", json.dumps(figures, indent=1) + "\n")
+    write_text(out / "results.md", results_markdown(figures))
+    _plot(out / "results.png", figures["recommendation"])
+    return figures
+
+
+def seed_figures(runs: Sequence[Targets]) -> dict[str, Any]:
+    """`target_figures` averaged over seeds, with `seeds` and, of several, `<figure> sd`. The 95 %
+    interval is of the first seed: it is about dialogues, not seeds."""
+    figures = [target_figures(run) for run in runs]
+    out = {**figures[0], "seeds": len(runs)}
+    if len(runs) > 1 and out["n"]:
+        for name in figures[0]:
+            if "@" in name and not name.endswith("interval"):
+                values = [f[name] for f in figures]
+                out[name] = float(np.mean(values))
+                out[f"{name} sd"] = float(np.std(values, ddof=1))
+    return out
+
+
+def results_markdown(figures: dict[str, Any]) -> str:
+    """All tables."""
+    parts = []
+    for protocol, methods in figures["recommendation"].items():
+        parts += [f"### {TITLES[protocol]}\n", method_table(methods)]
+        if protocol in figures["differences"]:
+            parts += [
+                "Paired over the same targets, points [95 %, bootstrap over dialogues]:\n",
+                difference_table(figures["differences"][protocol]),
+            ]
+    if figures["mode"]:
+        names = ("accuracy", "rec base rate", "rec precision", "rec recall", "rec f1",
+                 "item precision")  # fmt: skip
+        rows = [["mode, %", *names]]
+        for method, mode in figures["mode"].items():
+            rows.append([method, *(f"{100 * mode[name]:.1f}" for name in names)])
+        parts += [
+            "### The model's own mode, all recommender turns, first seed\n",
+            markdown_table(rows),
+        ]
+    if figures["text"]:
+        columns = sorted({name for text in figures["text"].values() for name in text})
+        rows = [["replies", *columns]]
+        for method, text in figures["text"].items():
+            rows.append([method, *(f"{text[c]:.4g}" if c in text else "–" for c in columns)])
+        parts += ["### Replies (gold mode, own top item), first seed\n", markdown_table(rows)]
+    rows = [["run", "tokens read", "steps", "learning rate", "last loss", "train s", "answer s"]]
+    for name, run in figures["runs"].items():
+        trained = [str(run.get(key, "–")) for key in ("tokens", "steps", "learning_rate")]
+        loss = f"{run['loss']:.3f}" if "loss" in run else "–"
+        rows.append([name, *trained, loss, *(f"{s:.0f}" for s in run["seconds"].values())])
+    parts += ["### Runs\n", markdown_table(rows)]
+    return "\n".join(parts)
+
+
+def method_table(methods: dict[str, dict[str, Any]]) -> str:
+    """One row a method, in per cent: mean ± sd over seeds where there are several, else hits; the
+    95 % interval behind R@1 and R@10."""
+    rows = [["%", "n", "seeds", *COLUMNS]]
+    for name, figures in methods.items():
+        cells = [_cell(figures, column) if figures["n"] else "–" for column in COLUMNS]
+        rows.append([name, str(figures["n"]), str(figures["seeds"]), *cells])
+    return markdown_table(rows)
+
+
+def _cell(figures: dict[str, Any], column: str) -> str:
+    letter, k = column.split("@")
+    key = f"{METRIC[letter]}@{k}"
+    text = f"{100 * figures[key]:.2f}"
+    if f"{key} sd" in figures:
+        text += f" ± {100 * figures[f'{key} sd']:.2f}"
+    elif letter == "R":
+        text += f" ({figures[f'hits@{k}']})"
+    if column in ("R@1", "R@10"):
+        low, high = figures[f"{key} interval"]
+        text += f" [{100 * low:.1f}, {100 * high:.1f}]"
+    return text
+
+
+def _plot(path: Path, recommendation: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """R@1 and R@10 of every method with intervals, paper's protocol and new-only."""
+    from matplotlib.figure import Figure
+
+    shown = [p for p in ("paper", "new-only") if recommendation.get(p)]
+    if not shown:
+        return
+    names = list(recommendation[shown[0]])
+    figure = Figure(figsize=(10, 1.2 + 0.35 * len(names)), layout="constrained")
+    panels = figure.subplots(1, 2 * len(shown), squeeze=False, sharey=True)[0]
+    for panel, (protocol, k) in zip(panels, [(p, k) for p in shown for k in (1, 10)], strict=True):
+        methods = recommendation[protocol]
+        for y, name in enumerate(names):
+            if methods[name]["n"]:
+                value, (low, high) = (
+                    methods[name][f"recall@{k}"],
+                    methods[name][f"recall@{k} interval"],
+                )
+                panel.plot([100 * low, 100 * high], [y, y], color="tab:blue")
+                panel.plot([100 * value], [y], "o", color="tab:blue")
+        panel.set(title=f"{protocol}, R@{k}, %", yticks=range(len(names)), yticklabels=names)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
