@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from crs_fast.crs.bundle import save_bundle
 from crs_fast.crs.co_mention import co_mention_embeddings
 from crs_fast.crs.dialogue import CrsDataset
+from crs_fast.crs.files import replacing, write_text
 from crs_fast.crs.sequence import ControlTokens
 from crs_fast.crs.token_rows import init_sid_rows
 from crs_fast.crs.train import TrainConfig, TrainResult, train
@@ -81,6 +83,29 @@ def make_catalogue(
         embeddings, config.levels, config.codes, config.method, config.seed, progress
     )
     return Catalogue(embeddings, sids, quantizer, report)
+
+
+def save_catalogue(folder: Path, catalogue: Catalogue) -> None:
+    """Write a catalogue's embeddings, SIDs and quantizer."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    catalogue.quantizer.save_pretrained(folder / "quantizer")
+    write_text(folder / "report.json", json.dumps(catalogue.report, indent=1) + "\n")
+    with replacing(folder / "sids.safetensors") as partial:
+        save_file({"embeddings": catalogue.embeddings, "sids": catalogue.sids}, partial)
+
+
+def load_catalogue(folder: Path, method: str) -> Catalogue:
+    """Read what `save_catalogue` wrote; `method` says which quantizer it is."""
+    from safetensors.torch import load_file
+
+    from crs_fast.quantize import RQVAE, RQKMeans
+
+    quantizer = (RQVAE if method == "rqvae" else RQKMeans).from_pretrained(folder / "quantizer")
+    held = load_file(folder / "sids.safetensors")
+    report = json.loads((folder / "report.json").read_text())
+    return Catalogue(held["embeddings"], held["sids"], quantizer, report)
 
 
 def train_recommender(

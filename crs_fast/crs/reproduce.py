@@ -1,6 +1,7 @@
 """The experiment by one call: encode, quantize, train every arm, evaluate, write the results.
 
     <out>/config.json                            everything that was decided, versions included
+    <out>/catalogue/                             embeddings, SIDs and quantizer
     <out>/runs/<arm>/seed<k>/<way>.jsonl         predictions of a run, one file a way of decoding
     <out>/runs/<arm>/seed<k>/done.json           budget, tokens read, seconds, learning rate, loss
     <out>/test_log.jsonl                         one line each time the test split was answered
@@ -33,7 +34,13 @@ from crs_fast.crs.datasets.jsonl import write_lines
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import write_text
 from crs_fast.crs.metrics import ranking_metrics
-from crs_fast.crs.pipeline import Catalogue, SidConfig, make_catalogue
+from crs_fast.crs.pipeline import (
+    Catalogue,
+    SidConfig,
+    load_catalogue,
+    make_catalogue,
+    save_catalogue,
+)
 from crs_fast.crs.predictions import read_predictions, write_predictions
 from crs_fast.crs.results import write_results
 from crs_fast.crs.score import protocol_targets
@@ -41,7 +48,7 @@ from crs_fast.crs.token_rows import init_word_rows
 from crs_fast.crs.train import TrainConfig
 from crs_fast.quantize import encode_texts
 
-TINY = dict(hidden_size=256, layers=3, heads=4, vocab_size=4096)
+TINY = dict(hidden_size=128, layers=2, heads=4, vocab_size=4096)
 MAY_CHANGE = ("arms", "seeds", "versions")
 Say = Callable[[str], None]
 
@@ -87,7 +94,7 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
     arms = choose_arms(",".join(plan.arms))
     _write_config(plan, out)
     dataset = load_dataset(plan.data, plan.root)
-    setting = make_setting(plan, dataset)
+    setting = make_setting(plan, dataset, out)
     for seed in range(plan.seeds):
         for arm in arms:
             folder = out / "runs" / arm.name / f"seed{seed}"
@@ -100,12 +107,18 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
     return out
 
 
-def make_setting(plan: Plan, dataset: CrsDataset) -> Setting:
-    """The common ground of every arm."""
+def make_setting(plan: Plan, dataset: CrsDataset, out: Path | None = None) -> Setting:
+    """The common ground of every arm; SIDs once made stay in `out`."""
 
     @cache
     def catalogue(signals: tuple[str, ...]) -> Catalogue:
-        return make_catalogue(dataset, plan.sids, signals=signals)
+        folder = None if out is None else out / "catalogue" / "+".join(signals)
+        if folder is not None and (folder / "sids.safetensors").is_file():
+            return load_catalogue(folder, plan.sids.method)
+        made = make_catalogue(dataset, plan.sids, signals=signals)
+        if folder is not None:
+            save_catalogue(folder, made)
+        return made
 
     def backbone() -> Any:
         if plan.model != "tiny":

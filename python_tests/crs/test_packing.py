@@ -12,6 +12,7 @@ from crs_fast.crs.packing import (
     pack,
     packing_is_exact,
     separate,
+    swap_codes,
     tree_mask,
 )
 from crs_fast.crs.sequence import Instance, SequenceBuilder
@@ -167,3 +168,21 @@ def test_dropped_context_leaves_the_responses_whole():
     assert 0.3 < float(changed[trunk].float().mean()) < 0.7
     assert batch["input_ids"][changed].eq(7).all()
     assert all(torch.equal(batch[n], before[n]) for n in before if n != "input_ids")
+
+
+def test_swap_codes_touches_fed_codes_of_responses_only():
+    _, _, _, vocab, _, builder = system()
+    batch = collate(pack(builder.instances(DIALOGUE)))
+    before = {k: v.clone() for k, v in batch.items()}
+    torch.manual_seed(0)
+    swap_codes(batch, 1.0, vocab.token_ids)
+    changed = batch["input_ids"] != before["input_ids"]
+    assert changed.any()
+    assert not (changed & (before["labels"] == IGNORE)).any()
+    for level in vocab.token_ids:
+        assert torch.equal(
+            torch.isin(batch["input_ids"], level), torch.isin(before["input_ids"], level)
+        )
+    assert torch.equal(batch["labels"], before["labels"])
+    swap_codes(before, 0.0, vocab.token_ids)
+    assert torch.equal(before["input_ids"], collate(pack(builder.instances(DIALOGUE)))["input_ids"])

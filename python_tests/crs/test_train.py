@@ -197,3 +197,34 @@ def test_init_sid_rows(tied):
         assert torch.equal(again.get_input_embeddings().weight, weights[0])
     with pytest.raises(ValueError, match="must have the same N"):
         init_sid_rows(model, vocab, control, embeddings, SIDS[:3])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_old_rows_can_stay_while_all_else_trains(tmp_path, tied):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    model, tokenizer, trie, vocab, control, builder = system()
+    if not tied:
+        model = LlamaForCausalLM(
+            LlamaConfig(**{**model.config.to_dict(), "tie_word_embeddings": False})
+        )
+    new = new_tokens(vocab, control)
+    old = torch.ones(model.config.vocab_size, dtype=torch.bool)
+    old[new] = False
+    start = {k: v.detach().clone() for k, v in model.named_parameters()}
+    run(
+        (model, tokenizer, trie, vocab, control, builder), tmp_path, replace(FULL, embeddings="new")
+    )
+    for name, value in model.named_parameters():
+        if "embed" in name or "lm_head" in name:
+            assert torch.equal(value[old], start[name][old])
+            assert not torch.equal(value[new], start[name][new])
+        else:
+            assert not torch.equal(value, start[name])
+        assert not value._backward_hooks
+
+
+def test_a_budget_in_tokens(tmp_path):
+    result = run(system(), tmp_path, replace(FULL, max_tokens=3000))
+    assert abs(result.tokens - 3000) <= FULL.tokens_per_batch
+    assert result.losses[-1]["tokens"] == result.tokens

@@ -1,0 +1,222 @@
+"""Every arm on a tiny model: what it is trained on, and how its answers are found."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crs_fast.crs.arms import ARMS, Setting, choose_arms
+from crs_fast.crs.arms.align import alignment_instances
+from crs_fast.crs.arms.generative import extended, with_titles
+from crs_fast.crs.arms.retrieval import RetrievalHead
+from crs_fast.crs.arms.titles import title_tokens
+from crs_fast.crs.backbones import tiny_backbone
+from crs_fast.crs.co_mention import co_mention_embeddings
+from crs_fast.crs.dialogue import CrsDataset, Item
+from crs_fast.crs.packing import collate_separate, label_logits, read_after, separate
+from crs_fast.crs.pipeline import Catalogue
+from crs_fast.crs.predict import predict, predict_in_words
+from crs_fast.crs.sequence import GCRS, Instance, Layout
+from crs_fast.crs.train import TrainConfig
+from crs_fast.quantize import build_sids
+
+from .tiny_system import DIALOGUE, ITEMS, TEXTS, dialogues
+
+DATASET = CrsDataset("tiny", ITEMS, {"train": tuple(dialogues(16)), "test": (DIALOGUE,)})
+TRAINING = TrainConfig(
+    max_tokens=1500, tokens_per_batch=300, lora_rank=None, learning_rate=3e-3, logging_steps=1
+)
+
+
+def embeddings(n=8):
+    return torch.randn(n, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def setting():
+    x = embeddings()
+    quantizer, sids, report = build_sids(x, 3, 4, "rqkmeans")
+    return Setting(
+        DATASET,
+        lambda signals: Catalogue(x, sids, quantizer, report),
+        lambda: tiny_backbone(TEXTS, hidden_size=32, layers=2, heads=2, vocab_size=300),
+        TRAINING,
+        pretrained=False,
+        max_new_tokens=6,
+    )
+
+
+@pytest.mark.parametrize("arm", ARMS.values(), ids=lambda arm: arm.name)
+def test_every_arm_ranks_every_target_and_filters(arm, setting, tmp_path):
+    fitted = arm.fit(setting, tmp_path, TRAINING)
+    assert (fitted.training is not None) == arm.trains
+    if fitted.training is not None:
+        # Batches differ in size: a budget is kept to within one.
+        assert abs(fitted.training.tokens - 1500) <= 300
+    answers = fitted.answer(DATASET.splits["test"], True)
+    for way, predictions in answers.items():
+        assert [(p.dialogue, p.turn) for p in predictions] == [(0, 0), (0, 2), (0, 4), (0, 6)]
+        for p in predictions:
+            assert p.invalid_items == 0
+            if not p.gold_items or way == "own words" or arm.name == "copy":
+                continue
+            assert sorted(p.ranking) == sorted(i.item_id for i in ITEMS)
+            assert set(p.without_named()) == set(p.ranking) - set(p.named)
+
+
+LAYOUTS = {
+    "gcrs": (GCRS, "<MODE=REC><BOI>sid<EOI><RESP>", "<MODE=CHAT><RESP>", "<MODE=REC><BOI>"),
+    "resp": (Layout(mode=False, item=False), "", "", "<BOI>"),
+    "mode-resp": (
+        Layout(item=False), "<MODE=REC><RESP>", "<MODE=CHAT><RESP>", "<MODE=REC><RESP><BOI>",
+    ),
+    "sid-only": (Layout(mode=False, words=False), "<BOI>sid<EOI>", "", "<BOI>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_write_what_they_say(name, setting):
+    layout, rec, chat, opening = LAYOUTS[name]
+    assert ARMS[name].layout == layout
+    builder = extended(setting, TRAINING, setting.catalogue(("text",)), layout).builder
+    codes = [f"<{'abc'[l]}_{c}>" for l, c in enumerate(setting.catalogue(()).sids[5].tolist())]
+    shown = {
+        "rec": builder.prefix("rec", "i5"),
+        "chat": builder.prefix("chat"),
+        "opening": builder.prefix("rec"),
+    }
+    text = {k: "".join(builder.tokenizer.convert_ids_to_tokens(v)) for k, v in shown.items()}
+    assert text == {"rec": rec.replace("sid", "".join(codes)), "chat": chat, "opening": opening}
+    instances = builder.instances(DIALOGUE)
+    targets = [(i.turn_index, i.item_id) for i in instances]
+    multiple = [(2, "i2"), (2, "i3"), (2, "i4")] if layout.item else [(2, "i2")]
+    if layout.words:
+        assert targets == [(0, None), *multiple, (4, None), (6, "i5")]
+    else:
+        assert targets == [*multiple, (6, "i5")]
+        assert [list(i.response) for i in instances][-1] == [*shown["rec"], builder.eos]
+    assert all(i.response[-1] == builder.eos for i in instances)
+
+
+def test_read_after_equals_one_forward_a_context(setting):
+    bundle = extended(setting, TRAINING, setting.catalogue(("text",)), GCRS)
+    turns = DIALOGUE.turns
+    contexts = [bundle.builder.context(turns[:n]) for n in (0, 2, 4, 6)]
+    contexts.append(bundle.builder.context(dialogues(1)[0].turns[:3]))
+    got = read_after(bundle.model, contexts, [0, 0, 0, 0, 1], lambda x: x, 10_000)
+    for row, context in zip(got, contexts, strict=True):
+        with torch.no_grad():
+            expected = bundle.model(torch.tensor([context])).logits[0, -1]
+        torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_modes_are_the_choice_after_the_context(setting):
+    bundle = extended(setting, TRAINING, setting.catalogue(("text",)), GCRS)
+    for p in predict(bundle, (DIALOGUE,), replies=False, progress=False):
+        context = bundle.builder.context(DIALOGUE.turns[: p.turn])
+        with torch.no_grad():
+            logits = bundle.model(torch.tensor([context])).logits[0, -1]
+        pair = logits[[bundle.control.chat, bundle.control.rec]].softmax(0)
+        assert p.rec_probability == pytest.approx(float(pair[1]), abs=1e-5)
+
+
+def test_own_words_rank_where_the_model_says_an_item(setting):
+    """A model made to say <BOI> at once ranks as the forced search does; one that never says it
+    ranks nothing and chooses CHAT."""
+    layout = Layout(mode=False, item=False)
+    bundle = extended(setting, TRAINING, setting.catalogue(("text",)), layout)
+    # The pushed token must not count in a score.
+    common = dict(normalize="level", max_new_tokens=6, progress=False)
+    forced = predict(bundle, (DIALOGUE,), replies=False, **common)
+    head = bundle.model.get_output_embeddings()
+    forward = head.forward
+    for push, chooses in ((40.0, "rec"), (-40.0, "chat")):
+
+        def pushed(hidden, push=push):
+            logits = forward(hidden).clone()
+            logits[..., bundle.vocab.begin] += push
+            return logits
+
+        head.forward = pushed
+        try:
+            own = predict_in_words(bundle, (DIALOGUE,), **common)
+        finally:
+            del head.forward
+        assert {p.mode for p in own} == {chooses}
+        for one, two in zip(own, forced, strict=True):
+            expected = two.ranking if chooses == "rec" else None
+            assert one.ranking == expected
+            assert (one.reply_items != []) == (chooses == "rec")
+
+
+def test_titles_are_ranked_by_their_own_probability(setting):
+    bundle = with_titles(setting, TRAINING, GCRS)
+    (p, *_) = [
+        p
+        for p in predict(bundle, (DIALOGUE,), replies=False, progress=False)
+        if p.gold_items == ["i5"]
+    ]
+    start = [*bundle.builder.context(DIALOGUE.turns[: p.turn]), *bundle.builder.prefix("rec")]
+    scores = {}
+    for item in ITEMS:
+        title = [*bundle.builder.item(item.item_id)[1:]]  # the title and <EOI>
+        with torch.no_grad():
+            logits = bundle.model(torch.tensor([start + title])).logits[0].log_softmax(-1)
+        at = range(len(start) - 1, len(start) + len(title) - 1)
+        scores[item.item_id] = sum(float(logits[i, t]) for i, t in zip(at, title, strict=True))
+    assert p.ranking == sorted(scores, key=scores.__getitem__, reverse=True)
+
+
+def test_like_titles_get_their_year(setting):
+    _, tokenizer = setting.backbone()
+    items = (Item("a", "Heat", 1995), Item("b", "heat", 1972), Item("c", "Ronin", 1998))
+    titles = {k: tokenizer.decode(v) for k, v in title_tokens(items, tokenizer).items()}
+    assert titles == {"a": " Heat (1995)", "b": " heat (1972)", "c": " Ronin"}
+
+
+def test_retrieval_head_scores_every_item(setting):
+    model = RetrievalHead(setting.backbone()[0], embeddings())
+    instances = [Instance(0, "i2", (5, 6, 7), (2,)), Instance(0, "i5", (8, 9), (5,))]
+    logits, labels = label_logits(model, collate_separate(separate(instances)))
+    assert logits.shape == (2, 8)
+    assert labels.tolist() == [2, 5]
+    states = model.backbone(torch.tensor([[5, 6, 7]])).last_hidden_state[0, -1]
+    cosine = torch.nn.functional.cosine_similarity(
+        model.query(states)[None], model.item(model.texts) + model.rows
+    )
+    torch.testing.assert_close(logits[0], cosine * 20 + model.popularity, rtol=1e-4, atol=1e-4)
+
+
+def test_alignment_says_what_an_item_is(setting):
+    builder = extended(setting, TRAINING, setting.catalogue(("text",)), GCRS).builder
+    (to_sid,), (to_title,) = alignment_instances(builder, ITEMS[:1])
+    assert list(to_sid.response) == [*builder.item("i0"), builder.eos]
+    assert builder.decode(to_sid.context, {}).startswith("title: Film 0 | year: 1990")
+    assert list(to_title.context[:5]) == builder.item("i0")
+    assert builder.decode(to_title.response[:-1], {}) == "Film 0 (1990)"
+
+
+def test_co_mentioned_items_are_near():
+    x = co_mention_embeddings(ITEMS, dialogues(8), dim=4)
+    # Dialogue i names items i and i + 3 (mod 8), nothing else.
+    near = [float(x[i] @ x[(i + 6) % 8]) for i in range(8)]  # share the neighbour i + 3
+    far = [float(x[i] @ x[(i + 4) % 8]) for i in range(8)]
+    assert sum(near) > sum(far)
+    assert torch.equal(x, co_mention_embeddings(ITEMS, dialogues(8), dim=4))
+    assert not co_mention_embeddings(ITEMS, [], dim=4).any()
+
+
+def test_unknown_arm():
+    with pytest.raises(ValueError, match="arms must be among"):
+        choose_arms("gcrs,magic")
+    assert [arm.name for arm in choose_arms("resp,gcrs,resp")] == ["resp", "gcrs"]
+
+
+def test_two_fits_with_one_seed_give_the_same_ranks(setting, tmp_path):
+    config = replace(TRAINING, seed=3)
+    ranks = [
+        [p.ranking for p in ARMS["gcrs"].fit(setting, tmp_path / str(i), config)
+         .answer((DIALOGUE,), False)[""]]
+        for i in range(2)
+    ]  # fmt: skip
+    assert ranks[0] == ranks[1]

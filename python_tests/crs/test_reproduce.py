@@ -1,0 +1,137 @@
+"""The experiment's command on a small data set: what it writes, and that it goes on where it was
+cut off."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from crs_fast.cli import main
+from crs_fast.crs import reproduce as module
+from crs_fast.crs.datasets import load_dataset, write_dialogues, write_items
+from crs_fast.crs.pipeline import SidConfig, load_catalogue
+from crs_fast.crs.reproduce import Plan, reproduce
+from crs_fast.crs.results import read_runs, seed_figures
+from crs_fast.crs.score import paired_runs, protocol_targets
+from crs_fast.crs.train import TrainConfig
+
+from .tiny_system import DIALOGUE, ITEMS, dialogues
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    shape = dict(hidden_size=32, layers=1, heads=2, vocab_size=300)
+    monkeypatch.setattr(module, "TINY", shape)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_items(folder / "items.jsonl", ITEMS)
+    write_dialogues(folder / "train.jsonl", dialogues(16))
+    write_dialogues(folder / "valid.jsonl", dialogues(4))
+    write_dialogues(folder / "test.jsonl", (replace(DIALOGUE, dialogue_id="t"), *dialogues(3)))
+    return folder
+
+
+def plan(data, **changes):
+    basis = Plan(
+        str(data),
+        "tiny",
+        ("copy", "gcrs", "resp"),
+        1000,
+        replies=False,
+        num_beams=8,
+        max_new_tokens=4,
+        sids=SidConfig(3, 4, "rqkmeans"),
+        training=TrainConfig(lora_rank=None, tokens_per_batch=300, save_steps=2, logging_steps=1),
+    )
+    return replace(basis, **changes)
+
+
+def test_results_and_resuming(data, tmp_path):
+    said = []
+    reproduce(plan(data), tmp_path, said.append)
+    found = json.loads((tmp_path / "results.json").read_text())
+    methods = ["copy", "gcrs", "resp (own words)", "resp", "gcrs (named items filtered)"]
+    assert set(found["recommendation"]["paper"]) == set(methods)
+    assert set(found["recommendation"]["free"]) == {"gcrs", "resp (own words)"}
+    assert found["differences"]["paper"]["gcrs − copy"]["n"] == 7
+    assert abs(found["runs"]["gcrs/seed0"]["tokens"] - 1000) <= 300
+    assert (tmp_path / "results.png").read_bytes()[:4] == b"\x89PNG"
+    for text in ("gcrs", "New-only", "[95 %", "tokens read"):
+        assert text in (tmp_path / "results.md").read_text()
+    assert not list(tmp_path.glob("runs/*/*/training/checkpoint-*"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["tokens"] == 1000
+    assert {"torch", "crs_fast", "device"} <= config["versions"].keys()
+    catalogue = load_catalogue(tmp_path / "catalogue/text", "rqkmeans")
+    assert catalogue.sids.shape == (8, 3)
+
+    # Nothing is run twice; a second seed and a further arm join what is there.
+    before = {f: f.read_bytes() for f in tmp_path.glob("runs/**/*.jsonl")}
+    more = plan(data, arms=("copy", "gcrs", "resp", "popularity"), seeds=2)
+    reproduce(more, tmp_path, said.append)
+    assert all(f.read_bytes() == content for f, content in before.items())
+    log = [json.loads(line) for line in (tmp_path / "test_log.jsonl").read_text().splitlines()]
+    assert [(line["arm"], line["seed"]) for line in log] == [
+        ("copy", 0), ("gcrs", 0), ("resp", 0), ("popularity", 0), ("gcrs", 1), ("resp", 1)
+    ]  # fmt: skip
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["recommendation"]["paper"]["gcrs"]["seeds"] == 2
+    with pytest.raises(ValueError, match="another tokens"):
+        reproduce(plan(data, tokens=2000), tmp_path, said.append)
+
+
+def test_a_run_that_was_cut_off_goes_on(data, tmp_path, monkeypatch):
+    one = plan(data, arms=("gcrs",))
+    reproduce(one, tmp_path / "whole", lambda text: None)
+
+    class Cut(Exception):
+        pass
+
+    def cut(*args):
+        raise Cut
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_predictions", cut)
+        with pytest.raises(Cut):
+            reproduce(one, tmp_path / "cut", lambda text: None)
+    assert list((tmp_path / "cut").glob("runs/gcrs/seed0/training/checkpoint-*"))
+    reproduce(one, tmp_path / "cut", lambda text: None)
+    file = "runs/gcrs/seed0/predictions.jsonl"
+    assert (tmp_path / "cut" / file).read_text() == (tmp_path / "whole" / file).read_text()
+
+
+def test_rates_are_chosen_on_validation(data, tmp_path):
+    said = []
+    reproduce(plan(data, arms=("gcrs",), learning_rates=(1e-9, 1e-2)), tmp_path, said.append)
+    tried = [line for line in said if "validation" in line]
+    assert len(tried) == 2
+    done = json.loads((tmp_path / "runs/gcrs/seed0/done.json").read_text())
+    assert done["learning_rate"] in (1e-9, 1e-2)
+    assert len((tmp_path / "test_log.jsonl").read_text().splitlines()) == 1
+
+
+def test_seeds_are_averaged_and_paired(data, tmp_path):
+    reproduce(plan(data, arms=("copy", "gcrs"), seeds=2), tmp_path, lambda text: None)
+    runs = read_runs(tmp_path, load_dataset(str(data)))
+    targets = {name: [protocol_targets(p, "paper") for p in r] for name, r in runs.items()}
+    figures = seed_figures(targets["gcrs"])
+    one, two = ((t.ranks == 1).mean() for t in targets["gcrs"])
+    assert figures["recall@1"] == pytest.approx((one + two) / 2)
+    assert figures["recall@1 sd"] == pytest.approx(abs(one - two) / 2**0.5)
+    paired = paired_runs(targets["gcrs"], targets["copy"])
+    copied = (targets["copy"][0].ranks == 1).mean()
+    assert paired["difference@1"] == pytest.approx((one + two) / 2 - copied)
+
+
+def test_command(data, tmp_path, capsys):
+    command = ["reproduce", "--data", str(data), "--model", "tiny", "--arms", "copy,sid-only"]
+    command += ["--method", "rqkmeans", "--levels", "3", "--codes", "4", "--out", str(tmp_path)]
+    assert main(command) == 2  # no budget
+    assert "--tokens or --minutes" in capsys.readouterr().err
+    assert main([*command, "--minutes", "0.01", "--tokens-per-batch", "300"]) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["recommendation"]["paper"]["sid-only"]["n"] == 7
+    assert json.loads((tmp_path / "config.json").read_text())["tokens"] > 0
