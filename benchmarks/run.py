@@ -23,30 +23,37 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cases import CASES
 
+MEASURED_SECONDS = 5e-3
 
-def seconds(run: Callable[[], Any], device: str) -> float:
-    """One call, by events on the GPU and by the clock elsewhere."""
+
+def seconds(run: Callable[[], Any], device: str, calls: int) -> float:
+    """One of `calls` calls, by events on the GPU and by the clock elsewhere."""
     if device != "cuda":
         start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
+        for _ in range(calls):
+            run()
+        return (time.perf_counter() - start) / calls
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    run()
+    for _ in range(calls):
+        run()
     end.record()
     torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return begin.elapsed_time(end) / 1e3 / calls
 
 
 def measure(
     ways: dict[str, Callable[[], Any]], device: str, repeats: int
 ) -> dict[str, list[float]]:
-    for run in ways.values():
+    """Seconds a call; short ones are repeated until the clock is no part of them."""
+    calls = {}
+    for name, run in ways.items():
         run()
+        calls[name] = max(1, min(100, int(MEASURED_SECONDS / seconds(run, device, 1))))
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, run in ways.items():
-            times[name].append(seconds(run, device))
+            times[name].append(seconds(run, device, calls[name]))
     return times
 
 

@@ -5,7 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-// Levels or features, never "arch=haswell": GCC takes that for the one processor, not for all since.
+// Levels or features, never "arch=haswell": GCC takes that for the one processor, not for all
+// since.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #if __GNUC__ >= 12
 #define CRS_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
@@ -53,26 +54,26 @@ CRS_INLINE void load<float>(const float* from, Floats& to) {
 
 CRS_INLINE void maximum(Floats& a, const Floats& b) { a = a > b ? a : b; }
 
-// x = exp(x) for x <= 0, relative error below 2e-7; 0 below -87. Cody and Waite's reduction to
-// |r| <= ln(2) / 2, then a polynomial (Cephes expf).
-CRS_INLINE void exp_nonpositive(Floats& x) {
-  const Floats tiny = x - x - 87.0f;
-  const Ints vanish = x < tiny;
-  x = vanish ? tiny : x;
+// x = 2^x for x <= 0, relative error below 2e-7; 2^-126 below that. 2^n by its bits, the rest of
+// |r| <= 1/2 by a polynomial (Cephes exp2f).
+CRS_INLINE void exp2_nonpositive(Floats& x) {
+  const Floats least = x - x - 126.0f;
+  x = x < least ? least : x;        // NaN stays NaN
   const float magic = 12582912.0f;  // adding it rounds to the nearest integer
-  Floats n = (x * 1.44269504088896341f + magic) - magic;
-  Floats r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  Ints scale = (__builtin_convertvector(n, Ints) + 127) << 23;
-  Floats power;
-  std::memcpy(&power, &scale, sizeof power);
-  x = vanish ? p * 0.0f : p * power;
+  const Floats shifted = x + magic;
+  const Floats r = x - (shifted - magic);
+  Floats p = r * 1.535336188319500e-4f + 1.339887440266574e-3f;
+  p = p * r + 9.618437357674640e-3f;
+  p = p * r + 5.550332471162809e-2f;
+  p = p * r + 2.402264791363012e-1f;
+  p = p * r + 6.931472028550421e-1f;
+  p = p * r + 1.0f;
+  Ints power;
+  std::memcpy(&power, &shifted, sizeof power);
+  power = (power + 127) << 23;  // the low bits of `shifted` hold n
+  Floats scale;
+  std::memcpy(&scale, &power, sizeof scale);
+  x = p * scale;
 }
 
 }  // namespace crs

@@ -27,7 +27,8 @@ struct TokenView {
 void trie_walk_cpu(const TrieView& trie, const int64_t* codes, int64_t rows, int64_t length,
                    int64_t* nodes);
 
-// codes[i, :] = the SID of the item at sorted position items[i], -1 after its end.
+// codes[i, :] = the SID of the item at sorted position items[i], -1 after its end. Null items: of
+// the first `size` items.
 void trie_rows_cpu(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes);
 
 // out[r, v] = logits[r, v] where v is legal after nodes[r], else -inf.

@@ -1,31 +1,93 @@
+#include <algorithm>
+#include <functional>
+#include <vector>
+
 #include "trie_ops.h"
 
 namespace crs {
 namespace {
 
-// The node of depth l + 1 that begins last at or before `item`: its index, or -1.
-int64_t last_before(const TrieView& trie, int64_t l, int64_t item) {
-  return trie.before(l, item) + trie.begins(l, item) - 1;
+// Where the node of depth l + 1 that begins last at or before `item` begins, -1 if none does.
+int64_t last_begin(const TrieView& trie, int64_t l, int64_t item) {
+  const uint64_t* bits = trie.bits + l * trie.words;
+  int64_t word = item >> 6;
+  // All bits up to the item's own.
+  uint64_t left = bits[word] & (bits_below(item) | uint64_t{1} << (item & 63));
+  if (left == 0 && trie.level[2 * l + 1] >= 0) {
+    const int64_t k = trie.before(l, item) - 1;
+    return k < 0 ? -1 : trie.starts[trie.level[2 * l + 1] + k];
+  }
+  while (left == 0 && word > 0) left = bits[--word];
+  return left == 0 ? -1 : word * 64 + 63 - __builtin_clzll(left);
 }
 
 void row_of(const TrieView& trie, int64_t item, int64_t* codes) {
-  int64_t begin = 0;
-  bool ended = false;
-  for (int64_t l = 0; l < trie.levels; ++l) {
-    const int64_t k = ended ? -1 : last_before(trie, l, item);
+  int64_t begin = 0, l = 0;
+  for (; l < trie.levels; ++l) {
+    const int64_t at = last_begin(trie, l, item);
     // A SID that ended has no node here: the last one belongs to items before its prefix.
-    const int64_t at = k < 0 ? -1 : trie.begin_of(l, k, 0, item + 1);
-    ended |= at < begin;
-    codes[l] = ended ? kEnd : trie.code(l, k);
+    if (at < begin) break;
+    codes[l] = trie.code(l, trie.before(l, at));
     begin = at;
   }
+  for (; l < trie.levels; ++l) codes[l] = kEnd;
+}
+
+// Items in one walk along the bitmaps, which pays where most items of the range are wanted.
+// `items` ascend; null means all from `first` on.
+void rows_of(const TrieView& trie, const int64_t* items, int64_t first, int64_t last,
+             int64_t* codes) {
+  struct Level {
+    uint64_t word;
+    int64_t begin, next, code;
+  };
+  std::vector<Level> at(trie.levels);
+  for (int64_t l = 0; l < trie.levels; ++l) {
+    const int64_t begin = first > 0 ? last_begin(trie, l, first - 1) : -1;
+    at[l] = {0, begin, trie.before(l, first),
+             begin < 0 ? kEnd : trie.code(l, trie.before(l, begin))};
+  }
+  for (int64_t item = first; item < last; ++item) {
+    const bool wanted = items == nullptr || *items == item;
+    bool ended = false;
+    int64_t begin = 0;
+    for (int64_t l = 0; l < trie.levels; ++l) {
+      Level& level = at[l];
+      if (item == first || (item & 63) == 0) level.word = trie.bits[l * trie.words + (item >> 6)];
+      if (level.word >> (item & 63) & 1) {
+        level.begin = item;
+        level.code = trie.code(l, level.next++);
+      }
+      ended |= level.begin < begin;
+      if (wanted) codes[l] = ended ? int64_t{kEnd} : level.code;
+      begin = level.begin;
+    }
+    if (!wanted) continue;
+    codes += trie.levels;
+    if (items) ++items;
+  }
+}
+
+constexpr int64_t kChunk = 1 << 14;
+
+void chunk_of(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes) {
+  const int64_t span = items[size - 1] - items[0] + 1;
+  if (span <= 2 * size && std::is_sorted(items, items + size, std::less_equal<int64_t>()))
+    return rows_of(trie, items, items[0], items[size - 1] + 1, codes);
+  for (int64_t i = 0; i < size; ++i) row_of(trie, items[i], codes + i * trie.levels);
 }
 
 }  // namespace
 
 void trie_rows_cpu(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes) {
-#pragma omp parallel for schedule(static) if (size > 1024)
-  for (int64_t i = 0; i < size; ++i) row_of(trie, items[i], codes + i * trie.levels);
+#pragma omp parallel for schedule(static) if (size > kChunk)
+  for (int64_t first = 0; first < size; first += kChunk) {
+    const int64_t count = std::min(kChunk, size - first);
+    if (items)
+      chunk_of(trie, items + first, count, codes + first * trie.levels);
+    else
+      rows_of(trie, nullptr, first, first + count, codes + first * trie.levels);
+  }
 }
 
 }  // namespace crs

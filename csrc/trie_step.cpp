@@ -3,6 +3,10 @@
 #include <limits>
 #include <vector>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include "simd.h"
 #include "trie_ops.h"
 
@@ -10,6 +14,14 @@ namespace crs {
 namespace {
 
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
+
+int64_t max_threads() {
+#if defined(_OPENMP)
+  return omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
 
 // log(sum(exp(inverse_temperature * logits))) over a contiguous row.
 template <typename T>
@@ -26,12 +38,13 @@ CRS_INLINE float logsumexp(const T* logits, int64_t size, float inverse_temperat
   for (int64_t i = whole; i < size; ++i) highest = std::max(highest, to_float(logits[i]));
   if (!std::isfinite(highest)) return highest;
 
-  Floats sum = top - top;
+  const float log2_scale = inverse_temperature * 1.44269504088896341f;
+  Floats sum;
   for (int i = 0; i < kLanes; ++i) sum[i] = 0.0f;
   for (int64_t i = 0; i < whole; i += kLanes) {
     load(logits + i, value);
-    value = (value - highest) * inverse_temperature;
-    exp_nonpositive(value);
+    value = (value - highest) * log2_scale;
+    exp2_nonpositive(value);
     sum += value;
   }
   double total = 0.0;
@@ -44,38 +57,6 @@ CRS_INLINE float logsumexp(const T* logits, int64_t size, float inverse_temperat
 CRS_CLONES float row_logsumexp(const float* x, int64_t n, float t) { return logsumexp(x, n, t); }
 CRS_CLONES float row_logsumexp(const BFloat16* x, int64_t n, float t) { return logsumexp(x, n, t); }
 CRS_CLONES float row_logsumexp(const Float16* x, int64_t n, float t) { return logsumexp(x, n, t); }
-
-// scores[i] = log-prob of columns[i] added to the parent's score; -inf where there is no column.
-struct Affine {
-  float scale, shift, parent;
-};
-template <typename T>
-CRS_INLINE void gather(const T* logits, const int32_t* columns, int64_t size, const Affine& f,
-                       float* scores) {
-  for (int64_t i = 0; i < size; ++i) {
-    const float value = to_float(logits[std::max(columns[i], 0)]);
-    scores[i] = columns[i] < 0 ? kMinusInf : f.parent + (value * f.scale - f.shift);
-  }
-}
-CRS_CLONES void gather_scores(const float* x, const int32_t* c, int64_t n, const Affine& f,
-                              float* out) {
-  gather(x, c, n, f, out);
-}
-CRS_CLONES void gather_scores(const BFloat16* x, const int32_t* c, int64_t n, const Affine& f,
-                              float* out) {
-  gather(x, c, n, f, out);
-}
-CRS_CLONES void gather_scores(const Float16* x, const int32_t* c, int64_t n, const Affine& f,
-                              float* out) {
-  gather(x, c, n, f, out);
-}
-
-// Whether any of 16 scores is above the threshold.
-CRS_INLINE bool any_above(const float* scores, float threshold) {
-  bool any = false;
-  for (int i = 0; i < kLanes; ++i) any |= scores[i] > threshold;
-  return any;
-}
 
 constexpr int64_t kBlock = 256;  // children scored at a time
 constexpr int64_t kEndChild = -1;
@@ -96,29 +77,19 @@ struct Columns {
     first = table[0];
   }
 
-  template <typename Code>
-  void look_up(const Code* codes, int64_t size, int32_t* out) const {
-    if (first >= 0) {
-      for (int64_t i = 0; i < size; ++i)
-        out[i] = int64_t{codes[i]} < width ? static_cast<int32_t>(first) + codes[i] : -1;
-    } else {
-      for (int64_t i = 0; i < size; ++i)
-        out[i] = int64_t{codes[i]} < width ? static_cast<int32_t>(table[codes[i]]) : -1;
-    }
-  }
-
-  // Columns of `size` children from the k-th on.
-  void look_up(const Children& children, int64_t k, int64_t size, int32_t* out) const {
-    const TrieView& trie = children.trie;
-    const int64_t at = trie.level[2 * children.parent.depth] + k;
-    if (trie.code_bytes == 1)
-      look_up(static_cast<const uint8_t*>(trie.codes) + at, size, out);
-    else if (trie.code_bytes == 2)
-      look_up(static_cast<const uint16_t*>(trie.codes) + at, size, out);
-    else
-      look_up(static_cast<const int32_t*>(trie.codes) + at, size, out);
-  }
+  int64_t at(int64_t code) const { return code < width ? table[code] : -1; }
 };
+
+// The children whose logit is above `limit`, NaN included, as offsets from the first: their number.
+template <typename T, typename Code>
+int64_t above(const T* logits, const Code* codes, int64_t size, float limit, int32_t* out) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    out[count] = static_cast<int32_t>(i);
+    count += !(to_float(logits[codes[i]]) <= limit);
+  }
+  return count;
+}
 
 struct Candidate {
   float score;
@@ -135,7 +106,8 @@ bool better(const Candidate& a, const Candidate& b) {
 class Best {
  public:
   explicit Best(size_t wanted) : wanted_(wanted) { heap_.reserve(wanted); }
-  // Candidates come in order of parent and child, so that an equal score never gets in.
+  // A lower score never gets in. Nor does an equal one where candidates come in order of parent
+  // and child.
   float threshold() const { return heap_.size() < wanted_ ? kMinusInf : heap_.front().score; }
   void add(const Candidate& candidate) {
     if (heap_.size() == wanted_) {
@@ -144,6 +116,10 @@ class Best {
     }
     heap_.push_back(candidate);
     std::push_heap(heap_.begin(), heap_.end(), better);
+  }
+  void merge(const Best& other) {
+    for (const Candidate& c : other.heap_)
+      if (heap_.size() < wanted_ || better(c, heap_.front())) add(c);
   }
   const std::vector<Candidate>& sorted() {
     std::sort_heap(heap_.begin(), heap_.end(), better);
@@ -159,9 +135,8 @@ template <typename T>
 struct Step {
   const StepArgs& args;
   std::vector<Columns> columns;  // [levels]
-  std::vector<float> normalizers;
 
-  explicit Step(const StepArgs& a) : args(a), normalizers(a.batch * a.beams, 0.0f) {
+  explicit Step(const StepArgs& a) : args(a) {
     const int64_t levels = args.trie.levels;
     for (int64_t l = 0; l < levels; ++l)
       columns.push_back(l > 0 && args.tokens.stride == 0 ? columns[0] : Columns(args.tokens, l));
@@ -172,12 +147,11 @@ struct Step {
   Children children_of(int64_t r) const { return {args.trie, args.trie.node(args.nodes[r])}; }
   bool allowed(int64_t request, const Node& node) const { return args.filter.any(request, node); }
 
-  float normalizer(int64_t r) const {
+  float normalizer(int64_t r, const Children& children) const {
     const T* logits = row(r);
     if (args.normalize == Normalize::kVocab)
       return row_logsumexp(logits, args.vocab, args.inverse_temperature);
     std::vector<float> picked;
-    const Children children = children_of(r);
     if (args.normalize == Normalize::kLevel) {
       // A whole SID has no next level; nothing is scored there.
       const Columns& level = columns[std::min(children.parent.depth, args.trie.levels - 1)];
@@ -197,31 +171,56 @@ struct Step {
                          args.inverse_temperature);
   }
 
+  // Which of `size` children from the k-th on may beat the threshold.
+  int64_t promising(const Children& children, int64_t k, int64_t size, const T* logits, float limit,
+                    int32_t* out) const {
+    const TrieView& trie = children.trie;
+    const Columns& level = columns[children.parent.depth];
+    if (level.first < 0 || children.code(k + size - 1) >= level.width) {
+      for (int64_t i = 0; i < size; ++i) out[i] = static_cast<int32_t>(i);
+      return size;
+    }
+    logits += level.first;
+    const int64_t at = trie.level[2 * children.parent.depth] + k;
+    if (trie.code_bytes == 1)
+      return above(logits, static_cast<const uint8_t*>(trie.codes) + at, size, limit, out);
+    if (trie.code_bytes == 2)
+      return above(logits, static_cast<const uint16_t*>(trie.codes) + at, size, limit, out);
+    return above(logits, static_cast<const int32_t*>(trie.codes) + at, size, limit, out);
+  }
+
   void offer_children(int64_t r, const Children& children, Best& best) const {
+    const float norm = normalizer(r, children);
     const int64_t request = r / args.beams;
     const auto parent = static_cast<int32_t>(r % args.beams);
-    const Columns& level = columns[children.parent.depth];
-    const Affine affine{args.inverse_temperature, normalizers[r], args.scores[r]};
-    int32_t at[kBlock];
-    float scores[kBlock];
+    const T* logits = row(r);
+    int32_t candidates[kBlock];
     for (int64_t k = children.first; k < children.last; k += kBlock) {
       const int64_t size = std::min(kBlock, children.last - k);
-      level.look_up(children, k, size, at);
-      gather_scores(row(r), at, size, affine, scores);
-      for (int64_t base = 0; base < size; base += kLanes) {
-        const int64_t stop = std::min<int64_t>(base + kLanes, size);
-        if (stop - base == kLanes && !any_above(scores + base, best.threshold())) continue;
-        for (int64_t i = base; i < stop; ++i)
-          if (scores[i] > best.threshold() &&
-              (!args.filter.words || allowed(request, children.child(k + i))))
-            best.add({scores[i], parent, k + i});
+      const float limit = limit_of(best.threshold(), args.scores[r], norm);
+      const int64_t found = promising(children, k, size, logits, limit, candidates);
+      for (int64_t i = 0; i < found; ++i) {
+        const int64_t child = k + candidates[i];
+        const int64_t column = columns[children.parent.depth].at(children.code(child));
+        if (column < 0) continue;
+        const float gain = to_float(logits[column]) * args.inverse_temperature - norm;
+        const float score = args.scores[r] + gain;
+        if (score > best.threshold() &&
+            (!args.filter.words || allowed(request, children.child(child))))
+          best.add({score, parent, child});
       }
     }
   }
 
-  void select(int64_t request) const {
-    Best best(args.out_beams);
-    for (int64_t m = 0; m < args.beams; ++m) {
+  // A logit that certainly does not reach the threshold, rounding included.
+  float limit_of(float threshold, float parent, float norm) const {
+    if (threshold == kMinusInf) return kMinusInf;
+    const float slack = 1e-6f * (std::abs(threshold) + std::abs(parent) + std::abs(norm));
+    return (threshold - parent + norm - slack) / args.inverse_temperature;
+  }
+
+  void offer(int64_t request, int64_t first_beam, int64_t last_beam, Best& best) const {
+    for (int64_t m = first_beam; m < last_beam; ++m) {
       const int64_t r = request * args.beams + m;
       if (dead(r)) continue;
       const Children children = children_of(r);
@@ -230,7 +229,6 @@ struct Step {
         best.add({args.scores[r], static_cast<int32_t>(m), kEndChild});
       if (!children.is_leaf()) offer_children(r, children, best);
     }
-    write(request, best.sorted());
   }
 
   void write(int64_t request, const std::vector<Candidate>& best) const {
@@ -253,15 +251,21 @@ struct Step {
     }
   }
 
-  void run() {
-    const int64_t rows = args.batch * args.beams;
-#pragma omp parallel if (rows > 1 && rows * args.vocab > kParallel)
-    {
-#pragma omp for schedule(static)
-      for (int64_t r = 0; r < rows; ++r)
-        if (!dead(r)) normalizers[r] = normalizer(r);
-#pragma omp for schedule(static)
-      for (int64_t b = 0; b < args.batch; ++b) select(b);
+  // A thread takes one request or, where there are fewer of them than threads, a part of one.
+  void run() const {
+    if (args.batch == 0) return;
+    const bool alone = args.batch * args.beams * args.vocab < kParallel;
+    const int64_t threads = alone ? 1 : max_threads();
+    const int64_t parts = std::clamp<int64_t>((threads + args.batch - 1) / args.batch, 1,
+                                              std::max<int64_t>(args.beams, 1));
+    std::vector<Best> best(args.batch * parts, Best(args.out_beams));
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t i = 0; i < args.batch * parts; ++i)
+      offer(i / parts, i % parts * args.beams / parts, (i % parts + 1) * args.beams / parts,
+            best[i]);
+    for (int64_t b = 0; b < args.batch; ++b) {
+      for (int64_t p = 1; p < parts; ++p) best[b * parts].merge(best[b * parts + p]);
+      write(b, best[b * parts].sorted());
     }
   }
 };

@@ -2,84 +2,215 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
+from benchmarks import static_peer
 from crs_fast.cli.bench import PythonTrie
 from crs_fast.decode import SidLogitsProcessor
-from crs_fast.ops import reference, trie_mask_, trie_step, trie_walk
-from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.ops import reference, trie_mask, trie_mask_, trie_step, trie_walk
+from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from .case import Case, Ways, catalogue, check_equal
 
 
-def build(size: str, device: str) -> tuple[str, Ways]:
-    """Sort SIDs and build the index."""
+def build(millions: int, size: str, device: str) -> tuple[str, Ways]:
+    """Sort random SIDs and build the index."""
+    items, levels, codes = (millions * 1_000_000, 8, 2048) if size == "full" else (2_000, 4, 16)
+    sids = torch.randint(codes, (items, levels), generator=torch.Generator().manual_seed(0))
+    trie, array = SidTrie.from_sids(sids), sids.int().numpy()
+    check_equal("build", trie.sids(), torch.from_numpy(static_peer.sort(array)).long())
+    ways: Ways = {"numpy.lexsort alone": lambda: static_peer.sort(array)}
+    if static_peer.available():
+        ways = {"STATIC, lexsort and build": lambda: static_peer.build(array, codes)}
+    ways["SidTrie.from_sids"] = lambda: SidTrie.from_sids(sids)
+    bytes_each = f"{trie.nbytes / items:.1f} B an item, ids and their look-up included"
+    if static_peer.available():
+        theirs = static_peer.Step(static_peer.build(array, codes), codes, "cpu").nbytes / items
+        bytes_each += f" (STATIC {theirs:.1f}, no ids)"
+    return f"{items} SIDs, L {levels}, {codes} codes a level; {bytes_each}", ways
+
+
+def change(size: str, device: str) -> tuple[str, Ways]:
+    """Add and remove a hundredth of the items."""
     items, levels, codes = (1_000_000, 8, 2048) if size == "full" else (2_000, 4, 16)
     sids = torch.randint(codes, (items, levels), generator=torch.Generator().manual_seed(0))
-
-    def python() -> Any:
-        return PythonTrie(sids.tolist(), 0)
-
-    return f"{items} SIDs, L {levels}, {codes} codes a level", {
-        "Python trie of dicts": python,
+    old = items - items // 100
+    trie, new_ids = SidTrie.from_sids(sids[:old]), torch.arange(old, items)
+    whole = SidTrie.from_sids(sids)
+    check_equal("change", whole.tensors.bits, trie.add(sids[old:], new_ids).tensors.bits)
+    check_equal("change", trie.tensors.bits, whole.remove(new_ids).tensors.bits)
+    return f"{items} SIDs, L {levels}, {codes} codes a level, 1 % changed", {
         "SidTrie.from_sids": lambda: SidTrie.from_sids(sids),
+        "SidTrie.add": lambda: trie.add(sids[old:], new_ids),
+        "SidTrie.remove": lambda: whole.remove(new_ids),
     }
 
 
 def mask(size: str, device: str) -> tuple[str, Ways]:
     """Constrain one step of 400 beams over a vocabulary of 50 k."""
+    from transformers import PrefixConstrainedLogitsProcessor
+
     items, rows, words = (1_000_000, 400, 49_152) if size == "full" else (2_000, 8, 500)
     trie, vocab = catalogue(items, 4, 256, words)
     prompt = 8
     tokens = vocab.encode(trie.sids()).tolist()
     picked = torch.randint(items, (rows,), generator=torch.Generator().manual_seed(1))
-    ids = torch.tensor([[0] * prompt + tokens[i][:2] for i in picked.tolist()])
-    scores = torch.randn(rows, words + 4 * 256)
-    python_trie = PythonTrie(tokens, prompt)
+    ids = torch.tensor([[0] * prompt + tokens[i][:2] for i in picked.tolist()]).to(device)
+    scores = torch.randn(rows, words + 4 * 256, device=device)
     processor = SidLogitsProcessor(trie.to(device), vocab, prompt_length=prompt)
-    from transformers import PrefixConstrainedLogitsProcessor
-
-    python = PrefixConstrainedLogitsProcessor(python_trie, num_beams=rows)
-    ids, scores = ids.to(device), scores.to(device)
-    check_equal("mask", python(ids, scores), processor(ids, scores))
+    python = PrefixConstrainedLogitsProcessor(PythonTrie(tokens, prompt), num_beams=rows)
+    expected = python(ids, scores)
+    check_equal("mask", expected, processor(ids, scores))
     in_place = scores.clone()
     codes = vocab.decode(ids[:, prompt:].cpu()).to(device)
     nodes = trie_walk(processor.trie.tensors, codes)
-    return f"{rows} rows, V {scores.shape[1]}, {items} items, depth 2", {
+    args = (nodes, processor.trie.tensors, processor.tokens)
+    ways: Ways = {
         "Python trie (HF processor)": lambda: python(ids, scores),
         "SidLogitsProcessor": lambda: processor(ids, scores),
-        "trie_mask_ in place": lambda: trie_mask_(
-            in_place, nodes, processor.trie.tensors, processor.tokens
-        ),
+        "trie_mask (new tensor)": lambda: trie_mask(scores, *args),
+        "trie_mask_ (in place)": lambda: trie_mask_(in_place, *args),
+        "fill_ alone (floor)": lambda: in_place.fill_(float("-inf")),
     }
+    bitmask = _xgrammar_bitmask(expected)
+    if bitmask is not None:
+        other = scores.clone()
+        bitmask(other)
+        check_equal("mask", expected, other)
+        ways["xgrammar, bitmask given, in place"] = lambda: bitmask(other)
+    return f"{rows} rows, V {scores.shape[1]}, {items} items, depth 2", ways
 
 
-def step(size: str, device: str) -> tuple[str, Ways]:
+def _xgrammar_bitmask(expected: torch.Tensor) -> Callable[[torch.Tensor], Any] | None:
+    """xgrammar's mask kernel with the legal tokens as its bitmask; it has no trie to fill one."""
+    try:
+        import xgrammar
+    except ImportError:
+        return None
+    legal = expected > float("-inf")
+    words = -(-legal.shape[1] // 32)
+    bits = torch.nn.functional.pad(legal, (0, words * 32 - legal.shape[1])).view(-1, words, 32)
+    packed = (bits.long() << torch.arange(32, device=legal.device)).sum(2).to(torch.int32)
+    return lambda logits: xgrammar.apply_token_bitmask_inplace(logits, packed)
+
+
+class _StepInputs:
+    """Beams at random prefixes of one depth, with random logits."""
+
+    def __init__(self, size: str, device: str, depth: int, batch: int, beams: int) -> None:
+        gpu = device == "cuda"
+        self.items = (5_000_000 if gpu else 1_000_000) if size == "full" else 2_000
+        levels, self.codes = (8, 2048) if size == "full" else (4, 16)
+        if size != "full":
+            batch, beams = min(batch, 2), 5
+        generator = torch.Generator().manual_seed(0)
+        self.sids = torch.randint(self.codes, (self.items, levels), generator=generator)
+        self.trie = SidTrie.from_sids(self.sids).to(device)
+        tokens = SidVocab(torch.arange(self.codes).expand(levels, self.codes)).tensors()
+        self.tokens = tokens._replace(
+            column=tokens.column.to(device), denied=tokens.denied.to(device)
+        )
+        picked = torch.randint(self.items, (batch * beams,), generator=generator)
+        self.prefixes = self.sids[picked][:, :depth]
+        self.nodes = trie_walk(self.trie.tensors, self.prefixes.to(device)).view(batch, beams)
+        self.logits = torch.randn(batch * beams, self.codes, generator=generator).to(device)
+        self.scores = torch.randn(batch, beams, generator=generator).to(device)
+        self.beams = beams
+        self.name = f"(B, M) = ({batch}, {beams}), V {self.codes}, {self.items} items"
+
+    def args(self, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+        logits = self.logits.to(dtype)
+        return logits, self.scores, self.nodes, self.trie.tensors, self.tokens, self.beams
+
+
+def step(depth: int, batch: int, beams: int, size: str, device: str) -> tuple[str, Ways]:
     """One constrained beam step, normalisation over the vocabulary included."""
-    items, batch, beams, words = (1_000_000, 2, 70, 0) if size == "full" else (2_000, 2, 5, 0)
-    levels, codes = (8, 2048) if size == "full" else (4, 16)
-    trie, _ = catalogue(items, levels, codes, words)
-    trie = trie.to(device)
-    vocab = SidVocab(torch.arange(codes).expand(levels, codes))
-    tokens = vocab.tensors()
-    tokens = tokens._replace(column=tokens.column.to(device), denied=tokens.denied.to(device))
-    generator = torch.Generator().manual_seed(1)
-    first, last = trie.tensors.level_begin[2:4].tolist()
-    nodes = torch.randint(first, last, (batch, beams), generator=generator).to(device)
-    logits = torch.randn(batch * beams, codes, generator=generator).to(device)
-    scores = torch.randn(batch, beams, generator=generator).to(device)
-    args = (logits, scores, nodes, trie.tensors, tokens, beams)
-    check_equal("step", trie_step(*args)[1], reference.trie_step(*args)[1])
-    return f"(B, M) = ({batch}, {beams}), V {codes}, {items} items, depth 2", {
-        "plain PyTorch (reference)": lambda: reference.trie_step(*args),
-        "trie_step": lambda: trie_step(*args),
+    depth = depth if size == "full" else min(depth, 3)
+    inputs = _StepInputs(size, device, depth, batch, beams)
+    args = inputs.args()
+    expected = reference.trie_step(*args)
+    for mine, theirs in zip(trie_step(*args)[1:], expected[1:], strict=True):
+        check_equal("step", mine, theirs)
+    ways: Ways = {"plain PyTorch (reference)": lambda: reference.trie_step(*args)}
+    if static_peer.available():
+        peer = static_peer.Step(
+            static_peer.build(inputs.sids.int().numpy(), inputs.codes), inputs.codes, device
+        )
+        theirs = (inputs.logits, inputs.scores, peer.states(inputs.prefixes), depth)
+        # Its top-k promises no order among equal scores, so scores are compared.
+        torch.testing.assert_close(peer(*theirs)[0], expected[0], atol=1e-4, rtol=0)
+        ways = {"STATIC, eager": lambda: peer(*theirs)}
+        if device == "cuda":
+            ways["STATIC, compiled, CUDA graph"] = _compiled(peer, theirs)
+    ways["trie_step"] = lambda: trie_step(*args)
+    if device == "cuda":
+        for dtype in (torch.float32, torch.bfloat16):
+            mine = inputs.args(dtype)
+            name = str(dtype).removeprefix("torch.")
+            ways[f"trie_step, {name}, CUDA graph"] = _graphed(partial(trie_step, *mine))
+    return f"{inputs.name}, depth {depth}", ways
+
+
+def _compiled(run: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[], Any]:
+    compiled = torch.compile(run.__call__, mode="reduce-overhead")
+    for _ in range(3):
+        compiled(*args)
+    return lambda: compiled(*args)
+
+
+def _graphed(run: Callable[[], Any]) -> Callable[[], Any]:
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def step_filter(size: str, device: str) -> tuple[str, Ways]:
+    """The step at depth 1 with one filter a request."""
+    inputs = _StepInputs(size, device, 1, 2, 70)
+    args = inputs.args()
+    half = inputs.trie.filter(deny=torch.arange(0, inputs.items, 2))
+    few = inputs.trie.filter(allow=torch.arange(0, inputs.items, max(1, inputs.items // 1000)))
+    ways: Ways = {"no filter": lambda: trie_step(*args)}
+    for name, one in (("half the items denied", half), ("1,000 items allowed", few)):
+        tensors = ItemFilter.stack([one] * inputs.scores.shape[0]).tensors
+        expected = reference.trie_step(*args, filters=tensors)
+        check_equal("step_filter", trie_step(*args, filters=tensors)[1], expected[1])
+        ways[name] = partial(trie_step, *args, filters=tensors)
+    return f"{inputs.name}, depth 1", ways
+
+
+def make_filter(size: str, device: str) -> tuple[str, Ways]:
+    """Build a filter over the catalogue."""
+    items = 1_000_000 if size == "full" else 2_000
+    trie, _ = catalogue(items, 4, 256, 0)
+    mask = torch.rand(items, generator=torch.Generator().manual_seed(0)) < 0.5
+    ids = mask.nonzero().squeeze(1)
+    return f"{items} items, half of them allowed", {
+        "from ids": lambda: trie.filter(allow=ids),
+        "from a mask": lambda: trie.filter(allow=mask),
     }
 
 
+_BOTH = ("cpu", "cuda")
 CASES = [
-    Case("build", build),
-    Case("mask", mask, ("cpu", "cuda")),
-    Case("step", step, ("cpu", "cuda")),
+    Case("build-1m", partial(build, 1)),
+    Case("build-5m", partial(build, 5)),
+    Case("change", change),
+    Case("mask", mask, _BOTH),
+    Case("step-dense", partial(step, 1, 2, 70), _BOTH),
+    Case("step-sparse", partial(step, 2, 2, 70), _BOTH),
+    Case("step-deep", partial(step, 4, 2, 70), _BOTH),
+    Case("step-dense-32x70", partial(step, 1, 32, 70), ("cuda",)),
+    Case("step-sparse-32x70", partial(step, 2, 32, 70), ("cuda",)),
+    Case("step-dense-256x64", partial(step, 1, 256, 64), ("cuda",)),
+    Case("step-sparse-256x64", partial(step, 2, 256, 64), ("cuda",)),
+    Case("step-filter", step_filter, _BOTH),
+    Case("make-filter", make_filter),
 ]

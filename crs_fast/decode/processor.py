@@ -113,8 +113,9 @@ class SidLogitsProcessor:
                 & (nodes > 0)
                 & ~allowed(self.trie.tensors, self.filters, which, nodes.clamp(min=0))
             )
-        stuck = is_open & (self.tokens.terminator < 0)
-        stuck &= is_leaf(self.trie.tensors, nodes.clamp(min=0))
+        stuck = torch.zeros_like(bad)
+        if self.tokens.terminator < 0:
+            stuck = is_open & is_leaf(self.trie.tensors, nodes.clamp(min=0))
         if not bool((bad | stuck).any()):
             return
         row = int((bad | stuck).nonzero()[0])

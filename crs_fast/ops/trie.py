@@ -111,25 +111,33 @@ def trie_walk(trie: TrieTensors, codes: torch.Tensor) -> torch.Tensor:
     return torch.ops.crs_fast.trie_walk(*trie, codes)
 
 
-def trie_rows(trie: TrieTensors, items: torch.Tensor) -> torch.Tensor:
+def trie_rows(
+    trie: TrieTensors, items: torch.Tensor | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """The SIDs of items, from the trie alone.
 
     Args:
         trie: on any device.
-        items: int64 [n], positions in sorted SID order.
+        items: int64 [n], positions in sorted SID order; None means all.
+        out: contiguous int64 [n, L] to write to.
 
     Returns:
         int64 [n, L] on the trie's device, -1 pads.
     """
-    _check("trie_rows", "items", items, trie.codes, (torch.int64,), 1)
+    if items is not None:
+        _check("trie_rows", "items", items, trie.codes, (torch.int64,), 1)
     native = _native.load()
-    if native is None or items.is_cuda:
-        return reference.trie_rows(trie, items)
-    out = torch.empty(items.numel(), trie.num_levels, dtype=torch.int64)
-    items = items.contiguous()
-    native.trie_rows(
-        trie_dispatch.trie_view(native, trie), items.data_ptr(), items.numel(), out.data_ptr()
-    )
+    if native is None or trie.bits.is_cuda:
+        if items is None:
+            items = torch.arange(int(trie.level[-1, 1]), device=trie.bits.device)
+        rows = reference.trie_rows(trie, items)
+        return rows if out is None else out.copy_(rows)
+    size = int(trie.level[-1, 1]) if items is None else items.numel()
+    if out is None:
+        out = torch.empty(size, trie.num_levels, dtype=torch.int64)
+    items = None if items is None else items.contiguous()
+    address = 0 if items is None else items.data_ptr()
+    native.trie_rows(trie_dispatch.trie_view(native, trie), address, size, out.data_ptr())
     return out
 
 

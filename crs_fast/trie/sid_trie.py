@@ -73,7 +73,13 @@ class SidTrie:
                 f"SidTrie.add: item_ids must hold one id a SID, {added.shape[0]} (got {len(ids)})"
             )
         levels = max(self.num_levels, added.shape[1])
-        rows = torch.cat([_padded(self.sids(), levels), _padded(added, levels)])
+        rows = torch.empty(self.num_items + len(ids), levels, dtype=torch.int64)
+        old, new = rows[: self.num_items], rows[self.num_items :]
+        if levels == self.num_levels:
+            trie_rows(self.tensors, out=old)
+        else:
+            old.copy_(_padded(self.sids(), levels))
+        new.copy_(_padded(added, levels))
         tensors, order = trie_build(rows, num_sorted=self.num_items)
         both = self.item_ids.append(ids)
         return SidTrie(tensors, both.take(order.long())).to(self.device)
@@ -87,7 +93,7 @@ class SidTrie:
         keep = torch.ones(self.num_items, dtype=torch.bool)
         keep[self.item_ids.positions(item_ids)] = False
         left = keep.nonzero().squeeze(1)
-        rows = self._rows(left)
+        rows = trie_rows(self.tensors, left.to(self.device)).cpu()
         tensors, _ = trie_build(rows, num_sorted=rows.shape[0])
         return SidTrie(tensors, self.item_ids.take(left)).to(self.device)
 
@@ -153,11 +159,8 @@ class SidTrie:
             KeyError: an id that is not in the catalogue.
         """
         if item_ids is None:
-            return self._rows(torch.arange(self.num_items))
-        return self._rows(self.item_ids.positions(item_ids))
-
-    def _rows(self, positions: torch.Tensor) -> torch.Tensor:
-        return trie_rows(self.tensors, positions.to(self.device)).cpu()
+            return trie_rows(self.tensors).cpu()
+        return trie_rows(self.tensors, self.item_ids.positions(item_ids).to(self.device)).cpu()
 
     def filter(self, allow: Any = None, deny: Any = None) -> ItemFilter:
         """Restrict a request to some items, exactly: a prefix is legal only if an allowed item is

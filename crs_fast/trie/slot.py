@@ -80,7 +80,9 @@ class TrieSlot:
         used = trie.num_items // _BITS + 1
         for here, there in ((mine.bits, other.bits), (mine.rank, other.rank)):
             here[:, :used].copy_(there[:, :used], non_blocking=True)
-            here[:, used:].zero_()
+        mine.bits[:, used:].zero_()
+        nodes = other.level[1:, 0] - other.level[:-1, 0]
+        mine.rank[:, used:] = nodes[:, None].to(mine.rank)
         for here, there in ((mine.codes, other.codes), (mine.starts, other.starts)):
             here[: there.numel()].copy_(there, non_blocking=True)
         mine.level.copy_(other.level, non_blocking=True)

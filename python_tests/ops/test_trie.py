@@ -7,7 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crs_fast.ops import reference, trie_build, trie_mask_, trie_step, trie_walk
+from crs_fast.ops import (
+    reference,
+    trie_build,
+    trie_mask,
+    trie_mask_,
+    trie_rows,
+    trie_step,
+    trie_walk,
+)
 from crs_fast.trie import ItemFilter, SidTrie
 
 from ..helpers import CASES, DTYPES, BruteForce, random_sids, vocab_of
@@ -296,6 +304,70 @@ def test_compiles_without_graph_breaks():
 def test_build_refuses_bad_rows(sids, message):
     with pytest.raises(ValueError, match=message):
         trie_build(torch.tensor(sids))
+
+
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("codes", [3, 40, 300, 2**31])
+def test_large_tries_agree_with_their_rows(codes, ragged):
+    # Several words a bitmap, all code widths, dense and sparse depths.
+    sids = random_sids(5, 3000, 5, codes, ragged)
+    sids[1500:] = sids[:1500]
+    trie = SidTrie.from_sids(sids)
+    order = sorted(range(3000), key=lambda i: (sids[i].tolist(), i))
+    assert trie.item_ids.tolist() == order
+    assert torch.equal(trie.sids(), sids[order])
+    some = torch.randperm(3000)[:500]
+    assert torch.equal(trie_rows(trie.tensors, some), sids[order][some])
+    assert torch.equal(reference.trie_rows(trie.tensors, some), sids[order][some])
+    widths = {3: torch.uint8, 40: torch.uint8, 300: torch.int16, 2**31: torch.int32}
+    assert trie.tensors.codes.dtype == widths[codes]
+    length = torch.randint(1, 6, (3000, 1))
+    prefixes = sids.masked_fill(torch.arange(5) >= length, -1)
+    prefixes[::7, 0] = codes - 1
+    nodes = trie_walk(trie.tensors, prefixes)
+    assert torch.equal(nodes, reference.trie_walk(trie.tensors, prefixes))
+    _, begin, end = reference.unpack(trie.tensors, nodes)
+    for row in range(0, 3000, 101):
+        prefix = [c for c in prefixes[row].tolist() if c >= 0]
+        below = [i for i, o in enumerate(order) if sids[o, : len(prefix)].tolist() == prefix]
+        if nodes[row] < 0:
+            assert not below
+        else:
+            assert below == list(range(int(begin[row]), int(end[row])))
+
+
+def test_titles_over_a_whole_vocabulary():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 65, (500,), generator=generator).tolist()
+    titles = [torch.randint(50_000, (n,), generator=generator).tolist() for n in lengths]
+    trie = SidTrie.from_sids(titles, [f"t{i}" for i in range(500)])
+    assert trie.num_levels == 64
+    padded = [[*t, *[-1] * (64 - len(t))] for t in titles]
+    assert trie.items(padded) == [[f"t{i}"] for i in range(500)]
+
+
+def test_progress_is_reported():
+    seen = []
+    trie, _ = trie_build(random_sids(0, 200_000, 6, 50), progress=seen.append)
+    assert seen[-1] == 1.0
+    assert seen == sorted(seen)
+    assert torch.equal(trie.codes, trie_build(random_sids(0, 200_000, 6, 50))[0].codes)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_native_masks_of_wide_rows(in_place):
+    # Rows at addresses that no vector store likes, longer than its blocks.
+    trie = SidTrie.from_sids(random_sids(2, 5000, 3, 200))
+    tokens = vocab_of(3, 200, end=3).tensors()
+    nodes = trie_walk(trie.tensors, torch.tensor([[-1] * 3, [5, -1, -1], [9, 9, -1]]))
+    nodes = torch.cat([nodes, torch.tensor([-1, trie.leaf])])
+    for dtype in DTYPES:
+        logits = torch.randn(5, 32_011).to(dtype)[:, 3:]
+        expected = reference.trie_mask(logits, nodes, trie.tensors, tokens)
+        before = logits.clone()
+        run = trie_mask_ if in_place else trie_mask
+        assert torch.equal(run(logits, nodes, trie.tensors, tokens), expected)
+        assert in_place or torch.equal(logits, before)
 
 
 def test_ops_refuse_bad_arguments():

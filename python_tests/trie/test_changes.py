@@ -1,0 +1,97 @@
+"""Catalogues that change: add and remove against rebuilding, and the slot that holds them."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crs_fast.ops import trie_step
+from crs_fast.trie import ItemFilter, SidTrie, TrieSlot
+
+from ..helpers import CASES, random_sids, vocab_of
+
+
+def same(a: SidTrie, b: SidTrie) -> None:
+    for name, left, right in zip(a.tensors._fields, a.tensors, b.tensors, strict=True):
+        assert torch.equal(left, right), name
+    assert a.item_ids.tolist() == b.item_ids.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=150),
+    st.integers(0, 150),
+)
+def test_add_and_remove_give_what_rebuilding_gives(sids, cut):
+    cut = min(cut, len(sids))
+    ids = [f"item {i}" for i in range(len(sids))]
+    whole = SidTrie.from_sids(sids, ids)
+    if 0 < cut < len(sids):
+        width = max(map(len, sids))
+        padded = [[*row, *[-1] * (width - len(row))] for row in sids]
+        start = SidTrie.from_sids(padded[:cut], ids[:cut])
+        before = [t.clone() for t in start.tensors]
+        same(start.add(padded[cut:], ids[cut:]), whole)
+        same(whole.remove(ids[cut:]), start)
+        assert all(torch.equal(a, b) for a, b in zip(before, start.tensors, strict=True))
+
+
+def test_numbers_grow_to_64_bits_and_levels_to_more():
+    trie = SidTrie.from_sids([[1, 2], [0, 1]], [5, 3])
+    grown = trie.add([[1, 2, 0], [7, -1, -1]], [2**40, -9])
+    assert grown.num_levels == 3
+    assert grown.items([[1, 2, 0], [7, -1, -1], [1, 2, -1]]) == [[2**40], [-9], [5]]
+    assert grown.sids([3, -9]).tolist() == [[0, 1, -1], [7, -1, -1]]
+    with pytest.raises(ValueError, match="item 5 must be new"):
+        trie.add([[3, 3]], [5])
+    with pytest.raises(ValueError, match="item_ids must be int"):
+        trie.add([[3, 3]], ["5"])
+    with pytest.raises(ValueError, match="one id a SID, 1"):
+        trie.add([[3, 3]], [8, 9])
+    with pytest.raises(KeyError, match="no item 77"):
+        trie.remove([77])
+
+
+def test_a_catalogue_may_become_empty_and_grow_again():
+    trie = SidTrie.from_sids([[1, 2], [0, 1]])
+    empty = trie.remove([0, 1])
+    assert (empty.num_items, empty.num_nodes, empty.num_levels) == (0, 1, 2)
+    same(empty.add([[1, 2], [0, 1]], [0, 1]), trie)
+
+
+@pytest.mark.parametrize(("name", "sids"), CASES, ids=[name for name, _ in CASES])
+def test_slot_steps_as_the_trie_it_holds(name, sids):
+    trie = SidTrie.from_sids(sids)
+    slot = TrieSlot(500, num_levels=trie.num_levels, num_codes=300)
+    addresses = [t.data_ptr() for t in slot.tensors]
+    # A larger catalogue first, so that its remains would show.
+    slot.load(SidTrie.from_sids(random_sids(1, 400, trie.num_levels, 200, ragged=True)))
+    held = slot.load(trie)
+    assert [t.data_ptr() for t in held.tensors] == addresses
+    assert held.sids().tolist() == trie.sids().tolist()
+    assert held.num_nodes == trie.num_nodes
+    assert held.items(trie.sids()) == trie.items(trie.sids())
+    tokens = vocab_of(trie.num_levels, 6).tensors()
+    scores, nodes = torch.zeros(2, 1), torch.zeros(2, 1, dtype=torch.int64)
+    allowed = list(range(0, trie.num_items, 2))
+    for _ in range(trie.num_levels):
+        logits = torch.randn(scores.numel(), 60)
+        filters = [ItemFilter.stack([t.filter(allow=allowed), None]) for t in (held, trie)]
+        mine, theirs = (
+            trie_step(logits, scores, nodes, t.tensors, tokens, 4, filters=f.tensors)
+            for t, f in zip((held, trie), filters, strict=True)
+        )
+        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+        scores, nodes = mine[:2]
+
+
+def test_slot_refuses_what_does_not_fit_and_stays_as_it_is():
+    slot = TrieSlot(64, num_levels=2, num_codes=256)
+    assert slot.trie.num_items == 0
+    trie = slot.load(SidTrie.from_sids(random_sids(0, 64, 2, 256)))
+    for other in (random_sids(0, 65, 2, 4), random_sids(0, 5, 3, 4), torch.tensor([[1, 256]])):
+        with pytest.raises(ValueError, match=r"TrieSlot\.load: trie must have at most 64 items"):
+            slot.load(SidTrie.from_sids(other))
+    assert slot.trie.sids().tolist() == trie.sids().tolist()
+    with pytest.raises(ValueError, match="capacity, num_levels and num_codes"):
+        TrieSlot(0, num_levels=2, num_codes=4)
