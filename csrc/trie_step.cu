@@ -137,7 +137,7 @@ __global__ void normalize_kernel(StepArgs args, float* normalizers) {
 // Unsigned integers in the order of floats; 0 for what is no candidate: NaN and -inf.
 __device__ __forceinline__ uint32_t ordered(float x) {
   if (!(x > kMinusInf)) return 0;
-  const uint32_t bits = __float_as_uint(x);
+  const uint32_t bits = __float_as_uint(x + 0.0f);  // -0 equals 0
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 __device__ __forceinline__ float unordered(uint32_t key) {
