@@ -14,7 +14,7 @@ from crs_fast.crs.bundle import Bundle, load_bundle
 from crs_fast.crs.dialogue import RECOMMENDER, SEEKER, Mention, Turn, merge_turns
 from crs_fast.crs.linking import TitleIndex
 from crs_fast.crs.sequence import CHAT, MODES, REC
-from crs_fast.crs.turn import TurnBatch
+from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
 
 ROLES = {"user": SEEKER, "assistant": RECOMMENDER, SEEKER: SEEKER, RECOMMENDER: RECOMMENDER}
@@ -46,7 +46,8 @@ class Response:
 class Recommender:
     """A trained system: model, tokenizer, trie and item table of one directory.
 
-    Make one with `Recommender.from_pretrained(dir)`. Holds no state of a conversation.
+    Make one with `Recommender.from_pretrained(dir)`. Holds no state of a conversation: that is what
+    a `TurnCache` is for.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -76,9 +77,11 @@ class Recommender:
         num_items: int = 10,
         exclude: Any = None,
         *,
-        item: str | None = None,
+        item: str | Sequence[str] | None = None,
+        num_named: int = 1,
         num_beams: int = 50,
         normalize: str = "vocab",
+        cache: TurnCache | None = None,
         max_new_tokens: int = 64,
         do_sample: bool = False,
         temperature: float = 1.0,
@@ -93,9 +96,13 @@ class Recommender:
             mode: "chat" or "rec" forces the intent; None lets the model choose.
             num_items: how many items to return at most, in mode "rec".
             exclude: item ids that must not be recommended; for a batch one collection a request.
-            item: force mode "rec" and this item; the model writes the text.
+            item: force mode "rec" and this item, or these; the model writes the text.
+            num_named: how many of the items found stand before the reply, best first. Training
+                shows the model one, so more is more than it has learned.
             num_beams: width of the beam search over items, at least `num_items`.
             normalize: see `crs_fast.recommend`.
+            cache: a `TurnCache` kept over the turns of one dialogue (or batch): only what was said
+                since the last turn is read.
             max_new_tokens: of the reply; an item that is open then is finished.
             do_sample, temperature, top_p: how the reply's words are chosen (greedy by default).
 
@@ -110,20 +117,20 @@ class Recommender:
         single = not messages or isinstance(messages[0], Mapping)
         batch: list[Messages] = [messages] if single else list(messages)
         excluded = [exclude] if single else (exclude or [None] * len(batch))
-        self._check(batch, excluded, mode, item, num_items, num_beams)
+        given = [item] if isinstance(item, str) else list(item or [])
+        self._check(batch, excluded, mode, given, num_items, num_beams, num_named)
         builder = self.bundle.builder
-        reserve = len(builder.prefix(REC)) + self.bundle.vocab.num_levels + 2 + max_new_tokens
-        reserve = min(reserve, builder.max_length // 2)
-        turns = TurnBatch(
-            self.bundle, [builder.context(self.turns(one), reserve=reserve) for one in batch]
-        )
-        modes = self._modes(turns, mode, item)
-        items = self._items(turns, modes, item, excluded, num_items, num_beams, normalize)
+        named = len(given) or num_named
+        each = self.bundle.vocab.num_levels + 2
+        reserve = min(2 + named * each + max_new_tokens, builder.max_length // 2)
+        contexts = [builder.context(self.turns(one), reserve=reserve) for one in batch]
+        turns = TurnBatch(self.bundle, contexts, cache)
+        modes = self._modes(turns, mode, given)
+        items = self._items(turns, modes, given, excluded, num_items, num_beams, normalize)
         prefixes = [
-            builder.prefix(m, found[0][0] if found else None) if m == REC and found
-            else builder.prefix(CHAT)
+            self._prefix([i for i, _, _ in found[:named]] if m == REC else [])
             for m, found in zip(modes, items, strict=True)
-        ]  # fmt: skip
+        ]
         replies = turns.write(
             prefixes,
             max_new_tokens=max_new_tokens,
@@ -136,6 +143,14 @@ class Recommender:
             for parts in zip(modes, items, replies, turns.rec_probability.tolist(), strict=True)
         ]
         return responses[0] if single else responses
+
+    def _prefix(self, item_ids: list[str]) -> list[int]:
+        """How a reply that names these items begins; without any it is a chat reply."""
+        builder, control = self.bundle.builder, self.bundle.control
+        if not item_ids:
+            return builder.prefix(CHAT)
+        blocks = [token for item_id in item_ids for token in builder.item(item_id)]
+        return [control.rec, *blocks, control.resp]
 
     def turns(self, messages: Messages) -> tuple[Turn, ...]:
         """Messages as turns, titles linked to items."""
@@ -160,9 +175,10 @@ class Recommender:
         batch: list[Messages],
         excluded: Sequence[Any],
         mode: str | None,
-        item: str | None,
+        items: list[str],
         num_items: int,
         num_beams: int,
+        num_named: int,
     ) -> None:
         if not batch or not all(batch):
             raise ValueError("respond: messages must hold at least one message (got none)")
@@ -171,25 +187,30 @@ class Recommender:
                 f"respond: exclude must hold one collection a request, {len(batch)} "
                 f"(got {len(excluded)})"
             )
-        if mode is not None and (mode not in MODES or (mode == CHAT and item is not None)):
+        if mode is not None and (mode not in MODES or (mode == CHAT and items)):
             raise ValueError(
                 f"respond: mode must be one of {MODES}, and 'rec' with an item "
-                f"(got mode={mode!r}, item={item!r})"
+                f"(got mode={mode!r}, item={items!r})"
             )
         if not 1 <= num_items <= num_beams:
             raise ValueError(
                 "respond: num_items must be at least 1 and at most num_beams "
                 f"(got {num_items} and {num_beams})"
             )
-        wanted = [i for ids in excluded for i in ids or ()] + ([item] if item else [])
+        if not 1 <= num_named <= num_items:
+            raise ValueError(
+                "respond: num_named must be at least 1 and at most num_items "
+                f"(got {num_named} and {num_items})"
+            )
+        wanted = [i for ids in excluded for i in ids or ()] + items
         unknown = [i for i in wanted if i not in self.titles]
         if unknown:
             raise ValueError(
                 f"respond: exclude and item must be ids of the catalogue (got {unknown[0]!r})"
             )
 
-    def _modes(self, turns: TurnBatch, mode: str | None, item: str | None) -> list[str]:
-        if mode is not None or item is not None:
+    def _modes(self, turns: TurnBatch, mode: str | None, items: list[str]) -> list[str]:
+        if mode is not None or items:
             return [mode or REC] * len(turns.rec_probability)
         return [REC if p > 0.5 else CHAT for p in turns.rec_probability.tolist()]
 
@@ -197,15 +218,15 @@ class Recommender:
         self,
         turns: TurnBatch,
         modes: list[str],
-        item: str | None,
+        given: list[str],
         excluded: Sequence[Any],
         num_items: int,
         num_beams: int,
         normalize: str,
     ) -> list[list[tuple[str, str, float]]]:
         """(id, title, score) of each request's items, best first; [] in mode "chat"."""
-        if item is not None:
-            return [[(item, self.titles[item], 0.0)] for _ in modes]
+        if given:
+            return [[(item, self.titles[item], 0.0) for item in given] for _ in modes]
         rows = [row for row, mode in enumerate(modes) if mode == REC]
         found: list[list[tuple[str, str, float]]] = [[] for _ in modes]
         if not rows:

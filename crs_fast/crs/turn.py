@@ -3,38 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from crs_fast.crs.bundle import Bundle
-from crs_fast.decode import Prompt, RecommendOutput, SidLogitsProcessor, grow_beams, left_pad
+from crs_fast.decode import (
+    BeamTree,
+    Prompt,
+    RecommendOutput,
+    SidLogitsProcessor,
+    capability,
+    left_pad,
+    recommend,
+    sliding_window,
+)
 from crs_fast.trie import ItemFilter
+
+
+@dataclass
+class TurnCache:
+    """What the next turn of a dialogue (or of a batch of dialogues) can reuse: keys and values of
+    the tokens both contexts begin with. Give the same one to every `respond`; it holds one cache of
+    the model, is changed by each use, and serves one thread at a time."""
+
+    prompt: Prompt | None = None
 
 
 class TurnBatch:
     """Contexts ending in `Assistant:`, prefilled once; every question about the turn that follows
     is answered from that cache.
 
+    A model that can't hold a token tree, or whose attention window is too short for one, is asked
+    by `generate` instead, a prefill a question.
+
     Args:
         bundle: model, tokenizer, trie.
         contexts: token ids of each context, see `SequenceBuilder.context`.
+        cache: of the turn before; updated.
     """
 
     @torch.no_grad()
-    def __init__(self, bundle: Bundle, contexts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        contexts: Sequence[Sequence[int]],
+        cache: TurnCache | None = None,
+    ) -> None:
         self.bundle = bundle
         self.pad = bundle.builder.eos
-        ids, mask = self._left_padded(contexts)
-        self.prompt = Prompt(bundle.model, ids, mask)
-        control = bundle.control
-        pair = self.prompt.logits(ids.new_tensor([control.chat, control.rec])).float()
-        self.rec_probability = pair.softmax(1)[:, 1]  # [B]: of REC against CHAT
+        self.ids, self.mask = self._left_padded(contexts)
+        self.prompt: Prompt | None = None
+        self._tree: BeamTree | None = None
+        model, control = bundle.model, bundle.control
+        pair = self.ids.new_tensor([control.chat, control.rec])
+        if capability(model).attention is not None and self._fits(self.ids.shape[1]):
+            self.prompt = self._prefilled(contexts, cache)
+            self._length = self.prompt.length
+            logits = self.prompt.logits(pair)
+        else:
+            rows = [model(input_ids=self.ids.new_tensor([row])).logits[0, -1] for row in contexts]
+            logits = torch.stack(rows)[:, pair]
+        self.rec_probability = logits.float().softmax(1)[:, 1]  # [B]: of REC against CHAT
+
+    def _prefilled(self, contexts: Sequence[Sequence[int]], cache: TurnCache | None) -> Prompt:
+        """A prompt of the contexts, from the cache as far as that holds their beginnings."""
+        if cache is None:
+            return Prompt(self.bundle.model, self.ids, self.mask)
+        prompt, cache.prompt = cache.prompt, None  # lost if what follows fails half-way
+        known = None if prompt is None else _common(prompt, self.bundle.model, contexts)
+        if prompt is None or known is None:
+            prompt = Prompt(self.bundle.model, self.ids, self.mask)
+        else:
+            prompt.rewind(self.ids.new_tensor(known))
+            rest = [context[n:] for context, n in zip(contexts, known, strict=True)]
+            prompt.append(*self._left_padded(rest))
+        cache.prompt = prompt
+        return prompt
 
     def _left_padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         ids, mask = left_pad(rows, self.pad)
         device = self.bundle.model.device
         return ids.to(device), mask.to(device)
+
+    def _fits(self, columns: int) -> bool:
+        window = sliding_window(self.bundle.model)
+        return window is None or columns <= window
 
     @torch.no_grad()
     def rank(
@@ -46,22 +101,30 @@ class TurnBatch:
         filters: ItemFilter | None = None,
     ) -> RecommendOutput:
         """Items for some rows (default all), as if their mode were REC."""
-        everyone = list(range(self.prompt.ids.shape[0]))
-        prompt = self.prompt.select(everyone if rows is None else list(rows))
-        opening = self.bundle.builder.prefix("rec")
-        length = prompt.length
-        try:
-            prompt.append(prompt.ids.new_tensor(opening).expand(prompt.ids.shape[0], -1))
-            return grow_beams(
-                prompt,
-                self.bundle.trie.to(prompt.ids.device),
-                self.bundle.vocab,
-                num_beams=num_beams,
-                normalize=normalize,
-                filters=filters,
-            )
-        finally:
-            prompt.crop(length)
+        everyone = list(range(self.ids.shape[0]))
+        rows = everyone if rows is None else list(rows)
+        bundle = self.bundle
+        trie = bundle.trie.to(self.ids.device)
+        opening = self.ids.new_tensor(bundle.builder.prefix("rec"))
+        how: dict[str, Any] = dict(num_beams=num_beams, normalize=normalize, filters=filters)
+        self._forget()
+        columns = opening.numel() + trie.num_levels
+        if self.prompt is None or not self._fits(self.prompt.length + columns):
+            ids = torch.cat([self.ids[rows], opening.expand(len(rows), -1)], 1)
+            mask = torch.nn.functional.pad(self.mask[rows], (0, opening.numel()), value=True)
+            return recommend(bundle.model, ids, mask, trie=trie, vocab=bundle.vocab, **how)
+        prompt = self.prompt.select(rows)
+        prompt.append(opening.expand(len(rows), -1))
+        tree = BeamTree(prompt, trie, bundle.vocab, **how)
+        if prompt is self.prompt:
+            self._tree = tree  # stays in the cache: `write` may go on from one of its paths
+        return tree.output
+
+    def _forget(self) -> None:
+        """Back to the contexts alone."""
+        if self.prompt is not None:
+            self.prompt.crop(self._length)
+        self._tree = None
 
     @torch.no_grad()
     def write(
@@ -76,15 +139,23 @@ class TurnBatch:
         """The words after each row's prefix (`SequenceBuilder.prefix`), without end-of-sequence.
 
         SIDs in the text are constrained to the catalogue. One that is open when `max_new_tokens`
-        is reached is finished first, so a reply never ends inside an item. Spends the prefill:
-        call it last.
+        is reached is finished first, so a reply never ends inside an item. Where the prefixes name
+        items that `rank` has just found, their keys and values are kept from the tree. Spends the
+        prefill: call it last.
         """
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-        bundle, prompt = self.bundle, self.prompt
+        bundle = self.bundle
+        longest = max_new_tokens + bundle.vocab.num_levels + 1
+        columns = max(map(len, prefixes)) + longest
+        cached: dict[str, Any] = {}
+        context, seen = self.ids, self.mask
+        if self.prompt is not None and self._fits(self._length + columns):
+            prefixes = self._kept(self.prompt, prefixes)
+            context, seen = self.prompt.ids, self.prompt.mask
+            cached = dict(past_key_values=self.prompt.cache)
         ids, mask = self._left_padded(prefixes)
-        ids = torch.cat([prompt.ids, ids], 1)
-        mask = torch.cat([prompt.mask, mask], 1)
+        ids, mask = torch.cat([context, ids], 1), torch.cat([seen, mask], 1)
         start, control = ids.shape[1], bundle.control
         sampling: dict[str, Any] = (
             dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
@@ -92,7 +163,7 @@ class TurnBatch:
             else dict(do_sample=False)
         )
         config = GenerationConfig(
-            max_new_tokens=max_new_tokens + bundle.vocab.num_levels + 1,
+            max_new_tokens=longest,
             eos_token_id=bundle.builder.eos,
             pad_token_id=self.pad,
             suppress_tokens=[control.resp, control.chat, control.rec],
@@ -101,7 +172,6 @@ class TurnBatch:
         out = bundle.model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=mask.long(),
-            past_key_values=prompt.cache,
             generation_config=config,
             logits_processor=LogitsProcessorList(
                 [SidLogitsProcessor(bundle.trie.to(ids.device), bundle.vocab)]
@@ -109,8 +179,25 @@ class TurnBatch:
             stopping_criteria=StoppingCriteriaList(
                 [_LongEnough(start + max_new_tokens, bundle.builder.begin, bundle.builder.end)]
             ),
+            **cached,
         )
         return [self._until_eos(row) for row in out[:, start:].tolist()]
+
+    def _kept(self, prompt: Prompt, prefixes: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """Keep the tree's path to each row's item, if it has one for every row: what is left of
+        the prefixes to feed."""
+        opening = self.bundle.builder.prefix("rec")
+        ways = [
+            None if self._tree is None else _path(self._tree, row, opening, list(prefix))
+            for row, prefix in enumerate(prefixes)
+        ]
+        found = [way for way in ways if way is not None]
+        if self._tree is None or len(found) < len(ways):
+            self._forget()
+            return prefixes
+        self._tree.keep(self.ids.new_tensor([beam for beam, _ in found]))
+        self._tree = None
+        return [prefix[fed:] for prefix, (_, fed) in zip(prefixes, found, strict=True)]
 
     def _until_eos(self, tokens: list[int]) -> list[int]:
         eos = self.bundle.builder.eos
@@ -130,3 +217,35 @@ class _LongEnough:
         last_begin = ((input_ids == self.begin) * position).amax(1)
         last_end = ((input_ids == self.end) * position).amax(1)
         return last_begin <= last_end
+
+
+def _path(
+    tree: BeamTree, row: int, opening: list[int], prefix: list[int]
+) -> tuple[int, int] | None:
+    """The beam whose fed tokens continue `opening` as `prefix` does, and how many tokens of the
+    prefix that covers; None without one."""
+    lengths = (tree.output.sids[row, :, :-1] >= 0).sum(1).tolist()
+    for beam, (tokens, n) in enumerate(zip(tree.tokens[row].tolist(), lengths, strict=True)):
+        path = [*opening, *tokens[:n]]
+        if n and prefix[: len(path)] == path:
+            return beam, len(path)
+    return None
+
+
+def _common(prompt: Prompt, model: Any, contexts: Sequence[Sequence[int]]) -> list[int] | None:
+    """How many tokens of each context the prompt holds, at least one less than all; None where the
+    prompt is of another model or batch, or holds nothing of them."""
+    if prompt.lm.model is not model or prompt.ids.shape[0] != len(contexts):
+        return None
+    counts = [
+        _shared(ids[mask].tolist(), context[:-1])
+        for ids, mask, context in zip(prompt.ids, prompt.mask, contexts, strict=True)
+    ]
+    return counts if any(counts) else None
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    return next(
+        (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )

@@ -1,7 +1,7 @@
 """Constrained decoding: the logits processor, and beams as a token tree over one prompt."""
 
 from .beam_search import beam_search
-from .capability import Capability, capability
+from .capability import Capability, capability, sliding_window
 from .output import RecommendOutput
 from .processor import SidLogitsProcessor
 from .prompt import Prompt, left_pad
@@ -18,4 +18,5 @@ __all__ = [
     "grow_beams",
     "left_pad",
     "recommend",
+    "sliding_window",
 ]

@@ -84,6 +84,15 @@ def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
     return chosen
 
 
+def crop_columns(cache: Cache, length: int) -> None:
+    """Drop the columns from `length` on, layer by layer: a forward pass that failed has filled
+    some layers only."""
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        if layer.is_initialized:
+            layer.crop(min(0, length - layer.get_seq_length()))
+
+
 def move_columns(cache: Cache, columns: torch.Tensor, start: int) -> None:
     """Copy columns int64 [B, n] of each row to `start` ..., and drop everything after them."""
     layers: list[Any] = cache.layers
@@ -93,4 +102,4 @@ def move_columns(cache: Cache, columns: torch.Tensor, start: int) -> None:
         for states in (layer.keys, layer.values):
             index = columns[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
             states[..., start : start + columns.shape[1], :] = states.gather(2, index)
-        layer.crop(start + columns.shape[1] - layer.get_seq_length())
+    crop_columns(cache, start + columns.shape[1])

@@ -112,11 +112,18 @@ class Prompt:
 
     def crop(self, length: int | None = None) -> None:
         """Forget tree slots and, where `length` is given, columns from there on."""
+        from .cache import crop_columns
+
         if length is not None:
             self.ids, self.mask = self.ids[:, :length], self.mask[:, :length]
-        surplus = self.cache.get_seq_length() - self.length
-        if surplus:
-            self.cache.crop(-surplus)
+        crop_columns(self.cache, self.length)
+
+    def rewind(self, tokens: torch.Tensor) -> None:
+        """Keep each row's first `tokens` [B] tokens. `hidden` stays: feed a token before asking
+        for logits."""
+        self.mask = self.mask & (self.mask.cumsum(1) <= tokens[:, None])
+        self.crop(int((self.mask.any(0).nonzero().amax()) + 1) if bool(self.mask.any()) else 0)
+        self.padded = not bool(self.mask.all())
 
     def select(self, rows: list[int]) -> Prompt:
         """A prompt of some rows; the cache is copied unless all rows are taken."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +50,7 @@ def tree_view(decoder: torch.nn.Module) -> torch.nn.Module:
     def config_of(config: Any) -> Any:
         if id(config) not in configs:
             ours = configs[id(config)] = copy.copy(config)
-            ours.__dict__["crs_fast_own_attention"] = config._attn_implementation
+            ours.__dict__["crs_fast_own_attention"] = config._attn_implementation or "eager"
             # Past the property, whose setter would reach into sub-configs, which are shared.
             ours.__dict__["_attn_implementation_internal"] = NAME
         return configs[id(config)]
@@ -111,21 +112,30 @@ def tree_attention_forward(
     return out, None
 
 
-def _own(module: torch.nn.Module) -> Any:
-    import sys
+def _own_name(config: Any) -> str:
+    return getattr(config, "crs_fast_own_attention", None) or "sdpa"
 
+
+def _own(module: torch.nn.Module) -> Any:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    name = getattr(getattr(module, "config", None), "crs_fast_own_attention", "sdpa")
-    if name in (None, "eager"):
-        return sys.modules[type(module).__module__].eager_attention_forward
+    name = _own_name(getattr(module, "config", None))
+    if name == "eager":  # not registered: each model file has its own
+        return vars(sys.modules[type(module).__module__])["eager_attention_forward"]
     return ALL_ATTENTION_FUNCTIONS[name]
+
+
+def _own_mask(*args: Any, config: Any = None, **kwargs: Any) -> Any:
+    """The mask that the model's own attention wants. Without a registered mask function, the 2-D
+    mask would silently become None."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+    return ALL_MASK_ATTENTION_FUNCTIONS[_own_name(config)](*args, config=config, **kwargs)
 
 
 def _register() -> None:
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(NAME, tree_attention_forward)
-    # Without a mask function of its own, the 2-D mask would silently become None.
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, _own_mask)

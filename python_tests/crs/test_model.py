@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from crs_fast.crs import turn as turn_module
 from crs_fast.crs.bundle import Bundle
 from crs_fast.crs.model import Recommender
 from crs_fast.crs.sequence import CHAT, REC
-from crs_fast.crs.turn import TurnBatch
-from crs_fast.decode import SidLogitsProcessor, recommend
+from crs_fast.crs.turn import TurnBatch, TurnCache
+from crs_fast.decode import Capability, SidLogitsProcessor, recommend
 
 from .tiny_system import ITEMS, system
 
@@ -158,3 +159,110 @@ def test_a_reply_never_ends_inside_an_item(recommender):
 def test_bad_requests(recommender, messages, kwargs, message):
     with pytest.raises(ValueError, match=message):
         recommender.respond(messages, **kwargs)
+
+
+class Counted(torch.nn.Module):
+    """Counts the tokens that pass a model's embedding."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.tokens = 0
+        model.get_input_embeddings().register_forward_hook(self.count)
+
+    def count(self, module, inputs, output):
+        self.tokens += inputs[0].numel()
+
+
+def test_the_next_turn_reuses_the_cache(recommender):
+    """A dialogue of three turns answers the same with and without it, and reads less."""
+    counted = Counted(recommender.bundle.model)
+    cache, messages = TurnCache(), []
+    for said in ("I like Film 3", "any more of them?", "thank you and bye"):
+        messages.append({"role": "user", "content": said})
+        common = dict(mode="rec", num_items=3, max_new_tokens=5)
+        before = counted.tokens
+        fresh = recommender.respond(messages, **common)
+        alone, before = counted.tokens - before, counted.tokens
+        kept = recommender.respond(messages, cache=cache, **common)
+        reused = counted.tokens - before
+        assert [i for i, _, _ in kept.items] == [i for i, _, _ in fresh.items]
+        assert kept.text == fresh.text
+        assert (reused < alone) == (len(messages) > 1)
+        messages.append({"role": "assistant", "content": "Film 5"})
+
+
+def test_a_batch_of_dialogues_reuses_the_cache(recommender):
+    cache = TurnCache()
+    recommender.respond([ASK, LONGER], cache=cache, max_new_tokens=4)
+    more = [[*ASK, {"role": "assistant", "content": "Film 1"}, *ASK], [*LONGER, *ASK]]
+    kept = recommender.respond(more, cache=cache, mode="rec", max_new_tokens=6)
+    fresh = recommender.respond(more, mode="rec", max_new_tokens=6)
+    for a, b in zip(kept, fresh, strict=True):
+        assert [i for i, _, _ in a.items] == [i for i, _, _ in b.items]
+        assert a.text == b.text
+    other = recommender.respond(ASK, cache=cache, mode="rec", max_new_tokens=6)  # another batch
+    assert other.text == recommender.respond(ASK, mode="rec", max_new_tokens=6).text
+
+
+def test_the_items_path_is_kept_from_the_tree(recommender):
+    """After `rank`, a reply about an item it found feeds only what the tree has not seen."""
+    bundle = recommender.bundle
+    contexts = [bundle.builder.context(recommender.turns(m)) for m in (ASK, LONGER)]
+    counted = Counted(bundle.model)
+    replies, fed = [], []
+    for ranked in (True, False):
+        turns = TurnBatch(bundle, contexts)
+        if ranked:
+            items = [str(ids[0]) for ids in turns.rank(num_beams=6).items]
+        before = counted.tokens
+        prefixes = [bundle.builder.prefix(REC, item) for item in items]
+        replies.append(turns.write(prefixes, max_new_tokens=1))
+        fed.append(counted.tokens - before)
+    assert replies[0] == replies[1]
+    path = 2 + bundle.vocab.num_levels - 1  # <MODE=REC><BOI> and all codes but the last
+    assert fed[1] - fed[0] == 2 * path
+
+
+def test_several_items_stand_before_the_reply(recommender):
+    two = recommender.respond(ASK, mode="rec", num_named=2, max_new_tokens=8)
+    given = recommender.respond(ASK, item=[i for i, _, _ in two.items[:2]], max_new_tokens=8)
+    assert given.text == two.text
+    assert [i for i, _, _ in given.items] == [i for i, _, _ in two.items[:2]]
+
+
+def test_after_an_exception_the_model_and_the_next_turn_are_whole(recommender):
+    model, cache = recommender.bundle.model, TurnCache()
+    config = model.config.to_dict(), model.config._attn_implementation
+    expected = recommender.respond(ASK, mode="rec", max_new_tokens=5)
+    layer = model.get_decoder().layers[-1]
+    calls = []
+
+    def fails(*args):
+        calls.append(args)
+        if len(calls) > 2:
+            raise RuntimeError("out of memory, say")
+
+    handle = layer.register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="say"):
+        recommender.respond(ASK, mode="rec", cache=cache, max_new_tokens=5)
+    handle.remove()
+    assert (model.config.to_dict(), model.config._attn_implementation) == config
+    for _ in range(2):
+        again = recommender.respond(ASK, mode="rec", cache=cache, max_new_tokens=5)
+        assert again.text == expected.text
+        assert [i for i, _, _ in again.items] == [i for i, _, _ in expected.items]
+
+
+@pytest.mark.filterwarnings("ignore:.*can't decode beams as a token tree")
+def test_a_model_without_a_tree_takes_the_same_turn(recommender, monkeypatch):
+    """The long way round gives the same mode, items and words."""
+    expected = recommender.respond([ASK, LONGER], mode="rec", max_new_tokens=6)
+    free = recommender.respond([ASK, LONGER], max_new_tokens=2)
+    monkeypatch.setattr(turn_module, "capability", lambda model: Capability(None, "say"))
+    plain = recommender.respond([ASK, LONGER], mode="rec", max_new_tokens=6)
+    for a, b in zip(plain, expected, strict=True):
+        assert [i for i, _, _ in a.items] == [i for i, _, _ in b.items]
+        assert a.text == b.text
+    again = recommender.respond([ASK, LONGER], max_new_tokens=2)
+    for a, b in zip(again, free, strict=True):
+        assert a.rec_probability == pytest.approx(b.rec_probability, abs=1e-4)
