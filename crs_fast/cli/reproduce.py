@@ -27,6 +27,9 @@ def add(commands: Any) -> None:
     budget.add_argument("--minutes", type=float, help="training time of all runs together")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="tried on validation")
     parser.add_argument("--limit", type=int, help="only the first so many test dialogues")
+    parser.add_argument(
+        "--hold-out", type=float, default=0.0, help="cold start: share of test items to hold out"
+    )
     parser.add_argument("--no-replies", action="store_true", help="recommendation and mode only")
     parser.add_argument("--max-length", type=int, default=768)
     parser.add_argument("--tokens-per-batch", type=int, default=8192)
@@ -60,6 +63,7 @@ def run(args: Namespace) -> int:
         seeds=args.seeds,
         learning_rates=tuple(args.lr),
         limit=args.limit,
+        hold_out=args.hold_out,
         replies=not args.no_replies,
         sids=SidConfig(args.levels, args.codes, args.method, args.encoder),
         training=TrainConfig(

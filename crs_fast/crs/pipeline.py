@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import torch
 
 from crs_fast.crs.bundle import save_bundle
 from crs_fast.crs.co_mention import co_mention_embeddings
+from crs_fast.crs.cold_start import place_items
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import replacing, write_text
 from crs_fast.crs.sequence import ControlTokens
@@ -61,12 +62,14 @@ def make_catalogue(
     config: SidConfig | None = None,
     progress: bool = False,
     signals: Sequence[str] = ("text",),
+    held: Collection[str] = (),
 ) -> Catalogue:
     """Encode the items and quantize them to distinct semantic IDs.
 
     Args:
         signals: what an item's embedding is made of, side by side: "text" (the encoder's), and
             "co-mention" (see `co_mention_embeddings`; of the "train" split).
+        held: ids of items that the quantizer's fit may not see (see `crs_fast.crs.cold_start`).
     """
     config = config or SidConfig()
     parts = []
@@ -79,8 +82,15 @@ def make_catalogue(
         else:
             raise ValueError(f"make_catalogue: signals must be text or co-mention (got {signal!r})")
     embeddings = torch.cat(parts, 1)
-    quantizer, sids, report = build_sids(
-        embeddings, config.levels, config.codes, config.method, config.seed, progress
+    new = torch.tensor([item.item_id in held for item in dataset.items])
+    quantizer, fitted, report = build_sids(
+        embeddings[~new], config.levels, config.codes, config.method, config.seed, progress
+    )
+    sids = fitted.new_empty(len(new), config.levels)
+    sids[~new] = fitted
+    x = embeddings[new]
+    sids[new] = place_items(
+        quantizer.embed(x).cpu(), quantizer.encode(x).cpu(), quantizer.codebooks.cpu(), fitted
     )
     return Catalogue(embeddings, sids, quantizer, report)
 

@@ -12,6 +12,8 @@ TITLES = {
     "new-only": "New-only: targets not named before, named items filtered out",
     "free": "Free mode: the model chooses its mode, a wrong CHAT is a miss",
     "unseen": "Targets that no training dialogue names",
+    "held out": "Targets held out on purpose",
+    "held out, new-only": "Targets held out on purpose, new-only",
     "unseen, new-only": "Targets that no training dialogue names, new-only",
 }
 COLUMNS = ("R@1", "R@5", "R@10", "R@20", "R@50", "N@10", "M@10")

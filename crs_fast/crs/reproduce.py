@@ -29,6 +29,7 @@ import torch
 from crs_fast._version import __version__
 from crs_fast.crs.arms import Arm, Setting, choose_arms
 from crs_fast.crs.backbones import load_backbone, tiny_backbone
+from crs_fast.crs.cold_start import hold_out
 from crs_fast.crs.datasets import load_dataset
 from crs_fast.crs.datasets.jsonl import write_lines
 from crs_fast.crs.dialogue import CrsDataset
@@ -65,6 +66,7 @@ class Plan:
         tokens: training tokens a run, the same for every arm.
         learning_rates: tried on validation with seed 0 where there is more than one.
         limit: only the first so many dialogues of the test split (and of validation).
+        hold_out: share of the test targets' items to hold out (see `crs_fast.crs.cold_start`).
         replies: also write replies (BLEU, Distinct, invalid items).
         training: all else about training.
     """
@@ -77,6 +79,7 @@ class Plan:
     seeds: int = 1
     learning_rates: tuple[float, ...] = (1e-3,)
     limit: int | None = None
+    hold_out: float = 0.0
     replies: bool = True
     num_beams: int = 50
     max_new_tokens: int = 40
@@ -93,8 +96,8 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
     out = Path(out)
     arms = choose_arms(",".join(plan.arms))
     _write_config(plan, out)
-    dataset = load_dataset(plan.data, plan.root)
-    setting = make_setting(plan, dataset, out)
+    dataset, held = _dataset(plan)
+    setting = make_setting(plan, dataset, held, out)
     for seed in range(plan.seeds):
         for arm in arms:
             folder = out / "runs" / arm.name / f"seed{seed}"
@@ -103,11 +106,18 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
             say(f"{arm.name}, seed {seed}: {arm.about}")
             _run(plan, setting, arm, seed, folder, out, say, keep_models)
             if _first_process():
-                write_results(out, dataset)
+                write_results(out, dataset, held)
     return out
 
 
-def make_setting(plan: Plan, dataset: CrsDataset, out: Path | None = None) -> Setting:
+def _dataset(plan: Plan) -> tuple[CrsDataset, frozenset[str]]:
+    dataset = load_dataset(plan.data, plan.root)
+    return hold_out(dataset, plan.hold_out) if plan.hold_out else (dataset, frozenset())
+
+
+def make_setting(
+    plan: Plan, dataset: CrsDataset, held: frozenset[str] = frozenset(), out: Path | None = None
+) -> Setting:
     """The common ground of every arm; SIDs once made stay in `out`."""
 
     @cache
@@ -115,7 +125,7 @@ def make_setting(plan: Plan, dataset: CrsDataset, out: Path | None = None) -> Se
         folder = None if out is None else out / "catalogue" / "+".join(signals)
         if folder is not None and (folder / "sids.safetensors").is_file():
             return load_catalogue(folder, plan.sids.method)
-        made = make_catalogue(dataset, plan.sids, signals=signals)
+        made = make_catalogue(dataset, plan.sids, signals=signals, held=held)
         if folder is not None:
             save_catalogue(folder, made)
         return made
@@ -151,8 +161,7 @@ def _encoded(texts: tuple[str, ...]) -> torch.Tensor:
 def tokens_for(plan: Plan, minutes: float) -> int:
     """How many tokens a run may train on so that all training takes about `minutes`, by the speed
     of a few steps of the first arm that trains."""
-    dataset = load_dataset(plan.data, plan.root)
-    setting = make_setting(plan, dataset)
+    setting = make_setting(plan, *_dataset(plan))
     training = [arm for arm in choose_arms(",".join(plan.arms)) if arm.trains]
     if not training:
         return 1

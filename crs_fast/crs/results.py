@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from crs_fast.crs.score import (
 )
 
 BASE = "gcrs"  # what others are compared with
+FILTERED = f"{BASE} (named items filtered)"
 Runs = dict[str, list[list[Prediction]]]
 
 
@@ -40,8 +41,9 @@ def read_runs(out: Path, dataset: CrsDataset) -> Runs:
                 predictions = read_predictions(file, dataset.splits["test"])
                 runs.setdefault(arm + way, []).append(predictions)
     if BASE in runs:
-        runs[f"{BASE} (named items filtered)"] = [
-            [replace(p, ranking=_new(p), rec_probability=None) for p in run] for run in runs[BASE]
+        runs[FILTERED] = [
+            [replace(p, ranking=_new(p), rec_probability=None, reply=None) for p in run]
+            for run in runs[BASE]
         ]
     return runs
 
@@ -50,18 +52,29 @@ def _new(p: Prediction) -> list[str]:
     return [item for item in p.without_named() if item not in p.named]
 
 
-def write_results(out: Path, dataset: CrsDataset) -> dict[str, Any]:
-    """Write results.json, results.md and the plots; returns what the JSON holds."""
+def write_results(out: Path, dataset: CrsDataset, held: Collection[str] = ()) -> dict[str, Any]:
+    """Write results.json, results.md and the plots; returns what the JSON holds.
+
+    Args:
+        held: items held out on purpose; their targets get tables of their own.
+    """
     runs, seen = read_runs(out, dataset), named_items(dataset.splits["train"])
+    protocols = {name: (name, seen) for name in PROTOCOLS}
+    if held:
+        rest = {item.item_id for item in dataset.items} - set(held)
+        protocols |= {
+            "held out": ("unseen", rest),
+            "held out, new-only": ("unseen, new-only", rest),
+        }
     figures: dict[str, Any] = {"recommendation": {}, "differences": {}, "mode": {}, "text": {}}
-    for protocol in PROTOCOLS:
+    for protocol, (rule, known) in protocols.items():
         targets = {
-            name: [protocol_targets(p, protocol, seen) for p in predictions]
+            name: [protocol_targets(p, rule, known) for p in predictions]
             for name, predictions in runs.items()
-            if protocol != "free" or predictions[0][0].mode is not None
+            if _belongs(name, predictions[0], protocol)
         }
         figures["recommendation"][protocol] = {n: seed_figures(t) for n, t in targets.items()}
-        if BASE in targets and any(t.keys for t in targets[BASE]):
+        if len(targets) > 1 and BASE in targets and any(t.keys for t in targets[BASE]):
             figures["differences"][protocol] = {
                 f"{BASE} − {name}": paired_runs(targets[BASE], other)
                 for name, other in targets.items()
@@ -77,6 +90,13 @@ def write_results(out: Path, dataset: CrsDataset) -> dict[str, Any]:
     write_text(out / "results.md", results_markdown(figures))
     _plot(out / "results.png", figures["recommendation"])
     return figures
+
+
+def _belongs(name: str, predictions: Sequence[Prediction], protocol: str) -> bool:
+    if protocol == "free":
+        return any(p.mode is not None for p in predictions)
+    # Where named items are filtered out anyway, the filtered variant says nothing more.
+    return protocol in ("paper", "unseen", "held out") or name != FILTERED
 
 
 def seed_figures(runs: Sequence[Targets]) -> dict[str, Any]:
@@ -165,7 +185,7 @@ def _plot(path: Path, recommendation: dict[str, dict[str, dict[str, Any]]]) -> N
     for panel, (protocol, k) in zip(panels, [(p, k) for p in shown for k in (1, 10)], strict=True):
         methods = recommendation[protocol]
         for y, name in enumerate(names):
-            if methods[name]["n"]:
+            if methods.get(name, {}).get("n"):
                 value, (low, high) = (
                     methods[name][f"recall@{k}"],
                     methods[name][f"recall@{k} interval"],

@@ -135,3 +135,13 @@ def test_command(data, tmp_path, capsys):
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["recommendation"]["paper"]["sid-only"]["n"] == 7
     assert json.loads((tmp_path / "config.json").read_text())["tokens"] > 0
+
+
+def test_held_out_items_have_tables_of_their_own(data, tmp_path):
+    held = plan(data, arms=("gcrs", "popularity"), hold_out=0.5)
+    reproduce(held, tmp_path, lambda text: None)
+    found = json.loads((tmp_path / "results.json").read_text())["recommendation"]
+    n = found["held out"]["gcrs"]["n"]
+    assert 0 < n < found["paper"]["gcrs"]["n"]
+    # Every item is reachable: with as many beams as items all are ranked.
+    assert found["held out"]["gcrs"]["recall@10"] == 1.0
