@@ -28,6 +28,7 @@ import torch
 
 from crs_fast._version import __version__
 from crs_fast.crs.arms import Arm, Setting, choose_arms
+from crs_fast.crs.arms.joint import join
 from crs_fast.crs.backbones import load_backbone, tiny_backbone
 from crs_fast.crs.cold_start import hold_out
 from crs_fast.crs.datasets import load_dataset
@@ -120,15 +121,26 @@ def make_setting(
 ) -> Setting:
     """The common ground of every arm; SIDs once made stay in `out`."""
 
-    @cache
-    def catalogue(signals: tuple[str, ...]) -> Catalogue:
-        folder = None if out is None else out / "catalogue" / "+".join(signals)
+    def kept(name: str, make: Callable[[], Catalogue]) -> Catalogue:
+        folder = None if out is None else out / "catalogue" / name
         if folder is not None and (folder / "sids.safetensors").is_file():
             return load_catalogue(folder, plan.sids.method)
-        made = make_catalogue(dataset, plan.sids, signals=signals, held=held)
+        made = make()
         if folder is not None:
             save_catalogue(folder, made)
         return made
+
+    @cache
+    def catalogue(signals: tuple[str, ...]) -> Catalogue:
+        return kept(
+            "+".join(signals),
+            lambda: make_catalogue(dataset, plan.sids, signals=signals, held=held),
+        )
+
+    @cache
+    def joint() -> tuple[CrsDataset, Catalogue]:
+        both = join(dataset, load_dataset("redial", plan.root))
+        return both, kept("joint", lambda: make_catalogue(both, plan.sids, held=held))
 
     def backbone() -> Any:
         if plan.model != "tiny":
@@ -146,6 +158,7 @@ def make_setting(
         catalogue,
         backbone,
         plan.training,
+        joint,
         pretrained=plan.model != "tiny",
         num_beams=plan.num_beams,
         max_new_tokens=plan.max_new_tokens,
@@ -237,7 +250,7 @@ def _rate(plan: Plan, setting: Setting, arm: Arm, out: Path, say: Say) -> float:
 
 
 def _forget_checkpoints(folder: Path) -> None:
-    for checkpoint in (folder / "training").glob("checkpoint-*"):
+    for checkpoint in folder.rglob("checkpoint-*"):
         shutil.rmtree(checkpoint)
 
 

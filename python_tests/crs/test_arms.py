@@ -8,11 +8,12 @@ import torch
 from crs_fast.crs.arms import ARMS, Setting, choose_arms
 from crs_fast.crs.arms.align import alignment_instances
 from crs_fast.crs.arms.generative import extended, with_titles
+from crs_fast.crs.arms.joint import join
 from crs_fast.crs.arms.retrieval import RetrievalHead
 from crs_fast.crs.arms.titles import title_tokens
 from crs_fast.crs.backbones import tiny_backbone
 from crs_fast.crs.co_mention import co_mention_embeddings
-from crs_fast.crs.dialogue import CrsDataset, Item
+from crs_fast.crs.dialogue import CrsDataset, Dialogue, Item, Mention, Turn
 from crs_fast.crs.packing import collate_separate, label_logits, read_after, separate
 from crs_fast.crs.pipeline import Catalogue
 from crs_fast.crs.predict import predict, predict_in_words
@@ -32,6 +33,36 @@ def embeddings(n=8):
     return torch.randn(n, 16, generator=torch.Generator().manual_seed(0))
 
 
+OTHER = CrsDataset(
+    "other",
+    (Item("x", "Film 1", 1991), Item("y", "Elsewhere", 2001)),
+    {
+        "train": (
+            Dialogue(
+                "o",
+                (
+                    Turn("seeker", "Film 1?", (Mention("x", 0, 6),)),
+                    Turn("recommender", "no, Elsewhere", (Mention("y", 4, 13),)),
+                ),
+            ),
+        )
+    },
+)
+
+
+def joint():
+    both = join(DATASET, OTHER)
+    quantizer, sids, report = build_sids(embeddings(9), 3, 4, "rqkmeans")
+    return both, Catalogue(embeddings(9), sids, quantizer, report)
+
+
+def test_join():
+    both = join(DATASET, OTHER)
+    assert [item.item_id for item in both.items] == [*(i.item_id for i in ITEMS), "other:y"]
+    (dialogue,) = both.splits["train"]
+    assert [t.item_ids() for t in dialogue.turns] == [["i1"], ["other:y"]]
+
+
 @pytest.fixture(scope="module")
 def setting():
     x = embeddings()
@@ -41,6 +72,7 @@ def setting():
         lambda signals: Catalogue(x, sids, quantizer, report),
         lambda: tiny_backbone(TEXTS, hidden_size=32, layers=2, heads=2, vocab_size=300),
         TRAINING,
+        joint,
         pretrained=False,
         max_new_tokens=6,
     )
@@ -52,7 +84,7 @@ def test_every_arm_ranks_every_target_and_filters(arm, setting, tmp_path):
     assert (fitted.training is not None) == arm.trains
     if fitted.training is not None:
         # Batches differ in size: a budget is kept to within one.
-        assert abs(fitted.training.tokens - 1500) <= 300
+        assert abs(fitted.training.losses[-1]["tokens"] - 1500) <= 300
     answers = fitted.answer(DATASET.splits["test"], True)
     for way, predictions in answers.items():
         assert [(p.dialogue, p.turn) for p in predictions] == [(0, 0), (0, 2), (0, 4), (0, 6)]

@@ -1,17 +1,19 @@
 """Scoring a predictions file: figures counted by hand, and what a file may not be."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from crs_fast.cli import main
-from crs_fast.crs.datasets import write_dialogues, write_items
+from crs_fast.crs.datasets import load_dataset, write_dialogues, write_items
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.predictions import blank_predictions, read_predictions, write_predictions
 from crs_fast.crs.score import (
     mode_figures,
+    named_items,
     paired_difference,
     protocol_targets,
     recommendation_figures,
@@ -76,6 +78,18 @@ def test_mode_and_text_figures():
     assert text["distinct-1"] == pytest.approx(2 / 20)
     assert mode_figures(answers(1, modes=False)) == {}
     assert "free" not in recommendation_figures(DATASET, "test", answers(1, modes=False))
+
+
+@pytest.mark.data
+@pytest.mark.skipif("CRS_FAST_DATA" not in os.environ, reason="CRS_FAST_DATA is not set")
+@pytest.mark.parametrize(("name", "unseen", "new"), [("redial", 405, 372), ("inspired", 83, 75)])
+def test_targets_that_training_never_names(name, unseen, new):
+    """ReDial: 403 and 370 where the validation dialogues count as training."""
+    data = load_dataset(name)
+    predictions = blank_predictions(data.splits["test"])
+    seen = named_items(data.splits["train"])
+    assert len(protocol_targets(predictions, "unseen", seen).keys) == unseen
+    assert len(protocol_targets(predictions, "unseen, new-only", seen).keys) == new
 
 
 def test_paired_difference():

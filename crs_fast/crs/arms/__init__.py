@@ -28,18 +28,20 @@ _ALL: tuple[Arm, ...] = (
     GenerativeArm(
         "co-mention", "gcrs, SIDs of text and co-mentions", signals=("text", "co-mention")
     ),
+    GenerativeArm("redial-first", "gcrs, half its budget spent on ReDial first", joint=True),
 )
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 
 
 def choose_arms(names: str | None) -> list[Arm]:
-    """Arms by their names, joined by commas; all of them for None.
+    """Arms by their names, joined by commas; for None all but "redial-first", which is for
+    INSPIRED.
 
     Raises:
         ValueError: an unknown name.
     """
     if names is None:
-        return list(_ALL)
+        return [arm for arm in _ALL if arm.name != "redial-first"]
     wanted = names.split(",")
     unknown = [name for name in wanted if name not in ARMS]
     if unknown:

@@ -13,11 +13,11 @@ from crs_fast.crs.arms.align import alignment_instances
 from crs_fast.crs.arms.setting import Fitted, Setting
 from crs_fast.crs.arms.titles import TitleVocab, title_tokens, title_trie
 from crs_fast.crs.bundle import Bundle
-from crs_fast.crs.dialogue import Dialogue
+from crs_fast.crs.dialogue import Dialogue, Item
 from crs_fast.crs.pipeline import Catalogue
 from crs_fast.crs.predict import predict, predict_in_words
 from crs_fast.crs.predictions import Prediction
-from crs_fast.crs.sequence import GCRS, ControlTokens, Layout, SequenceBuilder, trie_sids
+from crs_fast.crs.sequence import GCRS, ControlTokens, Layout, SequenceBuilder
 from crs_fast.crs.token_rows import init_sid_rows, new_tokens
 from crs_fast.crs.train import TrainConfig, train_instances
 from crs_fast.trie import SidTrie, SidVocab
@@ -35,6 +35,8 @@ class GenerativeArm:
         code_noise: see `TrainConfig`.
         align: also train on item text -> SID and SID -> title.
         signals: what SIDs are made of: "text", "co-mention".
+        joint: spend half the budget on another data set's dialogues first; SIDs are of both
+            catalogues, and only the data set's own items can be recommended.
     """
 
     name: str
@@ -46,33 +48,34 @@ class GenerativeArm:
     code_noise: float = 0.0
     align: bool = False
     signals: tuple[str, ...] = ("text",)
+    joint: bool = False
     trains = True
 
     def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
-        catalogue = setting.catalogue(self.signals)
-        if self.titles:
-            bundle = with_titles(setting, config, self.layout)
-        else:
-            bundle = extended(setting, config, catalogue, self.layout, self.informed_rows)
-        groups = [bundle.builder.instances(d) for d in setting.dataset.splits["train"]]
-        if self.align:
-            groups += alignment_instances(bundle.builder, bundle.items)
         config = replace(
             config,
             embeddings="all" if self.all_rows or not setting.pretrained else "new",
             code_noise=self.code_noise,
         )
-        result = train_instances(
-            bundle.model,
-            [group for group in groups if group],
-            new_rows=new_tokens(bundle.vocab, bundle.control),
-            pad_id=bundle.builder.eos,
-            output_dir=folder,
-            config=config,
-            codes=bundle.vocab.token_ids,
-            resume=True,
-            progress=setting.progress,
-        )
+        bundle, stages = self._stages(setting, config)
+        tokens = 0
+        for number, dialogues in enumerate(stages):
+            groups = [bundle.builder.instances(d) for d in dialogues]
+            if self.align:
+                groups += alignment_instances(bundle.builder, bundle.items)
+            result = train_instances(
+                bundle.model,
+                [group for group in groups if group],
+                new_rows=new_tokens(bundle.vocab, bundle.control),
+                pad_id=bundle.builder.eos,
+                output_dir=folder / f"before{number}" if number + 1 < len(stages) else folder,
+                config=replace(config, max_tokens=(config.max_tokens or 0) // len(stages) or None),
+                codes=bundle.vocab.token_ids,
+                resume=True,
+                progress=setting.progress,
+            )
+            tokens += int(result.losses[-1]["tokens"])
+        result.losses[-1]["tokens"] = tokens
 
         def answer(dialogues: Sequence[Dialogue], replies: bool) -> dict[str, list[Prediction]]:
             common: dict[str, Any] = dict(
@@ -89,6 +92,22 @@ class GenerativeArm:
 
         return Fitted(answer, result)
 
+    def _stages(
+        self, setting: Setting, config: TrainConfig
+    ) -> tuple[Bundle, list[Sequence[Dialogue]]]:
+        """The system before training, and the dialogues to train on, one after the other."""
+        own = setting.dataset.splits["train"]
+        if self.titles:
+            return with_titles(setting, config, self.layout), [own]
+        if not self.joint:
+            catalogue = setting.catalogue(self.signals)
+            return extended(setting, config, catalogue, self.layout, self.informed_rows), [own]
+        if setting.joint is None:
+            raise ValueError(f"{self.name}: the experiment must have data to train on first")
+        both, catalogue = setting.joint()
+        bundle = extended(setting, config, catalogue, self.layout, items=both.items)
+        return bundle, [both.splits["train"], own]
+
 
 def extended(
     setting: Setting,
@@ -96,21 +115,28 @@ def extended(
     catalogue: Catalogue,
     layout: Layout,
     informed_rows: bool = True,
+    items: Sequence[Item] = (),
 ) -> Bundle:
-    """The backbone with tokens for SIDs and modes, not yet trained."""
+    """The backbone with tokens for SIDs and modes, not yet trained.
+
+    Args:
+        items: of the catalogue's rows, the data set's first; default those of the data set. Only
+            the data set's can be recommended.
+    """
     model, tokenizer = setting.backbone()
-    items = setting.dataset.items
+    own, items = setting.dataset.items, items or setting.dataset.items
     levels, codes = catalogue.sids.shape[1], int(catalogue.quantizer.codebooks.shape[1])
     vocab = SidVocab.extend(tokenizer, model, levels, codes)
     control = ControlTokens.extend(tokenizer, model)
-    trie = SidTrie.from_sids(catalogue.sids, [item.item_id for item in items])
+    trie = SidTrie.from_sids(catalogue.sids[: len(own)], [item.item_id for item in own])
+    sids = {item.item_id: row for item, row in zip(items, catalogue.sids.tolist(), strict=True)}
     known = catalogue.embeddings, catalogue.sids
     if not informed_rows:
         # Without items below it, a code's row is the old rows' mean and noise.
         known = catalogue.embeddings[:0], catalogue.sids[:0]
     init_sid_rows(model, vocab, control, *known, seed=config.seed)
-    builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), config.max_length, layout)
-    return Bundle(model, tokenizer, trie, vocab, control, items, builder, None)
+    builder = SequenceBuilder(tokenizer, vocab, control, sids, config.max_length, layout)
+    return Bundle(model, tokenizer, trie, vocab, control, own, builder, None)
 
 
 def with_titles(setting: Setting, config: TrainConfig, layout: Layout) -> Bundle:

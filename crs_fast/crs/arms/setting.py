@@ -25,6 +25,7 @@ class Setting:
 
     dataset: catalogue and dialogues
     catalogue: makes the items' SIDs from the names of their signals, ("text",) by default; cached
+    joint: the data set joined with another to train on first (see `join`), and its SIDs; cached
     backbone: loads the language model afresh
     training: seed and learning rate are the run's, the rest is everybody's
     pretrained: whether the backbone knows a language already
@@ -35,6 +36,7 @@ class Setting:
     catalogue: Callable[[tuple[str, ...]], Catalogue]
     backbone: Callable[[], Backbone]
     training: TrainConfig
+    joint: Callable[[], tuple[CrsDataset, Catalogue]] | None = None
     pretrained: bool = True
     num_beams: int = 50
     max_new_tokens: int = 40
