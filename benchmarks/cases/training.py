@@ -26,10 +26,10 @@ from .case import Case, Ways
 
 SHAPES = {
     ("toy", "cpu"): dict(hidden_size=32, layers=1, heads=2, vocab_size=300),
-    ("full", "cpu"): dict(hidden_size=384, layers=4, heads=6, vocab_size=4096),
+    ("full", "cpu"): dict(hidden_size=256, layers=4, heads=4, vocab_size=4096),
     ("full", "cuda"): dict(hidden_size=576, layers=30, heads=9, vocab_size=4096),
 }
-DIALOGUES = {("toy", "cpu"): 2, ("full", "cpu"): 16, ("full", "cuda"): 256}
+DIALOGUES = {("toy", "cpu"): 2, ("full", "cpu"): 8, ("full", "cuda"): 256}
 
 
 def training(size: str, device: str) -> tuple[str, Ways]:

@@ -1,7 +1,6 @@
 """Scoring a predictions file: figures counted by hand, and what a file may not be."""
 
 import json
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -81,7 +80,6 @@ def test_mode_and_text_figures():
 
 
 @pytest.mark.data
-@pytest.mark.skipif("CRS_FAST_DATA" not in os.environ, reason="CRS_FAST_DATA is not set")
 @pytest.mark.parametrize(("name", "unseen", "new"), [("redial", 405, 372), ("inspired", 83, 75)])
 def test_targets_that_training_never_names(name, unseen, new):
     """ReDial: 403 and 370 where the validation dialogues count as training."""
