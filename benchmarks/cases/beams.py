@@ -20,11 +20,11 @@ LEVELS = 4
 class System:
     """A random model, a catalogue, prompts, and Hugging Face's ways to search them."""
 
-    def __init__(self, size: str, device: str, prompt: int, beams: int) -> None:
+    def __init__(self, size: str, device: str, prompt: int, beams: int, batch: int = 2) -> None:
         full, cuda = size == "full", device == "cuda"
         self.beams = beams if full else 4
         self.prompt = prompt if full else 8
-        self.batch = (8 if cuda else 2) if full else 2
+        self.batch = (8 if cuda else batch) if full else 2
         items, codes = (1_000_000 if cuda else 20_000, 256) if full else (200, 8)
         self.words = (151_936 if cuda else 49_152) if full else 200
         trie, self.vocab = catalogue(items, LEVELS, codes, self.words)
@@ -144,7 +144,7 @@ def beams(num_beams: int, size: str, device: str) -> tuple[str, Ways]:
 
 def turn(size: str, device: str) -> tuple[str, Ways]:
     """Mode, item and words: three `generate` calls, and one prefill."""
-    of = System(size, device, 512, 50)
+    of = System(size, device, 512, 50, batch=1)
     words = 32 if size == "full" else 4
     modes = of.ids.new_tensor([3, 4])
 

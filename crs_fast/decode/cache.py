@@ -26,9 +26,7 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        before = self.get_seq_length()
+        before = self.get_seq_length() if self.is_initialized else 0
         length = before + key_states.shape[-2]
         # A base-class method (reorder, select) may have put other tensors in place of the views.
         ours = self.keys is self._views[0] and self.values is self._views[1]
@@ -37,6 +35,7 @@ class GrowingLayer(DynamicLayer):
                 self._grown(self.keys, key_states, before, length),
                 self._grown(self.values, value_states, before, length),
             )
+        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
         keys, values = self._buffers
         keys[..., before:length, :] = key_states
         values[..., before:length, :] = value_states

@@ -108,6 +108,8 @@ def generate_beams(
         pad_token_id=filler,
         return_dict_in_generate=True,
         output_scores=True,
+        # Recurrent states are not reordered with the beams before transformers 5.
+        use_cache=not getattr(model, "_is_stateful", False),
     )
     scores = BeamScores(trie, vocab, filters, ids.shape[1], filler, normalize, temperature)
     out = model.generate(  # type: ignore[operator]

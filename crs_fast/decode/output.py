@@ -47,7 +47,9 @@ def _items(
     batch, beams, levels = sids.shape
     begin, end = trie.item_ranges(sids.reshape(batch * beams, levels).cpu())
     spans = torch.stack([begin, end], 1).view(batch, beams, 2).tolist()
-    masks = None if filters is None else filters.mask().cpu()
+    # A beam's only item is allowed, or there would be no beam: most catalogues need no look-up.
+    several = bool((end - begin > 1).any())
+    masks = filters.mask().cpu() if filters is not None and several else None
     items: list[list[int | str]] = []
     item_scores: list[list[float]] = []
     for request, (mine, values) in enumerate(zip(spans, scores.tolist(), strict=True)):

@@ -28,7 +28,8 @@ class TreeModel:
         from .tree_view import tree_view
 
         self.model = model
-        self.decoder = model.get_decoder()
+        # Up to transformers 4.57 some models name themselves, head and all.
+        self.decoder = model.get_decoder().base_model
         self.head = LmHead(model)
         self.view = tree_view(self.decoder) if attention == "tree" else None
 

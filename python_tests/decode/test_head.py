@@ -23,7 +23,7 @@ KINDS = [
 
 def own_logits(model, ids):
     with torch.no_grad():
-        decoder = model.get_decoder()
+        decoder = model.get_decoder().base_model
         return decoder(input_ids=ids).last_hidden_state[0], model(input_ids=ids).logits[0]
 
 
