@@ -216,7 +216,8 @@ def read_after(
     tokens_per_batch: int,
     pad_id: int = 0,
 ) -> torch.Tensor:
-    """What a model expects after each context, contexts of one group on one trunk.
+    """What a model expects after each context, contexts of one group on one trunk where the model
+    can read them so.
 
     Args:
         contexts: C token sequences.
@@ -227,13 +228,16 @@ def read_after(
     Returns:
         [C, ...] on the CPU, row i for context i.
     """
+    few = [Instance(0, None, tuple(context), (0,)) for context in contexts[:4]]
+    packed = packing_is_exact(model, few, max(map(len, contexts), default=0))
+    arrange, together = (pack, collate) if packed else (separate, collate_separate)
     packs: list[Packed] = []
     for _, members in itertools.groupby(range(len(contexts)), key=groups.__getitem__):
         # A response of one token is only a label, so it can carry the context's number.
-        packs += pack(Instance(i, None, tuple(contexts[i]), (i,)) for i in members)
+        packs += arrange([Instance(i, None, tuple(contexts[i]), (i,)) for i in members])
     rows: dict[int, torch.Tensor] = {}
-    for together in batches(packs, tokens_per_batch, range(len(packs))):
-        batch = {k: v.to(model.device) for k, v in collate(together, pad_id).items()}
+    for some in batches(packs, tokens_per_batch, range(len(packs))):
+        batch = {k: v.to(model.device) for k, v in together(some, pad_id).items()}
         logits, numbers = label_logits(model, batch)
         rows |= dict(zip(numbers.tolist(), read(logits).cpu(), strict=True))
     return torch.stack([rows[i] for i in range(len(contexts))])

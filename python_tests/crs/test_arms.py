@@ -130,15 +130,24 @@ def test_layouts_write_what_they_say(name, setting):
     assert all(i.response[-1] == builder.eos for i in instances)
 
 
-def test_read_after_equals_one_forward_a_context(setting):
+@pytest.mark.parametrize("architecture", ["llama", "bloom"])
+def test_read_after_equals_one_forward_a_context(setting, architecture):
+    """Bloom takes no tree, so its contexts are read one by one."""
     bundle = extended(setting, TRAINING, setting.catalogue(("text",)), GCRS)
+    model = bundle.model
+    if architecture == "bloom":
+        from transformers import BloomConfig, BloomForCausalLM
+
+        shape = dict(vocab_size=len(bundle.tokenizer), hidden_size=32, n_layer=2, n_head=2)
+        torch.manual_seed(0)
+        model = BloomForCausalLM(BloomConfig(**shape)).eval()
     turns = DIALOGUE.turns
     contexts = [bundle.builder.context(turns[:n]) for n in (0, 2, 4, 6)]
     contexts.append(bundle.builder.context(dialogues(1)[0].turns[:3]))
-    got = read_after(bundle.model, contexts, [0, 0, 0, 0, 1], lambda x: x, 10_000)
+    got = read_after(model, contexts, [0, 0, 0, 0, 1], lambda x: x, 10_000)
     for row, context in zip(got, contexts, strict=True):
         with torch.no_grad():
-            expected = bundle.model(torch.tensor([context])).logits[0, -1]
+            expected = model(torch.tensor([context])).logits[0, -1]
         torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-4)
 
 
