@@ -261,3 +261,11 @@ def test_two_fits_with_one_seed_give_the_same_ranks(setting, tmp_path):
         for i in range(2)
     ]  # fmt: skip
     assert ranks[0] == ranks[1]
+
+
+def test_lora_serves_the_generative_arms(setting, tmp_path):
+    config = replace(TRAINING, lora_rank=2)
+    (answer,) = ARMS["gcrs"].fit(setting, tmp_path, config).answer((DIALOGUE,), True).values()
+    assert len(answer[1].ranking) == 8
+    with pytest.raises(ValueError, match="lora_rank must be None"):
+        ARMS["retrieval"].fit(setting, tmp_path, config)

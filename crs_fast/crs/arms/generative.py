@@ -74,6 +74,7 @@ class GenerativeArm:
                 resume=True,
                 progress=setting.progress,
             )
+            bundle = replace(bundle, model=result.model)
             tokens += int(result.losses[-1]["tokens"])
         result.losses[-1]["tokens"] = tokens
 

@@ -99,6 +99,8 @@ class RetrievalArm:
     trains = True
 
     def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
+        if config.lora_rank:
+            raise ValueError("retrieval: lora_rank must be None (its head has to train too)")
         bundle = extended(setting, config, setting.catalogue(("text",)), Layout(words=False))
         index = {item.item_id: i for i, item in enumerate(bundle.items)}
         torch.manual_seed(config.seed)
