@@ -49,7 +49,10 @@ def run(args: Namespace) -> int:
         theirs = read_predictions(args.against, dialogues)
         seen = named_items(dataset.splits["train"])
         figures["against"] = {
-            protocol: paired_difference(ours, theirs, protocol, seen=seen) for protocol in PROTOCOLS
+            protocol: paired_difference(ours, theirs, protocol, seen=seen)
+            for protocol in PROTOCOLS
+            # A system that chooses no mode has no free mode to compare.
+            if protocol != "free" or all(any(p.mode for p in side) for side in (ours, theirs))
         }
         print(f"### Against {args.against}\n")
         print(difference_table(figures["against"]))
