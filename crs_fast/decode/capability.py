@@ -15,8 +15,9 @@ from .tree_model import TreeModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Largest difference between tree and sequential logits, relative to the logits' spread.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+# Of the difference between tree and sequential logits, in units of the logits' spread. A wrong mask
+# (ALiBi) is off by half a spread, SmolLM2-135M by 4e-6, 0.01 and 0.06.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.2}
 
 
 class Capability(NamedTuple):
@@ -98,7 +99,7 @@ def _probe(model: PreTrainedModel) -> Capability:
 
 
 def _tree_error(model: PreTrainedModel, attention: str) -> float:
-    """The largest difference of logits between a two-level tree and sequential passes."""
+    """How far the logits of a two-level tree are from those of sequential passes."""
     from .tree_view import TreeState
 
     generator = torch.Generator().manual_seed(0)
@@ -112,26 +113,29 @@ def _tree_error(model: PreTrainedModel, attention: str) -> float:
     prompt = Prompt.of(lm, ids, mask)
     own = torch.arange(6, device=model.device).expand(2, 6)
     lengths = mask.sum(1, keepdim=True)
-    got = [prompt.logits()[:, None]]
+    some = draw[0].unique()  # tokens whose rows of the head are asked for alone
+    got = [(prompt.logits()[:, None], prompt.logits(some)[:, None])]
     for depth, (tokens, ancestors) in enumerate(
         ((first, own[..., None]), (second, torch.stack([parents, own + 6], 2)))
     ):
         state = TreeState(ancestors, prompt.length, prompt.visible)
-        hidden = prompt.grow(tokens, (lengths + depth).expand(2, 6), state)
-        got.append(lm.head(hidden.flatten(0, 1)).view(2, 6, -1))
-        some = draw[0].unique()
-        rows = lm.head(hidden.flatten(0, 1), some).view(2, 6, -1)
-        torch.testing.assert_close(rows, got[-1][..., some], rtol=1e-2, atol=1e-2)
+        hidden = prompt.grow(tokens, (lengths + depth).expand(2, 6), state).flatten(0, 1)
+        got.append((lm.head(hidden).view(2, 6, -1), lm.head(hidden, some).view(2, 6, -1)))
 
     worst = 0.0
     for row in range(2):
         start = ids[row][mask[row]].expand(6, -1)
         paths = torch.cat([start, first[row, parents[row], None], second[row, :, None]], 1)
         wanted = model(input_ids=paths, use_cache=False).logits[:, start.shape[1] - 1 :].float()
-        spread = float(wanted.std())
-        for depth, logits in enumerate(got):
-            mine = logits[row].float()
-            if depth == 1:
-                mine = mine[parents[row]]
-            worst = max(worst, float((mine - wanted[:, depth]).abs().max()) / spread)
+        beams = [slice(None), parents[row], slice(None)]  # which of them each path goes through
+        for depth, (whole, few) in enumerate(got):
+            expected = wanted[:, depth]
+            for mine, theirs in ((whole, expected), (few, expected[:, some])):
+                worst = max(worst, _error(mine[row][beams[depth]].float(), theirs))
     return worst
+
+
+def _error(mine: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Root mean square over the tokens, of the worst position, in units of `theirs`' spread."""
+    error = (mine - theirs).square().mean(1).sqrt().max()
+    return float(error / theirs.std().clamp(min=1e-6))

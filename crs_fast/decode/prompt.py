@@ -86,7 +86,7 @@ class Prompt:
         if mask is None:
             mask = torch.ones_like(ids, dtype=torch.bool)
         else:
-            self.padded = True
+            self.padded |= not bool(mask.all())
         self.ids = torch.cat([self.ids, ids], 1)
         self.mask = torch.cat([self.mask, mask], 1)
         positions = (self.mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
