@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crs_fast.quantize.collisions import resolve_collisions
+from crs_fast.quantize.collisions import add_disambiguation_level, resolve_collisions
 from crs_fast.quantize.metrics import quantization_report
 from crs_fast.quantize.sinkhorn import sinkhorn_codes
 from crs_fast.quantize.text_encoder import encode_texts
@@ -26,6 +26,7 @@ __all__ = [
     "RQKMeansConfig",
     "RQVAEConfig",
     "ResidualQuantizer",
+    "add_disambiguation_level",
     "build_sids",
     "encode_texts",
     "quantization_report",

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from crs_fast.ops.codebook import residual_lookup
+from crs_fast.ops.collisions import place_colliding
 
 
-def resolve_collisions(x: Any, codes: Any, codebooks: Any) -> torch.Tensor:
+def resolve_collisions(x: Any, codes: Any, codebooks: Any, occupied: Any = None) -> torch.Tensor:
     """Give items that share a SID SIDs of their own; all other items keep theirs.
 
         for group in groups of items with one SID, by lowest item index:
@@ -24,107 +23,119 @@ def resolve_collisions(x: Any, codes: Any, codebooks: Any) -> torch.Tensor:
     redoes the levels after it. Ties go to the lower item index and the lower code. Distances are
     squared Euclidean, in float64.
 
+    With `occupied`, new items join a frozen catalogue: its SIDs are never given, and an item
+    encoded to one of them moves like a colliding item. No item of the catalogue moves.
+
     Args:
         x: float [N, D], items in the codebooks' space (`quantizer.embed(...)`).
         codes: int [N, L], as encoded.
         codebooks: float [L, K, D].
+        occupied: int [M, L], SIDs that items outside x hold, or None.
 
     Returns:
-        sids int64 [N, L], all rows distinct, on codes' device.
+        sids int64 [N, L], all rows distinct and none occupied, on codes' device.
 
     Raises:
         ValueError: shapes that do not fit, codes outside [0, K), x or codebooks not finite, or
-            N > K ** L, so that no assignment exists.
+            more items than free SIDs, so that no assignment exists.
 
     Source: Zhang, Liu, Long 2026 (GCRS, arXiv 2605.21987), appendix A. Open there: residuals are
     recomputed after backing up, and items are ranked once, at the last level.
     """
     device = codes.device if isinstance(codes, torch.Tensor) else torch.device("cpu")
     points, given, books = _checked(x, codes, codebooks)
-    sids, groups = given.copy(), _colliding(given)
-    if groups:
-        members = np.concatenate(groups)
-        confidence = dict(
-            zip(members.tolist(), _last_level(points[members], given[members], books), strict=True)
-        )
-        tree = _Occupancy(np.unique(given, axis=0), books.shape[1])
-        for group in groups:
-            shared = given[group[0]].tolist()
-            tree.add(shared, -1)
-            for item in sorted(group.tolist(), key=lambda i: (confidence[i], i)):
-                sid = _nearest_free(points[item], shared, books, tree)
-                tree.add(sid, 1)
-                sids[item] = sid
+    held = _occupied(occupied, books, len(given))
+    sids = place_colliding(points, books, given, _colliding(given, held), held)
     return torch.from_numpy(sids).to(device)
 
 
-class _Occupancy:
-    """How many SIDs are held below every prefix. A prefix is its number in base K: exact, since
-    Python integers do not overflow."""
+def add_disambiguation_level(codes: Any, occupied: Any = None) -> torch.Tensor:
+    """Tell items of one SID apart by one more level, counting them from 0 (TIGER's way).
 
-    def __init__(self, held: np.ndarray, num_codes: int) -> None:
-        self.num_codes, self.levels = num_codes, held.shape[1]
-        self.counts: list[defaultdict[int, int]] = []
-        wide = num_codes**self.levels > np.iinfo(np.int64).max
-        keys = np.zeros(len(held), dtype=object if wide else np.int64)
-        for level in range(self.levels):
-            keys = keys * num_codes + held[:, level]
-            names, counts = np.unique(keys, return_counts=True)
-            pairs = zip(names.tolist(), counts.tolist(), strict=True)
-            self.counts.append(defaultdict(int, pairs))
+    The new level's codes carry no meaning, and it needs as many as the largest bucket has items;
+    `resolve_collisions` needs no extra level.
 
-    def add(self, sid: list[int], change: int) -> None:
-        key = 0
-        for level, code in enumerate(sid):
-            key = key * self.num_codes + code
-            self.counts[level][key] += change
+    Args:
+        codes: int [N, L], as encoded, not negative.
+        occupied: int [M, L + 1], SIDs of a frozen catalogue; counting goes on after the highest
+            code each of them has.
 
-    def full(self, prefix: list[int]) -> np.ndarray:
-        """Which children of a prefix have no room, bool [K]."""
-        depth, key = len(prefix), 0
-        for code in prefix:
-            key = key * self.num_codes + code
-        room = self.num_codes ** (self.levels - depth - 1)
-        counts, first = self.counts[depth], key * self.num_codes
-        return np.array([counts.get(first + c, 0) >= room for c in range(self.num_codes)])
+    Returns:
+        sids int64 [N, L + 1], all rows distinct and none occupied, on codes' device.
+
+    Raises:
+        ValueError: codes or occupied are not int of these shapes, or negative.
+
+    Source: Rajput et al. 2023 (TIGER, arXiv 2305.05065), section 3.1.
+    """
+    given = torch.as_tensor(codes)
+    held = (
+        given.new_empty(0, given.shape[-1] + 1) if occupied is None else torch.as_tensor(occupied)
+    )
+    for name, value, width in (("codes", given, None), ("occupied", held, given.shape[-1] + 1)):
+        if value.is_floating_point() or value.ndim != 2 or width not in (None, value.shape[1]):
+            raise ValueError(
+                f"add_disambiguation_level: {name} must be int [n, {width or 'L'}] "
+                f"(got {value.dtype}, shape {tuple(value.shape)})"
+            )
+        if value.numel() and int(value.min()) < 0:
+            raise ValueError(f"add_disambiguation_level: {name} must not be negative")
+    if not len(given):
+        return given.new_empty(0, given.shape[1] + 1).long()
+    held = held.to(given.device)
+    both = torch.cat([held[:, :-1], given]).cpu().numpy()
+    _, bucket = np.unique(both, axis=0, return_inverse=True)
+    bucket = bucket.reshape(-1)
+    first = np.zeros(bucket.max() + 1, dtype=np.int64)
+    np.maximum.at(first, bucket[: len(held)], held[:, -1].cpu().numpy() + 1)
+    mine = bucket[len(held) :]
+    order = np.argsort(mine, kind="stable")
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(mine[order])) + 1])
+    sizes = np.diff(np.append(starts, len(order)))
+    number = np.empty(len(mine), dtype=np.int64)
+    number[order] = np.arange(len(order)) - np.repeat(starts, sizes)
+    extra = torch.from_numpy(first[mine] + number).to(given.device)
+    return torch.cat([given.long(), extra[:, None]], 1)
 
 
-def _nearest_free(
-    point: np.ndarray, shared: list[int], books: np.ndarray, tree: _Occupancy
-) -> list[int]:
-    """The SID of one item of a group: back up while there is no room, then down by distance."""
-    prefix = shared[:-1]
-    while (full := tree.full(prefix)).all():
-        prefix = prefix[:-1]
-    rest = point - sum(books[level, code] for level, code in enumerate(prefix))
-    while True:
-        distance = np.square(books[len(prefix)] - rest).sum(-1)  # [K]
-        code = int(np.where(full, np.inf, distance).argmin())
-        rest = rest - books[len(prefix), code]
-        prefix = [*prefix, code]
-        if len(prefix) == tree.levels:
-            return prefix
-        full = tree.full(prefix)
-
-
-def _colliding(codes: np.ndarray) -> list[np.ndarray]:
-    """Item indices of every SID held twice or more, groups by lowest index, each ascending."""
+def _colliding(codes: np.ndarray, occupied: np.ndarray) -> list[np.ndarray]:
+    """Item indices of every SID held twice or more, or occupied; groups by lowest index, each
+    ascending."""
     if not len(codes):
         return []
-    _, which, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    _, which = np.unique(np.concatenate([codes, occupied]), axis=0, return_inverse=True)
     which = which.reshape(-1)
-    order = np.argsort(which, kind="stable")
-    groups = np.split(order, np.cumsum(counts)[:-1])
-    return sorted((g for g in groups if len(g) > 1), key=lambda g: int(g[0]))
+    mine = which[: len(codes)]
+    move = (np.bincount(which) > 1)[mine]
+    order = np.argsort(mine, kind="stable")
+    order = order[move[order]]
+    groups = np.split(order, np.flatnonzero(np.diff(mine[order])) + 1) if len(order) else []
+    return sorted(groups, key=lambda g: int(g[0]))
 
 
-def _last_level(points: np.ndarray, codes: np.ndarray, books: np.ndarray) -> list[float]:
-    """Squared distance of every item's last residual to its nearest codeword, [n]."""
-    rest = points.copy()
-    for level in range(len(books) - 1):
-        rest -= books[level, codes[:, level]]
-    _, left = residual_lookup(torch.from_numpy(rest), torch.from_numpy(books[-1:]))
-    return left.square().sum(-1).tolist()
+def _occupied(occupied: Any, books: np.ndarray, rows: int) -> np.ndarray:
+    levels, num_codes, _ = books.shape
+    if occupied is None:
+        held = np.empty((0, levels), dtype=np.int64)
+    else:
+        value = torch.as_tensor(occupied).detach().cpu()
+        if value.is_floating_point() or value.ndim != 2 or value.shape[1] != levels:
+            raise ValueError(
+                f"resolve_collisions: occupied must be int [M, {levels}] "
+                f"(got {value.dtype}, shape {tuple(value.shape)})"
+            )
+        held = np.unique(value.long().numpy(), axis=0)
+    if len(held) and not 0 <= int(held.min()) <= int(held.max()) < num_codes:
+        raise ValueError(
+            f"resolve_collisions: occupied must lie in [0, {num_codes}) "
+            f"(got [{int(held.min())}, {int(held.max())}])"
+        )
+    if rows + len(held) > num_codes**levels:
+        raise ValueError(
+            f"resolve_collisions: codes must hold at most K ** L - M = "
+            f"{num_codes**levels - len(held)} items (got {rows})"
+        )
+    return held
 
 
 def _checked(x: Any, codes: Any, codebooks: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -153,10 +164,5 @@ def _checked(x: Any, codes: Any, codebooks: Any) -> tuple[np.ndarray, np.ndarray
         raise ValueError(
             f"resolve_collisions: codes must lie in [0, {num_codes}) "
             f"(got [{int(given.min())}, {int(given.max())}])"
-        )
-    if rows > num_codes**levels:
-        raise ValueError(
-            f"resolve_collisions: codes must hold at most K ** L = {num_codes**levels} items "
-            f"(got {rows})"
         )
     return points, given.long().numpy(), books

@@ -4,8 +4,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crs_fast.ops import reference_collisions
 from crs_fast.ops.codebook import residual_lookup
-from crs_fast.quantize import resolve_collisions
+from crs_fast.ops.collisions import place_colliding
+from crs_fast.quantize import add_disambiguation_level, resolve_collisions
+from crs_fast.quantize.collisions import _colliding
 
 
 def test_by_hand():
@@ -88,6 +91,62 @@ def test_properties(data):
     assert {tuple(s) for s in sids.tolist()} >= set(held)
     # Resolved SIDs have no collisions left to move.
     assert torch.equal(resolve_collisions(x, sids, books), sids)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_native_equals_the_oracle_and_moves_nobody_else(data):
+    k, levels, dim = (data.draw(st.integers(*r)) for r in ((1, 4), (1, 4), (1, 3)))
+    space = k**levels
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    m = data.draw(st.integers(0, min(space, 40)))
+    n = data.draw(st.integers(0, min(space - m, 40)))
+    every = np.stack(np.unravel_index(rng.permutation(space)[:m], (k,) * levels), -1)
+    occupied = every.reshape(m, levels).astype(np.int64)
+    x = rng.integers(-2, 3, (n, dim)).astype(np.float64)
+    books = rng.integers(-2, 3, (levels, k, dim)).astype(np.float64)
+    codes = residual_lookup(torch.from_numpy(x), torch.from_numpy(books))[0].numpy()
+    groups = _colliding(codes, occupied)
+    want = reference_collisions.place_colliding(x, books, codes, groups, occupied)
+    assert np.array_equal(place_colliding(x, books, codes, groups, occupied), want)
+    sids = resolve_collisions(x, codes, books, occupied=occupied)
+    assert np.array_equal(sids.numpy(), want)
+    held = {tuple(sid) for sid in occupied.tolist()}
+    given = [tuple(sid) for sid in sids.tolist()]
+    assert len(set(given)) == n
+    assert not held & set(given)
+    before = [tuple(c) for c in codes.tolist()]
+    for old, new in zip(before, given, strict=True):
+        if before.count(old) == 1 and old not in held:
+            assert old == new
+
+
+def test_new_items_join_a_frozen_catalogue():
+    books = torch.tensor([[[0.0], [10.0]], [[0.0], [1.0]]])
+    # (0, 0) is taken, so the one new item encoded there takes the nearest free, (0, 1).
+    assert resolve_collisions([[0.1]], [[0, 0]], books, occupied=[[0, 0]]).tolist() == [[0, 1]]
+    # With (0, 1) taken too it leaves the first codeword: 0.1 - 10 is nearest to 0.
+    taken = [[0, 0], [0, 1]]
+    assert resolve_collisions([[0.1]], [[0, 0]], books, occupied=taken).tolist() == [[1, 0]]
+    with pytest.raises(ValueError, match=r"at most K .* 1 items"):
+        resolve_collisions([[0.1]] * 2, [[0, 0]] * 2, books, occupied=[*taken, [1, 1]])
+    with pytest.raises(ValueError, match=r"occupied must be int \[M, 2\]"):
+        resolve_collisions([[0.1]], [[0, 0]], books, occupied=[[0]])
+    with pytest.raises(ValueError, match="occupied must lie in"):
+        resolve_collisions([[0.1]], [[0, 0]], books, occupied=[[0, 2]])
+
+
+def test_disambiguation_level():
+    codes = torch.tensor([[1, 2], [0, 0], [1, 2], [1, 2], [0, 1]])
+    sids = add_disambiguation_level(codes)
+    assert sids.tolist() == [[1, 2, 0], [0, 0, 0], [1, 2, 1], [1, 2, 2], [0, 1, 0]]
+    joined = add_disambiguation_level(codes[:3], occupied=sids[[0, 3, 4]])
+    assert joined.tolist() == [[1, 2, 3], [0, 0, 0], [1, 2, 4]]
+    assert add_disambiguation_level(codes[:0]).shape == (0, 3)
+    with pytest.raises(ValueError, match="codes must be int"):
+        add_disambiguation_level(codes.float())
+    with pytest.raises(ValueError, match=r"occupied must be int \[n, 3\]"):
+        add_disambiguation_level(codes, occupied=codes)
 
 
 @pytest.mark.parametrize(
