@@ -45,9 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _data_arguments(parser: argparse.ArgumentParser) -> None:
+def _data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
-        "--data", required=True, help="redial, inspired, starter, or a folder with items.jsonl"
+        "--data", required=required, help="redial, inspired, starter, or a folder with items.jsonl"
     )
     parser.add_argument(
         "--root", help="folder that holds redial/ and inspired/ (default: $CRS_FAST_DATA)"
@@ -83,16 +83,22 @@ def _quickstart(commands) -> None:
 
 
 def _quantize(commands) -> None:
-    parser = commands.add_parser("quantize", help="give a catalogue semantic IDs")
-    _data_arguments(parser)
+    parser = commands.add_parser("quantize", help="give a catalogue semantic IDs, and a report")
+    _data_arguments(parser, required=False)
+    parser.add_argument(
+        "--embeddings",
+        help="instead of --data: a .npy, .safetensors or .parquet file, floats [N, D]",
+    )
+    parser.add_argument("--key", help="tensor (.safetensors) or list column (.parquet) to take")
+    parser.add_argument("--ids", help="column of item ids (.parquet; default: row numbers)")
     _sid_arguments(parser)
     parser.add_argument("--out", required=True, help="folder for the quantizer, trie and report")
     parser.add_argument("--seed", type=int, default=0)
 
     def run(args) -> int:
-        from .commands import quantize
+        from .quantize import run
 
-        return quantize(args)
+        return run(args)
 
     parser.set_defaults(run=run)
 

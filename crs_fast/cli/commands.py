@@ -1,4 +1,4 @@
-"""quantize, train, evaluate, info: thin wrappers around the Python functions."""
+"""train, evaluate, info: thin wrappers around the Python functions."""
 
 from __future__ import annotations
 
@@ -26,25 +26,6 @@ def _sid_config(args: Namespace):
     from crs_fast.crs.pipeline import SidConfig
 
     return SidConfig(args.levels, args.codes, args.method, args.encoder, args.seed)
-
-
-def quantize(args: Namespace) -> int:
-    from crs_fast.crs.files import write_text
-    from crs_fast.crs.pipeline import make_catalogue
-    from crs_fast.trie import SidTrie
-
-    dataset = read_dataset(args)
-    catalogue = make_catalogue(dataset, _sid_config(args), progress=True)
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    catalogue.quantizer.save_pretrained(out / "quantizer")
-    trie = SidTrie.from_sids(catalogue.sids, [item.item_id for item in dataset.items])
-    trie.save(out / "trie.safetensors")
-    write_text(out / "report.json", json.dumps(catalogue.report, indent=1) + "\n")
-    for name, value in catalogue.report.items():
-        print(f"{name}: {value}")
-    print(json.dumps({"out": str(out), **catalogue.report}))
-    return 0
 
 
 def train(args: Namespace) -> int:

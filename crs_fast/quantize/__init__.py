@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.quantize.collisions import add_disambiguation_level, resolve_collisions
+from crs_fast.quantize.embeddings import load_embeddings
 from crs_fast.quantize.metrics import quantization_report
 from crs_fast.quantize.sinkhorn import sinkhorn_codes
 from crs_fast.quantize.text_encoder import encode_texts
@@ -29,6 +30,7 @@ __all__ = [
     "add_disambiguation_level",
     "build_sids",
     "encode_texts",
+    "load_embeddings",
     "quantization_report",
     "resolve_collisions",
     "sinkhorn_codes",
@@ -54,7 +56,7 @@ def __dir__() -> list[str]:
 
 
 def build_sids(
-    embeddings: torch.Tensor,
+    embeddings: Any,
     levels: int = 4,
     codes: int = 64,
     method: str = "rqvae",
@@ -66,7 +68,7 @@ def build_sids(
         quantizer.fit(embeddings); sids = resolve_collisions(quantizer.encode(embeddings))
 
     Args:
-        embeddings: float [N, D], one row an item.
+        embeddings: float [N, D], one row an item; torch, numpy or a numpy memory map.
         levels: codes a SID has (L).
         codes: codewords a level (K).
         method: "rqvae" (the paper's) or "rqkmeans" (no network, seconds).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -83,9 +84,7 @@ def add_disambiguation_level(codes: Any, occupied: Any = None) -> torch.Tensor:
     if not len(given):
         return given.new_empty(0, given.shape[1] + 1).long()
     held = held.to(given.device)
-    both = torch.cat([held[:, :-1], given]).cpu().numpy()
-    _, bucket = np.unique(both, axis=0, return_inverse=True)
-    bucket = bucket.reshape(-1)
+    bucket = _buckets(torch.cat([held[:, :-1], given]).cpu().numpy())
     first = np.zeros(bucket.max() + 1, dtype=np.int64)
     np.maximum.at(first, bucket[: len(held)], held[:, -1].cpu().numpy() + 1)
     mine = bucket[len(held) :]
@@ -98,13 +97,23 @@ def add_disambiguation_level(codes: Any, occupied: Any = None) -> torch.Tensor:
     return torch.cat([given.long(), extra[:, None]], 1)
 
 
+def _buckets(codes: np.ndarray) -> np.ndarray:
+    """A number for each row, the same exactly for equal rows; codes not negative, N >= 1."""
+    sizes = [int(n) + 1 for n in codes.max(0)]
+    if math.prod(sizes) < 1 << 62:  # one integer a row sorts much faster than rows do
+        keys = np.zeros(len(codes), dtype=np.int64)
+        for column, size in zip(codes.T, sizes, strict=True):
+            keys = keys * size + column
+        return np.unique(keys, return_inverse=True)[1]
+    return np.unique(codes, axis=0, return_inverse=True)[1].reshape(-1)
+
+
 def _colliding(codes: np.ndarray, occupied: np.ndarray) -> list[np.ndarray]:
     """Item indices of every SID held twice or more, or occupied; groups by lowest index, each
     ascending."""
     if not len(codes):
         return []
-    _, which = np.unique(np.concatenate([codes, occupied]), axis=0, return_inverse=True)
-    which = which.reshape(-1)
+    which = _buckets(np.concatenate([codes, occupied]))
     mine = which[: len(codes)]
     move = (np.bincount(which) > 1)[mine]
     order = np.argsort(mine, kind="stable")

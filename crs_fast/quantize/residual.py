@@ -18,6 +18,13 @@ from crs_fast.quantize.sources import Source, open_source
 _ENCODE_ROWS = 1 << 14
 
 
+def rows_of(x: Any, at: int, rows: int) -> torch.Tensor:
+    """Rows from `at` on, in memory; those of a memory map are copied, since torch wants memory it
+    may write to."""
+    part = x[at : at + rows]
+    return part if isinstance(part, torch.Tensor) else torch.from_numpy(np.array(part))
+
+
 class ResidualQuantizerConfig(PretrainedConfig):
     """Sizes of a residual quantizer.
 
@@ -145,8 +152,15 @@ class ResidualQuantizer(PreTrainedModel):
         return torch.cat([self._embed(rows.double()).float() for rows in x.split(_ENCODE_ROWS)])
 
     def encode(self, x: Any) -> torch.Tensor:
-        """Embeddings float [N, D] to codes int64 [N, L], exact (see `ops.residual_codes`)."""
-        return residual_codes(self.embed(x), self.codebooks.detach().float())
+        """Embeddings float [N, D] to codes int64 [N, L], exact (see `ops.residual_codes`). A numpy
+        memory map is read piece by piece."""
+        books = self._fitted("encode").codebooks.detach().float()
+        if not isinstance(x, np.memmap):
+            return residual_codes(self.embed(x), books)
+        pieces = range(0, len(x), _ENCODE_ROWS)
+        return torch.cat(
+            [residual_codes(self.embed(rows_of(x, at, _ENCODE_ROWS)), books) for at in pieces]
+        )
 
     @torch.no_grad()
     def decode(self, codes: Any) -> torch.Tensor:
@@ -218,7 +232,7 @@ class ResidualQuantizer(PreTrainedModel):
         return self
 
     def _checked(self, x: Any, op: str) -> torch.Tensor:
-        x = torch.as_tensor(x).detach()
+        x = rows_of(x, 0, len(x)) if isinstance(x, np.memmap) else torch.as_tensor(x).detach()
         if x.ndim != 2 or not x.is_floating_point():
             raise ValueError(
                 f"{type(self).__name__}.{op}: x must be a float tensor [N, D] "

@@ -1,0 +1,66 @@
+"""crs-fast quantize: a data set's items, or any embeddings, to semantic IDs and a report."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+
+def run(args: Namespace) -> int:
+    from crs_fast.crs.files import replacing, write_text
+    from crs_fast.quantize import build_sids
+    from crs_fast.trie import SidTrie
+
+    if (args.data is None) == (args.embeddings is None):
+        raise ValueError("quantize: give either --data or --embeddings")
+    x, ids = _embeddings(args)
+    quantizer, sids, report = build_sids(
+        x, args.levels, args.codes, args.method, args.seed, progress=True
+    )
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    quantizer.save_pretrained(out / "quantizer")
+    SidTrie.from_sids(sids, ids).save(out / "trie.safetensors")
+    write_text(out / "report.json", json.dumps(report, indent=1) + "\n")
+    try:
+        from crs_fast.quantize.plot import plot_report
+
+        with replacing(out / "report.png") as partial:
+            plot_report(quantizer.encode(x), report, partial)
+    except ImportError as error:
+        print(f"no picture: {error}")
+    print_report(report)
+    print(json.dumps({"out": str(out), **report}))
+    return 0
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """One line a figure, lists level by level."""
+    for name, value in report.items():
+        if isinstance(value, dict):
+            for part, figures in value.items():
+                print(f"{name}, {part}: {_text(figures)}")
+        else:
+            print(f"{name}: {_text(value)}")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(_text(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _embeddings(args: Namespace) -> tuple[Any, list[Any] | None]:
+    from crs_fast.quantize import encode_texts, load_embeddings
+
+    if args.embeddings is not None:
+        x, ids = load_embeddings(args.embeddings, args.key, args.ids)
+        print(f"{args.embeddings}: {x.shape[0]} x {x.shape[1]}")
+        return x, ids
+    from .commands import read_dataset
+
+    dataset = read_dataset(args)
+    texts = [item.text() for item in dataset.items]
+    return encode_texts(texts, args.encoder, progress=True), [i.item_id for i in dataset.items]

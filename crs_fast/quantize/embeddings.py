@@ -1,0 +1,91 @@
+"""Embeddings from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def load_embeddings(
+    path: str | Path, key: str | None = None, ids: str | None = None
+) -> tuple[Any, list[Any] | None]:
+    """Read embeddings [N, D] from a .npy, .safetensors or .parquet file.
+
+    Args:
+        path: a .npy file is memory-mapped, so it may exceed memory.
+        key: tensor of the .safetensors file, or list column of the .parquet file; None takes the
+            only one there is.
+        ids: column of the .parquet file that holds item ids.
+
+    Returns:
+        float embeddings (a numpy memory map or a tensor) and the item ids, None where not asked.
+
+    Raises:
+        ValueError: unknown ending or key, several to choose from, not float [N, D], or ids of
+            another format than .parquet.
+        ImportError: .parquet without pyarrow.
+        OSError: no such file.
+    """
+    path = Path(path)
+    if ids is not None and path.suffix != ".parquet":
+        raise ValueError(f"load_embeddings: ids come from .parquet files only (got {path.name})")
+    names = None
+    if path.suffix == ".npy":
+        x: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+    elif path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            x = file.get_tensor(_only(path, list(file.keys()), key))
+    elif path.suffix == ".parquet":
+        x, names = _parquet(path, key, ids)
+    else:
+        raise ValueError(
+            f"load_embeddings: path must end with .npy, .safetensors or .parquet (got {path.name})"
+        )
+    floats = x.is_floating_point() if isinstance(x, torch.Tensor) else x.dtype.kind == "f"
+    if x.ndim != 2 or not floats:
+        raise ValueError(
+            f"load_embeddings: {path.name} must hold floats [N, D] "
+            f"(got {x.dtype}, shape {tuple(x.shape)})"
+        )
+    return x, names
+
+
+def _parquet(path: Path, key: str | None, ids: str | None) -> tuple[Any, list[Any] | None]:
+    try:
+        from pyarrow import parquet, types
+    except ImportError as error:
+        raise ImportError("load_embeddings: .parquet needs `pip install pyarrow`") from error
+    schema = parquet.read_schema(path)
+    lists = [
+        field.name
+        for field in schema
+        if types.is_list(field.type)
+        or types.is_large_list(field.type)
+        or types.is_fixed_size_list(field.type)
+    ]
+    key = _only(path, lists, key)
+    if ids is not None and ids not in schema.names:
+        raise ValueError(f"load_embeddings: {path.name} has no column {ids!r} ({schema.names})")
+    table = parquet.read_table(path, columns=[key] if ids is None else [key, ids])
+    column = table[key].combine_chunks()
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    if not len(lengths) or (lengths != lengths[0]).any():
+        raise ValueError(f"load_embeddings: rows of {path.name} must have one length (got several)")
+    names = None if ids is None else table[ids].to_pylist()
+    return torch.from_numpy(np.array(values)).view(len(lengths), -1), names
+
+
+def _only(path: Path, names: list[str], key: str | None) -> str:
+    if key is None and len(names) == 1:
+        return names[0]
+    if key is None or key not in names:
+        raise ValueError(
+            f"load_embeddings: key must be one of {sorted(names)} in {path.name} (got {key!r})"
+        )
+    return key
