@@ -127,11 +127,11 @@ def _tree_error(model: PreTrainedModel, attention: str) -> float:
         start = ids[row][mask[row]].expand(6, -1)
         paths = torch.cat([start, first[row, parents[row], None], second[row, :, None]], 1)
         wanted = model(input_ids=paths, use_cache=False).logits[:, start.shape[1] - 1 :].float()
-        beams = [slice(None), parents[row], slice(None)]  # which of them each path goes through
         for depth, (whole, few) in enumerate(got):
             expected = wanted[:, depth]
-            for mine, theirs in ((whole, expected), (few, expected[:, some])):
-                worst = max(worst, _error(mine[row][beams[depth]].float(), theirs))
+            for mine, theirs in ((whole[row], expected), (few[row], expected[:, some])):
+                passed = mine[parents[row]] if depth == 1 else mine  # what each path goes through
+                worst = max(worst, _error(passed.float(), theirs))
     return worst
 
 
