@@ -4,6 +4,7 @@ Importing this package registers `torch.ops.crs_fast.*`.
 """
 
 from .codebook import residual_codes, residual_lookup, residual_statistics
+from .codebook_beam import beam_lookup
 from .tensors import FilterTensors, TokenTensors, TrieTensors
 from .trie import trie_build, trie_mask, trie_mask_, trie_rows, trie_step, trie_walk
 
@@ -11,6 +12,7 @@ __all__ = [
     "FilterTensors",
     "TokenTensors",
     "TrieTensors",
+    "beam_lookup",
     "residual_codes",
     "residual_lookup",
     "residual_statistics",

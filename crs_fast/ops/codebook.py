@@ -61,7 +61,7 @@ def residual_lookup(
 
     Source: residual quantization as in Lee et al. 2022 (arXiv 2203.01941), eq. 1.
     """
-    _check("residual_lookup", x, codebooks, precision)
+    check_lookup("residual_lookup", x, codebooks, precision)
     return torch.ops.crs_fast.residual_lookup(
         x.detach(), codebooks.detach(), precision == "exact", True
     )
@@ -71,7 +71,7 @@ def residual_codes(
     x: torch.Tensor, codebooks: torch.Tensor, precision: str = "exact"
 ) -> torch.Tensor:
     """The codes of `residual_lookup` alone, int64 [N, L]: no memory beyond them."""
-    _check("residual_codes", x, codebooks, precision)
+    check_lookup("residual_codes", x, codebooks, precision)
     return torch.ops.crs_fast.residual_lookup(
         x.detach(), codebooks.detach(), precision == "exact", False
     )[0]
@@ -96,13 +96,13 @@ def residual_statistics(
     Raises:
         ValueError: as `residual_lookup`.
     """
-    _check("residual_statistics", x, codebooks, precision)
+    check_lookup("residual_statistics", x, codebooks, precision)
     return torch.ops.crs_fast.residual_statistics(
         x.detach(), codebooks.detach(), precision == "exact"
     )
 
 
-def _check(op: str, x: torch.Tensor, codebooks: torch.Tensor, precision: str) -> None:
+def check_lookup(op: str, x: torch.Tensor, codebooks: torch.Tensor, precision: str) -> None:
     for name, value, rank in (("x", x, 2), ("codebooks", codebooks, 3)):
         if not isinstance(value, torch.Tensor):
             raise ValueError(f"{op}: {name} must be a torch tensor (got {type(value).__name__})")

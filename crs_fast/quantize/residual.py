@@ -13,6 +13,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from crs_fast.ops.codebook import residual_codes
+from crs_fast.ops.codebook_beam import beam_lookup
 from crs_fast.quantize.sources import Source, open_source
 
 _ENCODE_ROWS = 1 << 14
@@ -151,16 +152,19 @@ class ResidualQuantizer(PreTrainedModel):
             )
         return torch.cat([self._embed(rows.double()).float() for rows in x.split(_ENCODE_ROWS)])
 
-    def encode(self, x: Any) -> torch.Tensor:
-        """Embeddings float [N, D] to codes int64 [N, L], exact (see `ops.residual_codes`). A numpy
-        memory map is read piece by piece."""
+    def encode(self, x: Any, beams: int = 1) -> torch.Tensor:
+        """Embeddings float [N, D] to codes int64 [N, L]; a numpy memory map is read piece by piece.
+
+        With one beam each level takes its nearest codeword, exactly (`ops.residual_codes`); more
+        beams (`ops.beam_lookup`) are slower and leave a smaller error.
+        """
         books = self._fitted("encode").codebooks.detach().float()
-        if not isinstance(x, np.memmap):
+        if isinstance(x, np.memmap):
+            starts = range(0, len(x), _ENCODE_ROWS)
+            return torch.cat([self.encode(rows_of(x, at, _ENCODE_ROWS), beams) for at in starts])
+        if beams == 1:
             return residual_codes(self.embed(x), books)
-        pieces = range(0, len(x), _ENCODE_ROWS)
-        return torch.cat(
-            [residual_codes(self.embed(rows_of(x, at, _ENCODE_ROWS)), books) for at in pieces]
-        )
+        return beam_lookup(self.embed(x), books, beams)[0]
 
     @torch.no_grad()
     def decode(self, codes: Any) -> torch.Tensor:

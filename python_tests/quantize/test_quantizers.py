@@ -256,5 +256,16 @@ def test_bad_use_is_refused(kind, fitted):
         _make(kind, codes=0)
 
 
+def test_beams_leave_a_smaller_error(kind, fitted):
+    x, q = _items(), fitted[kind]
+    assert torch.equal(q.encode(x, beams=1), q.encode(x))
+    z = q.embed(x).double()
+
+    def error(codes):
+        return float((z - q.codebooks.detach().double()[torch.arange(3), codes].sum(1)).square().mean())
+
+    assert error(q.encode(x, beams=5)) < error(q.encode(x))
+
+
 def test_no_items_encode(kind, fitted):
     assert fitted[kind].encode(torch.empty(0, 12)).shape == (0, 3)
