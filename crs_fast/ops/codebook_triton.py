@@ -43,8 +43,8 @@ def prepare(codebooks: torch.Tensor) -> Tables:
     moved = books.double() - shift.double()[:, None]
     squares = moved.square().sum(-1)  # [L, K]
     norms = torch.stack([squares.amax(-1).sqrt(), shift.double().square().sum(-1).sqrt()], -1)
-    # Rounding up: a bound must stay one.
-    norms = (norms * (1 + 1e-6)).float()
+    # Rounding up, and above what a flushed denormal number may hide: a bound must stay one.
+    norms = (norms * (1 + 1e-6) + 1e-30).float()
     return Tables(books, shift, moved.float().contiguous(), (squares / 2).float(), norms)
 
 
@@ -216,7 +216,7 @@ def _score(
                 ),
                 1,
             )
-            norm = tl.sqrt(square) * 1.001
+            norm = tl.sqrt(square) * 1.001 + 1e-17  # the squares may have underflown
             most = tl.load(norms + 2 * level)
             # Float32 residuals carry the rounding of each subtraction before this one.
             length = norm + tl.load(norms + 2 * level + 1)

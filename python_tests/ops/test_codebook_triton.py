@@ -99,6 +99,13 @@ def test_values_at_the_ends_of_float32(scale):
     _agrees(x * scale, books * scale)
 
 
+def test_tiny_rows_and_huge_codewords():
+    # The squares of the rows underflow; the products with the codewords do not.
+    x, books = _random(60, 8, 1, 40)
+    _agrees(x * 1e-24, books * 1e-6 + 1e3)
+    _agrees(x * 1e-24, books * 1e8)
+
+
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dim", [20, 130])

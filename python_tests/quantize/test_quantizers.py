@@ -262,7 +262,9 @@ def test_beams_leave_a_smaller_error(kind, fitted):
     z = q.embed(x).double()
 
     def error(codes):
-        return float((z - q.codebooks.detach().double()[torch.arange(3), codes].sum(1)).square().mean())
+        return float(
+            (z - q.codebooks.detach().double()[torch.arange(3), codes].sum(1)).square().mean()
+        )
 
     assert error(q.encode(x, beams=5)) < error(q.encode(x))
 
