@@ -72,7 +72,10 @@ class TurnBatch:
         if cache is None:
             return Prompt(self.bundle.model, self.ids, self.mask)
         prompt, cache.prompt = cache.prompt, None  # lost if what follows fails half-way
-        known = None if prompt is None else _common(prompt, self.bundle.model, contexts)
+        known = None
+        # Windows count columns, also those that hold no token of a row.
+        if prompt is not None and self._fits(prompt.length + self.ids.shape[1]):
+            known = _common(prompt, self.bundle.model, contexts)
         if prompt is None or known is None:
             prompt = Prompt(self.bundle.model, self.ids, self.mask)
         else:
