@@ -103,6 +103,17 @@ struct TrieView {
     return first * 64 + lowest_bit(word);
   }
 
+  // Where the node after the k-th of depth l + 1 begins, which begins at `begin`; there is one.
+  CRS_HD int64_t next_begin(int64_t l, int64_t k, int64_t begin) const {
+    const int64_t table = level[2 * l + 1];
+    if (table >= 0) return starts[table + k + 1];
+    const uint64_t* row = bits + l * words;
+    int64_t at = begin >> 6;
+    uint64_t word = row[at] & ~(bits_below(begin) | uint64_t{1} << (begin & 63));
+    while (word == 0) word = row[++at];
+    return at * 64 + lowest_bit(word);
+  }
+
   CRS_HD int64_t code(int64_t l, int64_t k) const {
     const int64_t at = level[2 * l] + k;
     if (code_bytes == 1) return static_cast<const uint8_t*>(codes)[at];
@@ -134,7 +145,15 @@ struct Children {
   CRS_HD int64_t begin_of(int64_t k) const {
     return k == last ? parent.end : trie.begin_of(parent.depth, k, parent.begin, parent.end);
   }
-  CRS_HD Node child(int64_t k) const { return {parent.depth + 1, begin_of(k), begin_of(k + 1)}; }
+  CRS_HD Node child(int64_t k) const {
+    const int64_t begin = begin_of(k);
+    const int64_t end = k + 1 == last ? parent.end : trie.next_begin(parent.depth, k, begin);
+    return {parent.depth + 1, begin, end};
+  }
+  // The child that holds `item`, which is of no SID that ends here.
+  CRS_HD int64_t holding(int64_t item) const {
+    return trie.before(parent.depth, item) + trie.begins(parent.depth, item) - 1;
+  }
   // The end of the SID; at the last depth the node itself, which waits there.
   CRS_HD Node end() const {
     if (parent.depth == trie.levels) return parent;
@@ -167,8 +186,15 @@ struct FilterView {
     return rank[at] + popcount(words[at] & bits_below(item));
   }
 
+  CRS_HD bool has(int64_t filter, int64_t item) const {
+    return words[filter * stride + (item >> 6)] >> (item & 63) & 1;
+  }
+  CRS_HD int64_t count(int64_t filter, const Node& node) const {
+    return before(filter, node.end) - before(filter, node.begin);
+  }
   CRS_HD bool any(int64_t filter, const Node& node) const {
-    return words == nullptr || before(filter, node.end) > before(filter, node.begin);
+    if (words == nullptr) return true;
+    return node.begin < node.end && (has(filter, node.begin) || count(filter, node) > 0);
   }
 };
 

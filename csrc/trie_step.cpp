@@ -7,6 +7,10 @@
 #include <omp.h>
 #endif
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 #include "simd.h"
 #include "trie_ops.h"
 
@@ -60,6 +64,8 @@ CRS_CLONES float row_logsumexp(const Float16* x, int64_t n, float t) { return lo
 
 constexpr int64_t kBlock = 256;  // children scored at a time
 constexpr int64_t kEndChild = -1;
+// Fewer allowed items than one in so many children: go from items to children.
+constexpr int64_t kFew = 4;
 // Below so many logits a second thread costs more than it brings.
 constexpr int64_t kParallel = 1 << 15;
 
@@ -80,13 +86,29 @@ struct Columns {
   int64_t at(int64_t code) const { return code < width ? table[code] : -1; }
 };
 
-// The children whose logit is above `limit`, NaN included, as offsets from the first: their number.
+// The children whose logit is above `limit`, as offsets from the first: their number.
 template <typename T, typename Code>
 int64_t above(const T* logits, const Code* codes, int64_t size, float limit, int32_t* out) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < size; ++i) {
+  int64_t count = 0, i = 0;
+#if defined(__SSE2__)
+  const __m128 limits = _mm_set1_ps(limit);
+  for (; i + kLanes <= size; i += kLanes) {
+    __m128i over[4];
+    for (int j = 0; j < 4; ++j) {
+      const Code* c = codes + i + 4 * j;
+      const __m128 values = _mm_setr_ps(to_float(logits[c[0]]), to_float(logits[c[1]]),
+                                        to_float(logits[c[2]]), to_float(logits[c[3]]));
+      over[j] = _mm_castps_si128(_mm_cmpgt_ps(values, limits));
+    }
+    unsigned bits = _mm_movemask_epi8(
+        _mm_packs_epi16(_mm_packs_epi32(over[0], over[1]), _mm_packs_epi32(over[2], over[3])));
+    for (; bits != 0; bits &= bits - 1)
+      out[count++] = static_cast<int32_t>(i) + __builtin_ctz(bits);
+  }
+#endif
+  for (; i < size; ++i) {
     out[count] = static_cast<int32_t>(i);
-    count += !(to_float(logits[codes[i]]) <= limit);
+    count += to_float(logits[codes[i]]) > limit;
   }
   return count;
 }
@@ -102,33 +124,39 @@ bool better(const Candidate& a, const Candidate& b) {
   return a.parent != b.parent ? a.parent < b.parent : a.child < b.child;
 }
 
-// The best candidates so far, the worst of them on top.
+// The best candidates so far, among others that are thrown out when there is no more room: cheaper
+// than a heap, which would be put in order at every candidate.
 class Best {
  public:
-  explicit Best(size_t wanted) : wanted_(wanted) { heap_.reserve(wanted); }
-  // A lower score never gets in. Nor does an equal one where candidates come in order of parent
-  // and child.
-  float threshold() const { return heap_.size() < wanted_ ? kMinusInf : heap_.front().score; }
+  explicit Best(size_t wanted) : wanted_(wanted), room_(std::max<size_t>(2 * wanted, 64)) {
+    kept_.reserve(room_);
+  }
+  // A lower score never gets in. Nor does an equal one, as candidates come in order of parent and
+  // child.
+  float threshold() const { return threshold_; }
   void add(const Candidate& candidate) {
-    if (heap_.size() == wanted_) {
-      std::pop_heap(heap_.begin(), heap_.end(), better);
-      heap_.pop_back();
-    }
-    heap_.push_back(candidate);
-    std::push_heap(heap_.begin(), heap_.end(), better);
+    kept_.push_back(candidate);
+    if (kept_.size() == room_) prune();
   }
   void merge(const Best& other) {
-    for (const Candidate& c : other.heap_)
-      if (heap_.size() < wanted_ || better(c, heap_.front())) add(c);
+    for (const Candidate& candidate : other.kept_) add(candidate);
   }
   const std::vector<Candidate>& sorted() {
-    std::sort_heap(heap_.begin(), heap_.end(), better);
-    return heap_;
+    if (kept_.size() > wanted_) prune();
+    std::sort(kept_.begin(), kept_.end(), better);
+    return kept_;
   }
 
  private:
-  size_t wanted_;
-  std::vector<Candidate> heap_;
+  void prune() {
+    std::nth_element(kept_.begin(), kept_.begin() + (wanted_ - 1), kept_.end(), better);
+    kept_.resize(wanted_);
+    threshold_ = kept_.back().score;
+  }
+
+  size_t wanted_, room_;
+  float threshold_ = kMinusInf;
+  std::vector<Candidate> kept_;
 };
 
 template <typename T>
@@ -189,25 +217,45 @@ struct Step {
     return above(logits, static_cast<const int32_t*>(trie.codes) + at, size, limit, out);
   }
 
+  void offer_child(int64_t r, const Children& children, int64_t child, float norm,
+                   Best& best) const {
+    const int64_t column = columns[children.parent.depth].at(children.code(child));
+    if (column < 0) return;
+    const float gain = to_float(row(r)[column]) * args.inverse_temperature - norm;
+    const float score = args.scores[r] + gain;
+    const int64_t request = r / args.beams;
+    if (score > best.threshold() && (!args.filter.words || allowed(request, children.child(child))))
+      best.add({score, static_cast<int32_t>(r % args.beams), child});
+  }
+
   void offer_children(int64_t r, const Children& children, Best& best) const {
     const float norm = normalizer(r, children);
-    const int64_t request = r / args.beams;
-    const auto parent = static_cast<int32_t>(r % args.beams);
-    const T* logits = row(r);
     int32_t candidates[kBlock];
     for (int64_t k = children.first; k < children.last; k += kBlock) {
       const int64_t size = std::min(kBlock, children.last - k);
       const float limit = limit_of(best.threshold(), args.scores[r], norm);
-      const int64_t found = promising(children, k, size, logits, limit, candidates);
-      for (int64_t i = 0; i < found; ++i) {
-        const int64_t child = k + candidates[i];
-        const int64_t column = columns[children.parent.depth].at(children.code(child));
-        if (column < 0) continue;
-        const float gain = to_float(logits[column]) * args.inverse_temperature - norm;
-        const float score = args.scores[r] + gain;
-        if (score > best.threshold() &&
-            (!args.filter.words || allowed(request, children.child(child))))
-          best.add({score, parent, child});
+      const int64_t found = promising(children, k, size, row(r), limit, candidates);
+      for (int64_t i = 0; i < found; ++i) offer_child(r, children, k + candidates[i], norm, best);
+    }
+  }
+
+  // Where few items are allowed: from them to the children that hold them.
+  void offer_allowed(int64_t r, const Children& children, Best& best) const {
+    const float norm = normalizer(r, children);
+    const uint64_t* words = args.filter.words + r / args.beams * args.filter.stride;
+    const Node& parent = children.parent;
+    // Items of the SID that ends here stand before the first child.
+    const int64_t begin = children.begin_of(children.first);
+    int64_t before = kEndChild;
+    for (int64_t at = begin >> 6; at <= (parent.end - 1) >> 6; ++at) {
+      uint64_t word = words[at];
+      if (at == begin >> 6) word &= ~bits_below(begin);
+      for (; word != 0; word &= word - 1) {
+        const int64_t item = at * 64 + lowest_bit(word);
+        if (item >= parent.end) break;
+        const int64_t child = children.holding(item);
+        if (child != before) offer_child(r, children, child, norm, best);
+        before = child;
       }
     }
   }
@@ -227,7 +275,14 @@ struct Step {
       const bool ends = children.has_end() || children.parent.depth == args.trie.levels;
       if (ends && args.scores[r] > best.threshold() && allowed(request, children.end()))
         best.add({args.scores[r], static_cast<int32_t>(m), kEndChild});
-      if (!children.is_leaf()) offer_children(r, children, best);
+      if (children.is_leaf()) continue;
+      const Node& parent = children.parent;
+      const int64_t few = children.size() / kFew;
+      if (args.filter.words && args.filter.count(request, parent) < few &&
+          (parent.end - parent.begin) / 64 < children.size())
+        offer_allowed(r, children, best);
+      else
+        offer_children(r, children, best);
     }
   }
 
@@ -259,13 +314,17 @@ struct Step {
     const int64_t parts = std::clamp<int64_t>((threads + args.batch - 1) / args.batch, 1,
                                               std::max<int64_t>(args.beams, 1));
     std::vector<Best> best(args.batch * parts, Best(args.out_beams));
-#pragma omp parallel for schedule(dynamic) num_threads(threads)
-    for (int64_t i = 0; i < args.batch * parts; ++i)
-      offer(i / parts, i % parts * args.beams / parts, (i % parts + 1) * args.beams / parts,
-            best[i]);
-    for (int64_t b = 0; b < args.batch; ++b) {
-      for (int64_t p = 1; p < parts; ++p) best[b * parts].merge(best[b * parts + p]);
-      write(b, best[b * parts].sorted());
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for schedule(dynamic)
+      for (int64_t i = 0; i < args.batch * parts; ++i)
+        offer(i / parts, i % parts * args.beams / parts, (i % parts + 1) * args.beams / parts,
+              best[i]);
+#pragma omp for schedule(static)
+      for (int64_t b = 0; b < args.batch; ++b) {
+        for (int64_t p = 1; p < parts; ++p) best[b * parts].merge(best[b * parts + p]);
+        write(b, best[b * parts].sorted());
+      }
     }
   }
 };

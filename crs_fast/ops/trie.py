@@ -239,9 +239,10 @@ def trie_step(
             f"(got {filters.words.shape[0]})"
         )
     words, rank = filters if filters is not None else (None, None)
-    return torch.ops.crs_fast.trie_step(
+    best, following, parents, codes = trie_dispatch.step(
         logits, scores, nodes, *trie, *tokens, words, rank, num_beams, normalize, temperature
     )
+    return best, following, parents, codes
 
 
 def _check_mask(

@@ -164,8 +164,8 @@ def _step(
             logits, scores, nodes, trie, tokens, num_beams, normalize, temperature, filters
         )
     logits, scores, nodes = _adjacent(logits), scores.contiguous(), nodes.contiguous()
-    out_scores = torch.empty(batch, num_beams, dtype=torch.float32, device=logits.device)
-    out = [torch.empty_like(out_scores, dtype=torch.int64) for _ in range(3)]
+    out_scores = scores.new_empty(batch, num_beams)
+    out = [nodes.new_empty(batch, num_beams) for _ in range(3)]
     args = native.StepArgs(
         *_views(native, trie, tokens, filters),
         NORMALIZE.index(normalize),
@@ -188,6 +188,13 @@ def _step(
     else:
         native.trie_step(args)
     return (out_scores, *out)
+
+
+def step(logits: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+    """`torch.ops.crs_fast.trie_step`, without its 10 microseconds where nobody traces the call."""
+    if torch.compiler.is_compiling() or type(logits) is not torch.Tensor:
+        return torch.ops.crs_fast.trie_step(logits, *rest)
+    return _step(logits, *rest)
 
 
 def _walk_fake(*flat: Any) -> torch.Tensor:

@@ -1,0 +1,119 @@
+"""Step time against catalogue size: `python benchmarks/plot_step.py --out docs/step_vs_n.svg`.
+
+Two questions. With the legal children a beam held fixed (a tree that fans out by 4 at every depth,
+so that a larger catalogue is a deeper one), does a step depend on N? And at depth 1 of random SIDs,
+where children grow with N, what does a legal child cost? Prints a table and, last, JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.run import machine
+from crs_fast.ops import trie_step, trie_walk
+from crs_fast.trie import SidTrie, SidVocab
+
+CODES, BATCH, BEAMS, FAN = 2048, 2, 70, 4
+
+
+def microseconds(run: Callable[[], Any], repeats: int) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return 1e6 * statistics.median(times)
+
+
+def random_sids(items: int, levels: int) -> torch.Tensor:
+    return torch.randint(CODES, (items, levels), generator=torch.Generator().manual_seed(0))
+
+
+def fanned_sids(items: int, levels: int) -> torch.Tensor:
+    """Distinct SIDs whose codes below the first are among FAN: every node there has FAN children
+    until the items run out; the first level takes what is left over."""
+    index = torch.randperm(items, generator=torch.Generator().manual_seed(0))
+    first = torch.arange(items) % CODES
+    rest = torch.arange(items) // CODES
+    columns = [first]
+    for _ in range(levels - 1):
+        columns.append(rest % FAN)
+        rest //= FAN
+    return torch.stack(columns, 1)[index]
+
+
+def step_time(sids: torch.Tensor, depth: int, normalize: str, repeats: int) -> tuple[float, float]:
+    """Microseconds of a step from random prefixes, and the legal children a beam has there."""
+    trie = SidTrie.from_sids(sids)
+    tokens = SidVocab(torch.arange(CODES).expand(trie.num_levels, CODES)).tensors()
+    generator = torch.Generator().manual_seed(1)
+    prefixes = sids[torch.randint(len(sids), (BATCH * BEAMS,), generator=generator)][:, :depth]
+    nodes = trie_walk(trie.tensors, prefixes)
+    children = [trie_children(trie, prefix) for prefix in prefixes]
+    logits = torch.randn(BATCH * BEAMS, CODES, generator=generator)
+    scores = torch.randn(BATCH, BEAMS, generator=generator)
+    args = (logits, scores, nodes.view(BATCH, BEAMS), trie.tensors, tokens, BEAMS, normalize)
+    return microseconds(lambda: trie_step(*args), repeats), statistics.mean(children)
+
+
+def trie_children(trie: SidTrie, prefix: torch.Tensor) -> int:
+    one_longer = torch.cat(
+        [prefix.expand(CODES, -1), torch.arange(CODES)[:, None]], 1
+    )  # [CODES, depth + 1]
+    return int((trie_walk(trie.tensors, one_longer) >= 0).sum())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=float, nargs="*", default=[1e5, 3e5, 1e6, 3e6, 1e7])
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--out", type=Path, help="write a plot (needs matplotlib)")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for size in (int(s) for s in args.sizes):
+        for name, make, depth in (
+            ("fan of 4, depth 1", fanned_sids, 1),
+            ("fan of 4, depth 2", fanned_sids, 2),
+            ("random, depth 1", random_sids, 1),
+            ("random, depth 2", random_sids, 2),
+            ("random, depth 4", random_sids, 4),
+        ):
+            spent, children = step_time(make(size, 8), depth, "vocab", args.repeats)
+            rows.append({"items": size, "workload": name, "us": spent, "children": children})
+            print(f"{size:>10} {name:<20} {spent:9.1f} us  {children:8.1f} children", flush=True)
+    if args.out:
+        plot(rows, args.out)
+    print(json.dumps({"machine": machine("cpu"), "rows": rows}))
+    return 0
+
+
+def plot(rows: list[dict[str, Any]], out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    for name in dict.fromkeys(row["workload"] for row in rows):
+        mine = [row for row in rows if row["workload"] == name]
+        axes.plot([r["items"] for r in mine], [r["us"] for r in mine], marker="o", label=name)
+    axes.set(xscale="log", xlabel="items", ylabel="µs a step", ylim=(0, None))
+    axes.set_title(f"trie_step, (B, M) = ({BATCH}, {BEAMS}), V = {CODES}, CPU", fontsize=10)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
