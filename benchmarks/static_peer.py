@@ -53,10 +53,6 @@ class Step:
             decoding._gather_beams,
         )
 
-    @property
-    def nbytes(self) -> int:
-        return sum(t.nbytes for t in (self.csr, self.indptr, self.dense_mask, self.dense_states))
-
     def states(self, prefixes: torch.Tensor) -> torch.Tensor:
         """Its state after each prefix int64 [R, depth], depth at least 1."""
         prefixes = prefixes.to(self.device)

@@ -29,8 +29,8 @@ def build(millions: int, size: str, device: str) -> tuple[str, Ways]:
     ways["SidTrie.from_sids"] = lambda: SidTrie.from_sids(sids)
     bytes_each = f"{trie.nbytes / items:.1f} B an item, ids and their look-up included"
     if static_peer.available():
-        theirs = static_peer.Step(static_peer.build(array, codes), codes, "cpu").nbytes / items
-        bytes_each += f" (STATIC {theirs:.1f}, no ids)"
+        theirs = sum(getattr(part, "nbytes", 0) for part in static_peer.build(array, codes))
+        bytes_each += f" (STATIC {theirs / items:.1f}, no ids)"
     return f"{items} SIDs, L {levels}, {codes} codes a level; {bytes_each}", ways
 
 
