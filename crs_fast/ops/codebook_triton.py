@@ -87,7 +87,8 @@ def lookup(
     _score[(triton.cdiv(rows, 64),)](
         x, *tables, codes, listed, state, rows, *strides, a, b, **shape,
         BN=64, BK=block_k, BD=block_d, BITS=_bits(tiles), EXACT=exact, CUT=_interpreted(),
-        num_warps=4,
+        # With four warps the running best and second best spill out of the registers.
+        num_warps=8, num_stages=2,
     )  # fmt: skip
     block_d = min(128, triton.next_power_of_2(dim))
     if exact:

@@ -111,7 +111,8 @@ class ResidualQuantizer(PreTrainedModel):
             progress: show a progress bar.
             distributed: x is this process's share of the rows (torch.distributed's default
                 group, shares in rank order); every process gets the same codebooks, those that
-                one process would get from all rows, up to rounding.
+                one process would get from all rows, up to rounding. (Mini-batches are cut, and
+                Sinkhorn balances, within a process's rows.)
 
         Returns:
             self. On the CPU, the same seed, x and thread count give the same codes.

@@ -195,6 +195,8 @@ class Training:
             centres = lloyd(source, start, _KMEANS_ITERATIONS)
             self.model.codebooks[level] = centres
             rest = residual_lookup(rest, centres[None])[1]
+        if self.config.codebook_update == "ema":
+            self.model.ema_totals.copy_(self.model.codebooks * self.model.ema_weights[..., None])
 
     def refit_decoder(self, steps: int) -> None:
         """Settling moved the codewords; the decoder learns where they are now."""

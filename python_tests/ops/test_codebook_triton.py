@@ -11,11 +11,8 @@ import sys
 import pytest
 import torch
 
-from crs_fast.ops import reference_codebook as reference
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 from crs_fast.ops import codebook_triton
+from crs_fast.ops import reference_codebook as reference
 
 pytestmark = [
     pytest.mark.skipif(
@@ -187,7 +184,7 @@ for fn, extra in (
     names = fn.arg_names
     signature = {n: "constexpr" if n in fixed else types.get(n, "*fp32") for n in names}
     source = ASTSource(fn, signature, {(names.index(n),): v for n, v in fixed.items()})
-    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    kernel = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
     assert kernel.asm["cubin"]
 """
 
