@@ -106,7 +106,8 @@ def main() -> int:
     results = {}
     for name, quantizer in ways.items():
         results[name] = row = measure(quantizer, x)
-        print(f"{name}: " + ", ".join(f"{c} {_text(row[c])}" for c in (*_COLUMNS, *_RATES)))
+        figures = ", ".join(f"{c} {_text(row[c])}" for c in (*_COLUMNS, *_RATES))
+        print(f"{name}: {figures}", flush=True)
         print("  nearest neighbours that share a prefix: " + _text(row["shared_prefix"]["nearest"]))
     print(json.dumps(results))
     return 0
