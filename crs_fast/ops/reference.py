@@ -151,7 +151,7 @@ def _continuations(
     """What may follow nodes [...], padded: next nodes, codes, logits columns (-1 where none) and
     whether the entry exists, each [..., 1 + C]. Entry 0 ends the SID, or waits after its end."""
     width = tokens.column.shape[1]
-    level, _, begin, end, first, last = (x[..., None] for x in _span(trie, nodes))
+    level, _, _, end, first, last = (x[..., None] for x in _span(trie, nodes))
     k = first + torch.arange(width + 1, device=nodes.device)
     bounds = torch.where(k < last, _begin_of(trie, level, k), end)  # [..., C + 1]
     child = _pack(level + 1, bounds[..., :-1], bounds[..., 1:])
