@@ -58,7 +58,7 @@ def _write(kind: str, x: torch.Tensor, folder):
     elif kind == "safetensors":
         save_file({"items": x, "other": torch.ones(1)}, path)
     else:
-        pyarrow = pytest.importorskip("pyarrow")
+        import pyarrow
         from pyarrow import parquet
 
         columns = {"vector": x.tolist(), "id": [f"film {i}" for i in range(len(x))]}
