@@ -15,6 +15,7 @@ _HOMES = {
     "decode": ("RecommendOutput", "SidLogitsProcessor", "beam_search", "recommend"),
     "quantize": ("RQKMeans", "RQVAE", "resolve_collisions"),
     "crs.model": ("Recommender",),
+    "crs.turn": ("TurnCache",),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 _ROOMS = ("crs", "decode", "ops", "quantize", "trie")

@@ -10,8 +10,9 @@ HELP = "Type a message. /rec or /chat force the next turn's mode, /new starts ov
 def run(directory: str, num_items: int, sample: bool) -> int:
     """Read messages from the terminal until /quit or end of input."""
     from crs_fast.crs.model import Recommender
+    from crs_fast.crs.turn import TurnCache
 
-    recommender = Recommender.from_pretrained(directory)
+    recommender, cache = Recommender.from_pretrained(directory), TurnCache()
     print(HELP)
     messages: list[dict[str, Any]] = []
     mode: str | None = None
@@ -32,17 +33,29 @@ def run(directory: str, num_items: int, sample: bool) -> int:
             print(HELP)
         elif text:
             messages.append({"role": "user", "content": text})
-            print(answer(recommender, messages, mode, num_items, sample))
+            print(answer(recommender, messages, mode, num_items, sample, cache))
             mode = None
 
 
 def answer(
-    recommender: Any, messages: list[dict[str, Any]], mode: str | None, num_items: int, sample: bool
+    recommender: Any,
+    messages: list[dict[str, Any]],
+    mode: str | None,
+    num_items: int,
+    sample: bool,
+    cache: Any = None,
 ) -> str:
-    """The next turn as text to show; `messages` gets the reply."""
+    """The next turn as text to show; `messages` gets the reply. `cache` is the dialogue's, if the
+    caller keeps one."""
     named = recommender.turns(messages)[-1].item_ids()
     turn = recommender.respond(
-        messages, mode=mode, num_items=num_items, do_sample=sample, temperature=0.8, top_p=0.9
+        messages,
+        mode=mode,
+        num_items=num_items,
+        do_sample=sample,
+        temperature=0.8,
+        top_p=0.9,
+        cache=cache,
     )
     messages.append({"role": "assistant", "content": turn.text})
     lines = [f"  (heard: {', '.join(recommender.titles[i] for i in named)})"] if named else []
