@@ -57,7 +57,7 @@ CRS_INLINE void maximum(Floats& a, const Floats& b) { a = a > b ? a : b; }
 // x = 2^x for x <= 0, relative error below 2e-7; 2^-126 below that. 2^n by its bits, the rest of
 // |r| <= 1/2 by a polynomial (Cephes exp2f).
 CRS_INLINE void exp2_nonpositive(Floats& x) {
-  const Floats least = x - x - 126.0f;
+  const Floats least = Floats{} - 126.0f;
   x = x < least ? least : x;        // NaN stays NaN
   const float magic = 12582912.0f;  // adding it rounds to the nearest integer
   const Floats shifted = x + magic;

@@ -197,9 +197,15 @@ int64_t TrieBuilder::common_levels(const Entry& a, const Entry& b) const {
 void TrieBuilder::compare_neighbours() {
   common_.resize(num_items_);
   if (num_items_ > 0) common_[0] = 0;
-#pragma omp parallel for schedule(static)
-  for (int64_t i = 1; i < num_items_; ++i)
+  bool ordered = true;
+#pragma omp parallel for schedule(static) reduction(&& : ordered)
+  for (int64_t i = 1; i < num_items_; ++i) {
     common_[i] = static_cast<uint8_t>(common_levels(entries_[i - 1], entries_[i]));
+    ordered = ordered && less(entries_[i - 1], entries_[i]);
+  }
+  if (!ordered)
+    throw std::invalid_argument("trie_build: the first num_sorted = " +
+                                std::to_string(num_sorted_) + " rows must be in order");
   done_ = 4 * num_items_;
 }
 

@@ -230,13 +230,17 @@ __device__ uint64_t threshold(const StepArgs& args, const Beams& beams, const fl
   __shared__ int chosen, above, inside;
   uint64_t prefix = 0;
   int taken = 0;  // candidates above the prefix
-  for (int shift = 64 - kDigitBits;; shift = shift > kDigitBits ? shift - kDigitBits : 0) {
+  int shift = 64;
+  for (;;) {
+    // The last digit is a short one: what is above it was taken before.
+    const int bits = min(kDigitBits, shift);
+    shift -= bits;
     for (int d = threadIdx.x; d < kDigits; d += blockDim.x) histogram[d] = 0;
     __syncthreads();
     const uint64_t step = uint64_t{1} << shift;
     for_each_candidate<T>(args, beams, normalizers, prefix, [&](uint64_t key) {
       const uint64_t digit = (key - prefix) >> shift;
-      if (digit < kDigits) atomicAdd(&histogram[digit], 1);
+      if (digit < uint64_t{1} << bits) atomicAdd(&histogram[digit], 1);
     });
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -312,7 +316,7 @@ __global__ void select_kernel(StepArgs args, const float* normalizers, int room)
 template <typename T>
 int launch(const StepArgs& args, float* normalizers, cudaStream_t stream) {
   const auto rows = static_cast<unsigned>(args.batch * args.beams);
-  normalize_kernel<T><<<rows, kRowThreads, 0, stream>>>(args, normalizers);
+  if (rows > 0) normalize_kernel<T><<<rows, kRowThreads, 0, stream>>>(args, normalizers);
   const int room = static_cast<int>(args.out_beams < 256 ? 512 : 2 * args.out_beams);
   const size_t shared = room * sizeof(uint64_t) + args.beams * sizeof(int64_t) +
                         (2 * args.beams + 1 + kDigits) * sizeof(int32_t);
@@ -324,7 +328,7 @@ int launch(const StepArgs& args, float* normalizers, cudaStream_t stream) {
 }  // namespace
 
 int trie_step_cuda(const StepArgs& args, void* workspace, void* stream) {
-  if (args.batch == 0 || args.beams == 0) return cudaSuccess;
+  if (args.batch == 0) return cudaSuccess;
   auto* normalizers = static_cast<float*>(workspace);
   auto cuda_stream = static_cast<cudaStream_t>(stream);
   switch (args.dtype) {

@@ -39,6 +39,14 @@ def vocab_of(levels: int, codes: int, **kwargs) -> SidVocab:
     return SidVocab(ids, **kwargs)
 
 
+def clear_places(scores: torch.Tensor, tolerance: float = 1e-4) -> torch.Tensor:
+    """Places of sorted scores [B, M] that rounding can't exchange with a neighbour; the last place
+    is never sure, since what was cut may be as good."""
+    apart = scores.nan_to_num(neginf=-1e30).diff(dim=1).abs() > tolerance
+    edge = torch.ones(scores.shape[0], 1, dtype=torch.bool)
+    return torch.cat([edge, apart], 1) & torch.cat([apart, torch.isinf(scores[:, -1:])], 1)
+
+
 def whole(row) -> tuple[int, ...]:
     """A SID without its padding."""
     return tuple(int(c) for c in itertools.takewhile(lambda c: c >= 0, row))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from crs_fast.ops import TokenTensors, trie_mask, trie_walk
-from crs_fast.ops.reference import allowed, is_leaf
+from crs_fast.ops.reference import allowed, continues
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 # A token that is no code of its level: unlike -1 (stop), no edge carries it.
@@ -49,7 +49,7 @@ class SidLogitsProcessor:
                 "it says where the SID begins (got None)"
             )
         self.trie, self.vocab, self.prompt_length = trie, vocab, prompt_length
-        self.filters = None if filters is None else filters.to(trie.device).tensors
+        self.filters = None if filters is None else filters.over(trie).tensors
         self.tokens = token_tensors(trie, vocab, eos_token_id)
         self.codes = _code_table(vocab, trie)
 
@@ -104,18 +104,21 @@ class SidLogitsProcessor:
         return codes.masked_fill(tokens >= known, _NO_CODE)
 
     def _check(self, nodes: torch.Tensor, is_open: torch.Tensor) -> None:
-        bad = is_open & (nodes < 0)
-        if self.filters is not None:
-            per = max(1, nodes.shape[0] // self.filters.words.shape[0])
-            which = torch.arange(nodes.shape[0], device=nodes.device) // per
-            bad |= (
-                is_open
-                & (nodes > 0)
-                & ~allowed(self.trie.tensors, self.filters, which, nodes.clamp(min=0))
+        requests = 1 if self.filters is None else self.filters.words.shape[0]
+        if requests == 0 or nodes.shape[0] % requests:
+            raise ValueError(
+                f"SidLogitsProcessor: filters must divide the {nodes.shape[0]} rows evenly "
+                f"(got {requests})"
             )
+        which = torch.arange(nodes.shape[0], device=nodes.device) // max(
+            1, nodes.shape[0] // requests
+        )
+        at, trie = nodes.clamp(min=0), self.trie.tensors
+        bad = is_open & (nodes < 0)
+        bad |= is_open & (nodes > 0) & ~allowed(trie, self.filters, which, at)
         stuck = torch.zeros_like(bad)
         if self.tokens.terminator < 0:
-            stuck = is_open & is_leaf(self.trie.tensors, nodes.clamp(min=0))
+            stuck = is_open & ~continues(trie, self.filters, which, at)
         if not bool((bad | stuck).any()):
             return
         row = int((bad | stuck).nonzero()[0])

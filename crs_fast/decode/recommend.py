@@ -201,7 +201,7 @@ def one_each(filters: ItemFilter, batch: int, trie: SidTrie) -> ItemFilter:
     """One filter a request, on the trie's device."""
     if filters.num_requests == 1 and batch > 1:
         filters = ItemFilter.stack([filters] * batch)
-    return filters.to(trie.device)
+    return filters.over(trie)
 
 
 def _check_beams(num_beams: int) -> None:

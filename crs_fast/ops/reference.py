@@ -74,12 +74,6 @@ def _span(trie: TrieTensors, nodes: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return level, inner, begin, end, first, torch.where(inner, last, first)
 
 
-def is_leaf(trie: TrieTensors, nodes: torch.Tensor) -> torch.Tensor:
-    """Whether no code may follow each of nodes int64 [...]."""
-    *_, first, last = _span(trie, nodes)
-    return first == last
-
-
 def ending(trie: TrieTensors, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The items whose SID ends at each of nodes [...], as begin and end; empty where none does."""
     level, inner, begin, end, first, last = _span(trie, nodes)
@@ -143,6 +137,17 @@ def allowed(
         return torch.ones_like(nodes, dtype=torch.bool)
     _, begin, end = unpack(trie, nodes)
     return _before(*filters, which, end) > _before(*filters, which, begin)
+
+
+def continues(
+    trie: TrieTensors, filters: FilterTensors | None, which: torch.Tensor, nodes: torch.Tensor
+) -> torch.Tensor:
+    """Whether some code may follow each node: an allowed item is below it whose SID goes on."""
+    _, stop = ending(trie, nodes)
+    _, _, end = unpack(trie, nodes)
+    if filters is None:
+        return stop < end
+    return _before(*filters, which, end) > _before(*filters, which, stop)
 
 
 def _continuations(
@@ -212,7 +217,7 @@ def trie_step(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One constrained beam step; see `crs_fast.ops.trie.trie_step`."""
     batch, beams = scores.shape
-    logits = logits.reshape(batch, beams, -1).float() / temperature  # [B, M, V]
+    logits = logits.reshape(batch, beams, logits.shape[1]).float() / temperature  # [B, M, V]
     live = (nodes >= 0) & (scores > float("-inf"))  # [B, M]
     at = nodes.clamp(min=0)
     following, code, column, legal = _continuations(trie, tokens, at)  # [B, M, K]

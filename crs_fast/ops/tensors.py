@@ -39,6 +39,25 @@ class TrieTensors(NamedTuple):
     def num_levels(self) -> int:
         return self.bits.shape[0]
 
+    def used(self) -> TrieTensors:
+        """Without the room a `TrieSlot` leaves; waits for the device."""
+        level = self.level.tolist()
+        codes, items = level[-1]
+        ends = [*(first for first, _ in level[1:])]
+        sparse = [
+            table + end - first
+            for (first, table), end in zip(level[:-1], ends, strict=True)
+            if table >= 0
+        ]
+        words = items // 64 + 1
+        return TrieTensors(
+            self.codes[:codes],
+            self.bits[:, :words],
+            self.rank[:, :words],
+            self.starts[: max(sparse, default=0)],
+            self.level,
+        )
+
 
 class FilterTensors(NamedTuple):
     """Which items are allowed, one bitmap a request.

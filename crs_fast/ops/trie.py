@@ -57,6 +57,10 @@ def trie_build(
         raise RuntimeError(f"trie_build: needs the native module: {_native.BUILD_HINT}")
     sids = sids.contiguous()
     items, levels = sids.shape
+    if not 0 <= num_sorted <= items:
+        raise ValueError(
+            f"trie_build: num_sorted must lie in 0 .. {items}, the rows of sids (got {num_sorted})"
+        )
     builder = native.TrieBuilder(sids.data_ptr(), items, levels, num_sorted)
     with _watched(builder, progress):
         builder.sort()
@@ -132,9 +136,20 @@ def trie_rows(
             items = torch.arange(int(trie.level[-1, 1]), device=trie.bits.device)
         rows = reference.trie_rows(trie, items)
         return rows if out is None else out.copy_(rows)
-    size = int(trie.level[-1, 1]) if items is None else items.numel()
+    held = int(trie.level[-1, 1])
+    if items is not None and items.numel() and not 0 <= int(items.min()) <= int(items.max()) < held:
+        raise ValueError(
+            f"trie_rows: items must lie in 0 .. {held - 1} "
+            f"(got {int(items.min())} .. {int(items.max())})"
+        )
+    size = held if items is None else items.numel()
     if out is None:
         out = torch.empty(size, trie.num_levels, dtype=torch.int64)
+    elif out.shape != (size, trie.num_levels) or not _plain(out, trie.codes, torch.int64):
+        raise ValueError(
+            f"trie_rows: out must be contiguous int64 [{size}, {trie.num_levels}] on the trie's "
+            f"device (got {out.dtype} {tuple(out.shape)} on {out.device})"
+        )
     items = None if items is None else items.contiguous()
     address = 0 if items is None else items.data_ptr()
     native.trie_rows(trie_dispatch.trie_view(native, trie), address, size, out.data_ptr())
@@ -177,6 +192,11 @@ def trie_mask_(
         `logits`.
     """
     _check_mask("trie_mask_", logits, nodes, trie, tokens, filters)
+    rows, vocab = logits.shape
+    if rows > 1 and logits.stride(1) == 1 and logits.stride(0) < vocab:
+        raise ValueError(
+            f"trie_mask_: rows of logits must not overlap (got strides {logits.stride()})"
+        )
     words, rank = filters if filters is not None else (None, None)
     torch.ops.crs_fast.trie_mask_(logits, nodes, *trie, *tokens, words, rank)
     return logits
@@ -297,6 +317,18 @@ def _check_tokens(op: str, logits: torch.Tensor, trie: TrieTensors, tokens: Toke
             f"{op}: logits must have at least {tokens.num_columns} columns, the highest token of "
             f"the vocabulary plus one (got {logits.shape[1]})"
         )
+    column = tokens.column
+    aligned = column.dtype == torch.int64 and (column.shape[1] == 1 or column.stride(1) == 1)
+    if not (aligned and column.device == trie.codes.device):
+        raise ValueError(
+            f"{op}: the vocabulary's column must be int64 on the trie's device "
+            f"{trie.codes.device}, rows adjacent (got {column.dtype} on {column.device})"
+        )
+    if not _plain(tokens.denied, trie.codes, torch.int64):
+        raise ValueError(
+            f"{op}: the vocabulary's denied must be contiguous int64 on the trie's device "
+            f"{trie.codes.device} (got {tokens.denied.dtype} on {tokens.denied.device})"
+        )
     if tokens.column.shape[0] < trie.num_levels:
         raise ValueError(
             f"{op}: the vocabulary must have the trie's {trie.num_levels} levels "
@@ -305,8 +337,21 @@ def _check_tokens(op: str, logits: torch.Tensor, trie: TrieTensors, tokens: Toke
 
 
 def _check_filters(op: str, filters: FilterTensors | None, trie: TrieTensors) -> None:
-    if filters is not None and filters.words.shape[1] != trie.bits.shape[1]:
+    if filters is None:
+        return
+    words, rank = filters
+    if words.shape[1] != trie.bits.shape[1] or rank.shape != words.shape:
         raise ValueError(
             f"{op}: filters must be made for this trie, with {trie.bits.shape[1]} words a bitmap "
-            f"(got {filters.words.shape[1]})"
+            f"(got {tuple(words.shape)} and {tuple(rank.shape)})"
         )
+    if not (_plain(words, trie.codes, torch.int64) and _plain(rank, trie.codes, torch.int32)):
+        raise ValueError(
+            f"{op}: filters must be contiguous int64 words and int32 ranks on the trie's device "
+            f"{trie.codes.device} (got {words.dtype} and {rank.dtype} on {words.device})"
+        )
+
+
+def _plain(tensor: torch.Tensor, beside: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a kernel may take the tensor's address."""
+    return tensor.dtype == dtype and tensor.device == beside.device and tensor.is_contiguous()

@@ -90,6 +90,19 @@ class ItemFilter:
             return self
         return ItemFilter._of_words(self.tensors.words.to(device), self.num_items)
 
+    def over(self, trie: SidTrie) -> ItemFilter:
+        """This filter on the trie's device.
+
+        Raises:
+            ValueError: it was made for a catalogue of another size.
+        """
+        if self.num_items != trie.num_items:
+            raise ValueError(
+                f"ItemFilter: filters must be over the trie's {trie.num_items} items "
+                f"(got filters over {self.num_items})"
+            )
+        return self.to(trie.device)
+
     def __and__(self, other: ItemFilter) -> ItemFilter:
         return self._of_words(self.tensors.words & self._words_of(other), self.num_items)
 
@@ -115,8 +128,8 @@ class ItemFilter:
 
 def _as_mask(trie: SidTrie, which: Any) -> torch.Tensor:
     """bool [N] from item ids or from a mask."""
-    if isinstance(which, ItemFilter):
-        return which.mask().cpu()[0]
+    if isinstance(which, list) and which and all(isinstance(one, bool) for one in which):
+        which = torch.tensor(which)
     if hasattr(which, "dtype") and str(which.dtype).removeprefix("torch.") == "bool":
         mask = torch.as_tensor(which).cpu().reshape(-1)
         if mask.numel() != trie.num_items:

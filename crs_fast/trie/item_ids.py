@@ -42,7 +42,7 @@ class ItemIds:
             if not kinds <= {int}:
                 names = sorted(kind.__name__ for kind in kinds)
                 raise ValueError(f"SidTrie: item_ids must be all int or all str (got {names})")
-        numbers = torch.as_tensor(ids, dtype=torch.int64).reshape(-1).cpu()
+        numbers = _integers(torch.as_tensor(ids) if len(ids) else torch.empty(0, dtype=torch.int64))
         made = cls(numbers=_narrow(numbers))
         ordered = numbers[made._order.long()]
         if bool((ordered[1:] == ordered[:-1]).any()):
@@ -107,10 +107,11 @@ class ItemIds:
                 raise KeyError(f"SidTrie: no item {missing[0]!r} ({len(missing)} unknown ids)")
             return torch.tensor([self._of_text[str(i)] for i in wanted], dtype=torch.int64)
         try:
-            wanted_numbers = torch.as_tensor(
-                ids if isinstance(ids, torch.Tensor) else list(ids), dtype=torch.int64
-            ).reshape(-1)
-        except (TypeError, ValueError) as error:
+            listed = ids if isinstance(ids, torch.Tensor) else list(ids)
+            wanted_numbers = torch.empty(0, dtype=torch.int64)
+            if len(listed):
+                wanted_numbers = _integers(torch.as_tensor(listed))
+        except (TypeError, ValueError, RuntimeError) as error:
             raise KeyError(f"SidTrie: this catalogue's item ids are int ({error})") from None
         if not len(self):
             if wanted_numbers.numel():
@@ -138,12 +139,14 @@ class ItemIds:
         Raises:
             ValueError: ids of the other kind, or one that is here already.
         """
+        if not len(self) or not len(more):
+            return self if len(self) else more
         if (self.numbers is None) != (more.numbers is None):
             kind = "str" if self.numbers is None else "int"
             raise ValueError(f"SidTrie: item_ids must be {kind}, as the catalogue's (got others)")
         if self.numbers is not None and more.numbers is not None:
-            at = self._search(more.numbers.long()) if len(self) else more.numbers[:0].long()
-            known = more.numbers[: at.numel()][self.numbers[at] == more.numbers[: at.numel()]]
+            at = self._search(more.numbers.long())
+            known = more.numbers[self.numbers[at] == more.numbers]
             if known.numel():
                 raise ValueError(f"SidTrie: item {int(known[0])} must be new (got one of this id)")
             return ItemIds(numbers=_narrow(torch.cat([self.numbers.long(), more.numbers.long()])))
@@ -174,6 +177,13 @@ class ItemIds:
     @cached_property
     def _of_text(self) -> dict[str, int]:
         return {str(item): position for position, item in enumerate(self.tolist())}
+
+
+def _integers(numbers: torch.Tensor) -> torch.Tensor:
+    """int64 [n] on the CPU, from integers only."""
+    if numbers.dtype == torch.bool or numbers.is_floating_point() or numbers.is_complex():
+        raise ValueError(f"SidTrie: item_ids must be int or str (got {numbers.dtype})")
+    return numbers.to("cpu", torch.int64).reshape(-1)
 
 
 def _narrow(numbers: torch.Tensor) -> torch.Tensor:

@@ -117,7 +117,8 @@ class SidTrie:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the index, item ids and their look-up table included."""
+        """Bytes of the index and of the item ids; the look-up table of int ids included, that of
+        str ids, which the first look-up makes, not."""
         return sum(t.nbytes for t in self.tensors) + self.item_ids.nbytes
 
     @property

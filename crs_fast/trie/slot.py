@@ -76,10 +76,10 @@ class TrieSlot:
                 f"at most {self.num_codes} codes a level "
                 f"(got {trie.num_items}, {trie.num_levels} and {size})"
             )
-        mine, other = self.tensors, trie.tensors
+        mine, other = self.tensors, trie.tensors.used()
         used = trie.num_items // _BITS + 1
         for here, there in ((mine.bits, other.bits), (mine.rank, other.rank)):
-            here[:, :used].copy_(there[:, :used], non_blocking=True)
+            here[:, :used].copy_(there, non_blocking=True)
         mine.bits[:, used:].zero_()
         nodes = other.level[1:, 0] - other.level[:-1, 0]
         mine.rank[:, used:] = nodes[:, None].to(mine.rank)

@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from crs_fast.ops import TrieTensors
@@ -24,7 +25,7 @@ def save_trie(trie: SidTrie, path: str | PathLike[str]) -> None:
     """See `SidTrie.save`."""
     from safetensors.torch import save_file
 
-    tensors = {name: t.cpu().contiguous() for name, t in trie.tensors._asdict().items()}
+    tensors = {name: t.cpu().contiguous() for name, t in trie.tensors.used()._asdict().items()}
     ids = trie.item_ids
     if ids.numbers is not None:
         tensors["item_ids"] = ids.numbers
@@ -72,7 +73,10 @@ def load_trie(path: str | PathLike[str]) -> SidTrie:
         )
     except KeyError as error:
         raise ValueError(f"SidTrie.load: {path} is inconsistent (no tensor {error})") from None
-    problem = inconsistency(trie)
+    problem = _bad_ids(trie.item_ids) or inconsistency(trie)
+    said = (metadata.get("num_items"), metadata.get("num_levels"))
+    if not problem and said != (str(trie.num_items), str(trie.num_levels)):
+        problem = f"its metadata says {said[0]} items and {said[1]} levels"
     if problem:
         raise ValueError(f"SidTrie.load: {path} is inconsistent ({problem})")
     return trie
@@ -140,7 +144,7 @@ def inconsistency(trie: SidTrie) -> str | None:
         return "tensor sizes disagree"
     if t.level[-1].tolist() != [t.codes.numel(), items]:
         return "the totals must be the number of codes and of items"
-    return _bad_bitmaps(t, items, used) or _bad_starts(t) or _bad_ids(trie.item_ids, items)
+    return _bad_bitmaps(t, items, used) or _bad_starts(t) or _bad_codes(t, items)
 
 
 def _bad_bitmaps(t: TrieTensors, items: int, used: int) -> str | None:
@@ -167,8 +171,7 @@ def _bad_starts(t: TrieTensors) -> str | None:
     for depth, (row, first) in enumerate(zip(t.bits, tables, strict=True)):
         if first < 0:
             continue
-        bits = row[:, None] >> torch.arange(64) & 1  # [W, 64]
-        begins = bits.flatten().nonzero().squeeze(1)
+        begins = _unpacked(row).nonzero().squeeze(1)
         mine = t.starts[at : at + begins.numel()]
         if first != at or not torch.equal(mine.long(), begins):
             return f"starts must list where the nodes of depth {depth + 1} begin"
@@ -176,14 +179,37 @@ def _bad_starts(t: TrieTensors) -> str | None:
     return None if at == t.starts.numel() else "starts must belong to a depth"
 
 
-def _bad_ids(ids: ItemIds, items: int) -> str | None:
+def _bad_codes(t: TrieTensors, items: int) -> str | None:
+    """Searches and bounds rely on siblings in order."""
+    parents = torch.zeros(items, dtype=torch.int64)  # node of the depth above that holds each item
+    for depth, (row, first) in enumerate(zip(t.bits, t.level[:-1, 0].tolist(), strict=True)):
+        begins = _unpacked(row)[:items]
+        codes = t.codes[first : first + int(begins.sum())].long()
+        parent = parents[begins]
+        if bool(((parent[1:] == parent[:-1]) & (codes[1:] <= codes[:-1])).any()):
+            return f"codes of depth {depth + 1} must ascend below a node"
+        # An item whose SID has ended stands before its prefix's children, not below the last node.
+        parents = begins.cumsum(0)
+    return None
+
+
+def _unpacked(row: torch.Tensor) -> torch.Tensor:
+    """bool [64 W] of words int64 [W]."""
+    return torch.from_numpy(np.unpackbits(row.numpy().view("u1"), bitorder="little")).bool()
+
+
+def _bad_ids(ids: ItemIds) -> str | None:
     if ids.numbers is not None:
-        known = ids.numbers.dtype in (torch.int32, torch.int64) and ids.numbers.ndim == 1
-        return None if known else "item ids must be int32 or int64"
+        if ids.numbers.dtype not in (torch.int32, torch.int64) or ids.numbers.ndim != 1:
+            return "item ids must be int32 or int64"
+        ordered = ids.numbers.sort().values
+        return "item ids must be distinct" if bool((ordered[1:] == ordered[:-1]).any()) else None
+    if ids.text is None or ids.offsets is None:
+        return "no item ids"
     if (
-        ids.text is None
-        or ids.offsets is None
-        or ids.offsets.numel() != items + 1
+        ids.text.dtype != torch.uint8
+        or ids.offsets.dtype != torch.int64
+        or ids.offsets.numel() < 1
         or int(ids.offsets[0]) != 0
         or int(ids.offsets[-1]) != ids.text.numel()
         or bool((ids.offsets[1:] < ids.offsets[:-1]).any())

@@ -6,7 +6,7 @@ import torch
 from crs_fast.decode import SidLogitsProcessor
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
-from ..helpers import BruteForce, random_sids, tiny_model, whole
+from ..helpers import BruteForce, random_sids, tiny_model, vocab_of, whole
 
 BEGIN, END, EOS, PAD = 1, 2, 3, 0
 FIRST, LEVELS, CODES, VOCAB = 20, 3, 5, 61
@@ -231,3 +231,28 @@ def test_more_beams_than_items():
 def test_vocabulary_must_hold_the_tries_codes():
     with pytest.raises(ValueError, match=r"a token for each code of the trie, \[8, 1\]"):
         SidLogitsProcessor(SidTrie.from_sids([[7, 0]]), make_vocab(begin=BEGIN))
+
+
+def test_filters_that_do_not_fit_are_refused():
+    trie, vocab = SidTrie.from_sids([[1, 2], [3, 4]]), vocab_of(2, 6)
+    other = SidTrie.from_sids([[1, 2]] * 5).filter(deny=[0])
+    with pytest.raises(ValueError, match="filters must be over the trie's 2 items"):
+        SidLogitsProcessor(trie, vocab, filters=other, prompt_length=1)
+    filters = ItemFilter.stack([trie.filter(allow=[0])] * 3)
+    processor = SidLogitsProcessor(trie, vocab, filters=filters, prompt_length=1)
+    with pytest.raises(ValueError, match="filters must divide the 5 rows evenly"):
+        processor(torch.zeros(5, 1, dtype=torch.int64), torch.zeros(5, 40))
+
+
+def test_nowhere_to_go_is_an_error_not_a_row_of_minus_infinity():
+    trie, vocab = SidTrie.from_sids([[1], [1, 2], [3, 4]], [0, 1, 2]), vocab_of(2, 6)
+    start = torch.zeros(1, 1, dtype=torch.int64)
+    nothing = SidLogitsProcessor(trie, vocab, filters=trie.filter(allow=[]), prompt_length=1)
+    with pytest.raises(ValueError, match="eos_token_id must be set"):
+        nothing(start, torch.zeros(1, 40))
+    # Only the item that ends at an inner prefix is left.
+    short = SidLogitsProcessor(trie, vocab, filters=trie.filter(allow=[0]), prompt_length=1)
+    inner = torch.cat([start, vocab.encode(torch.tensor([[1, -1]]))[:, :1]], 1)
+    assert torch.isfinite(short(start, torch.zeros(1, 40))).sum() == 1
+    with pytest.raises(ValueError, match="eos_token_id must be set"):
+        short(inner, torch.zeros(1, 40))

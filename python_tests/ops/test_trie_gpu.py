@@ -129,3 +129,22 @@ def test_cuda_step_compiles_without_graph_breaks():
     compiled = torch.compile(trie_step, fullgraph=True, backend="aot_eager")
     for mine, theirs in zip(compiled(*args), trie_step(*args), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("barred", "out_beams"), [(412, 150), (452, 70), (0, 300)])
+def test_cuda_step_orders_ties_of_many_candidates(barred, out_beams):
+    trie, tokens = SidTrie.from_sids(torch.arange(1200)[:, None]), vocab_of(1, 1200).tensors()
+    filters = trie.filter(deny=torch.arange(barred)).tensors
+    logits, scores = torch.zeros(1, tokens.num_columns), torch.zeros(1, 1)
+    nodes = torch.zeros(1, 1, dtype=torch.int64)
+    codes = trie_step(
+        logits.cuda(),
+        scores.cuda(),
+        nodes.cuda(),
+        to_gpu(trie.tensors),
+        to_gpu(tokens),
+        out_beams,
+        filters=to_gpu(filters),
+    )[3]
+    assert codes.tolist() == [list(range(barred, barred + out_beams))]

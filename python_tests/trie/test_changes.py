@@ -85,7 +85,7 @@ def test_slot_steps_as_the_trie_it_holds(name, sids):
         scores, nodes = mine[:2]
 
 
-def test_slot_refuses_what_does_not_fit_and_stays_as_it_is():
+def test_slot_refuses_what_does_not_fit_and_stays_as_it_is(tmp_path):
     slot = TrieSlot(64, num_levels=2, num_codes=256)
     assert slot.trie.num_items == 0
     trie = slot.load(SidTrie.from_sids(random_sids(0, 64, 2, 256)))
@@ -93,5 +93,9 @@ def test_slot_refuses_what_does_not_fit_and_stays_as_it_is():
         with pytest.raises(ValueError, match=r"TrieSlot\.load: trie must have at most 64 items"):
             slot.load(SidTrie.from_sids(other))
     assert slot.trie.sids().tolist() == trie.sids().tolist()
+    other = TrieSlot(128, num_levels=2, num_codes=300)
+    assert other.load(slot.trie).sids().tolist() == trie.sids().tolist()
+    slot.trie.save(tmp_path / "held")
+    same(SidTrie.load(tmp_path / "held"), SidTrie.from_sids(random_sids(0, 64, 2, 256)))
     with pytest.raises(ValueError, match="capacity, num_levels and num_codes"):
         TrieSlot(0, num_levels=2, num_codes=4)

@@ -39,7 +39,7 @@ def test_sids_may_come_as(make):
 
 
 def test_wide_codes_and_item_ids():
-    """Codes above 2^16 take two radix passes; ids are any int64 or text in any script."""
+    """Codes of four bytes; ids are any int64 or text in any script."""
     sids = [[70_000, 1], [69_999, 1], [2_000_000_000, 0], [70_000, 0], [5, 65_536]]
     ids = [-(2**62), 7, 2**62, 0, 1]
     trie = SidTrie.from_sids(sids, item_ids=ids)
@@ -163,6 +163,9 @@ DAMAGE = {
     "starts must list": lambda t: t["starts"].__setitem__(1, 10_000),
     "starts must belong": lambda t: t.__setitem__("starts", t["starts"].repeat(2)),
     "item ids must be int32": lambda t: t.__setitem__("item_ids", t["item_ids"].float()),
+    "must be distinct": lambda t: t["item_ids"].fill_(3),
+    "must ascend below a node": lambda t: t["codes"][:5].copy_(t["codes"][:5].flip(0)),
+    "no item ids": lambda t: t.pop("item_ids"),
     "no tensor 'codes'": lambda t: t.pop("codes"),
 }
 
