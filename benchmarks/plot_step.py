@@ -11,8 +11,6 @@ import argparse
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +18,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.run import machine
+from benchmarks.run import machine, measure
 from crs_fast.ops import trie_step, trie_walk
 from crs_fast.trie import SidTrie, SidVocab
 
 CODES, BATCH, BEAMS, FAN = 2048, 2, 70, 4
-
-
-def microseconds(run: Callable[[], Any], repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return 1e6 * statistics.median(times)
 
 
 def random_sids(items: int, levels: int) -> torch.Tensor:
@@ -64,7 +53,8 @@ def step_time(sids: torch.Tensor, depth: int, normalize: str, repeats: int) -> t
     logits = torch.randn(BATCH * BEAMS, CODES, generator=generator)
     scores = torch.randn(BATCH, BEAMS, generator=generator)
     args = (logits, scores, nodes.view(BATCH, BEAMS), trie.tensors, tokens, BEAMS, normalize)
-    return microseconds(lambda: trie_step(*args), repeats), statistics.mean(children)
+    times = measure({"step": lambda: trie_step(*args)}, "cpu", repeats)["step"]
+    return 1e6 * statistics.median(times), statistics.mean(children)
 
 
 def trie_children(trie: SidTrie, prefix: torch.Tensor) -> int:

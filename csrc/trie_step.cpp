@@ -82,8 +82,6 @@ struct Columns {
       if (table[c] != table[0] + c) return;
     first = table[0];
   }
-
-  int64_t at(int64_t code) const { return code < width ? table[code] : -1; }
 };
 
 // The children whose logit is above `limit`, as offsets from the first: their number.
@@ -219,7 +217,7 @@ struct Step {
 
   void offer_child(int64_t r, const Children& children, int64_t child, float norm,
                    Best& best) const {
-    const int64_t column = columns[children.parent.depth].at(children.code(child));
+    const int64_t column = args.tokens.at(children.parent.depth, children.code(child));
     if (column < 0) return;
     const float gain = to_float(row(r)[column]) * args.inverse_temperature - norm;
     const float score = args.scores[r] + gain;

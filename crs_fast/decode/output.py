@@ -45,7 +45,7 @@ def _items(
     """Ids and scores of the items that beams name; invalid beams hold only padding and name
     none."""
     batch, beams, levels = sids.shape
-    begin, end = trie.item_ranges(sids.reshape(batch * beams, levels).cpu())
+    begin, end = trie.item_ranges(sids.reshape(batch * beams, levels))
     spans = torch.stack([begin, end], 1).view(batch, beams, 2).tolist()
     # A beam's only item is allowed, or there would be no beam: most catalogues need no look-up.
     several = bool((end - begin > 1).any())

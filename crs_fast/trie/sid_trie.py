@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -127,6 +128,11 @@ class SidTrie:
 
     def level_sizes(self) -> list[int]:
         """One more than the highest code, for each level."""
+        return list(self._level_sizes)
+
+    @cached_property
+    def _level_sizes(self) -> list[int]:
+        # Reads every code, and every `recommend` asks.
         bounds = self.tensors.level[:, 0].tolist()
         codes = self.tensors.codes
         return [int(codes[a:b].max()) + 1 if b > a else 0 for a, b in pairwise(bounds)]

@@ -55,12 +55,8 @@ class TrieSlot:
             torch.zeros(num_levels * (capacity // _SPARSE), dtype=torch.int32, device=device),
             torch.zeros(num_levels + 1, 2, dtype=torch.int64, device=device),
         )
-        self.item_ids = ItemIds(numbers=torch.empty(0, dtype=torch.int32))
-
-    @property
-    def trie(self) -> SidTrie:
-        """What was loaded last (at first: no items). Good until the next `load`."""
-        return SidTrie(self.tensors, self.item_ids)
+        # What was loaded last (at first: no items). Good until the next `load`.
+        self.trie = SidTrie(self.tensors, ItemIds(numbers=torch.empty(0, dtype=torch.int32)))
 
     def load(self, trie: SidTrie) -> SidTrie:
         """Copy a trie in; nothing is changed where it does not fit. Returns `self.trie`.
@@ -86,5 +82,5 @@ class TrieSlot:
         for here, there in ((mine.codes, other.codes), (mine.starts, other.starts)):
             here[: there.numel()].copy_(there, non_blocking=True)
         mine.level.copy_(other.level, non_blocking=True)
-        self.item_ids = trie.item_ids
+        self.trie = SidTrie(self.tensors, trie.item_ids)
         return self.trie
