@@ -1,6 +1,5 @@
 """Baselines on a catalogue of five, and their published hits on the real files (`data`)."""
 
-import os
 import sys
 
 import numpy as np
@@ -97,10 +96,8 @@ def test_bm25_says_what_to_install(monkeypatch):
 
 
 @pytest.fixture(scope="module", params=["redial", "inspired"])
-def real(request):
-    if "CRS_FAST_DATA" not in os.environ:
-        pytest.skip("CRS_FAST_DATA is not set")
-    data = load_dataset(request.param, os.environ["CRS_FAST_DATA"])
+def real(request, data_root):
+    data = load_dataset(request.param, data_root)
     train = recommendation_targets(data.splits["train"])
     if request.param == "redial":
         # The published hits count all 8,650 training dialogues, validation among them.

@@ -360,13 +360,6 @@ def test_split_title(name, expected):
     assert split_title(name) == expected
 
 
-@pytest.fixture
-def data_root():
-    if "CRS_FAST_DATA" not in os.environ:
-        pytest.skip("CRS_FAST_DATA is not set")
-    return Path(os.environ["CRS_FAST_DATA"])
-
-
 @pytest.mark.data
 def test_real_redial(data_root):
     report = ReadReport()

@@ -1,6 +1,5 @@
 """Title linking: the rules one by one, then recall and precision on real chat (`data`)."""
 
-import os
 import random
 import time
 
@@ -195,13 +194,6 @@ def test_locate_gives_each_entry_its_own_place():
         Mention("it", 30, 32),
         Mention("it"),
     )
-
-
-@pytest.fixture(scope="module")
-def data_root():
-    if "CRS_FAST_DATA" not in os.environ:
-        pytest.skip("CRS_FAST_DATA is not set")
-    return os.environ["CRS_FAST_DATA"]
 
 
 @pytest.mark.data

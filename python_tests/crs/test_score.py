@@ -81,9 +81,9 @@ def test_mode_and_text_figures():
 
 @pytest.mark.data
 @pytest.mark.parametrize(("name", "unseen", "new"), [("redial", 405, 372), ("inspired", 83, 75)])
-def test_targets_that_training_never_names(name, unseen, new):
+def test_targets_that_training_never_names(data_root, name, unseen, new):
     """ReDial: 403 and 370 where the validation dialogues count as training."""
-    data = load_dataset(name)
+    data = load_dataset(name, data_root)
     predictions = blank_predictions(data.splits["test"])
     seen = named_items(data.splits["train"])
     assert len(protocol_targets(predictions, "unseen", seen).keys) == unseen

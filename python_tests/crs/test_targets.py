@@ -1,7 +1,5 @@
 """The standard count: on a dialogue counted by hand, and on the real files (`data`)."""
 
-import os
-
 import pytest
 
 from crs_fast.crs.datasets import load_dataset
@@ -47,13 +45,6 @@ def test_target_ranks():
     assert target_ranks(turns, [["a", "a"], ["c", "c"], ["c"]])[0] == [1, 1, 0, 1]
     with pytest.raises(ValueError, match="rankings must be one a turn"):
         target_ranks(turns, rankings[:2])
-
-
-@pytest.fixture(scope="module")
-def data_root():
-    if "CRS_FAST_DATA" not in os.environ:
-        pytest.skip("CRS_FAST_DATA is not set")
-    return os.environ["CRS_FAST_DATA"]
 
 
 @pytest.mark.data
