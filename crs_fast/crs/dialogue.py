@@ -16,12 +16,14 @@ ROLES = (SEEKER, RECOMMENDER)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One catalogue entry. `fields` maps a field's name ("genres", "plot", ...) to its text."""
+    """One catalogue entry. `fields` maps a field's name ("genres", "plot", ...) to its text.
+    Entries with one `imdb_id` are the same film (see `crs_fast.crs.score`)."""
 
     item_id: str
     title: str
     year: int | None = None
     fields: dict[str, str] = field(default_factory=dict)
+    imdb_id: str | None = None
 
     def text(self) -> str:
         """Text for an encoder, `title: T | year: Y | genres: G | ...`; missing fields left out."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from crs_fast.crs.score import BY_FILM
+
 if TYPE_CHECKING:
     from crs_fast.crs.evaluate import Evaluation
 
@@ -44,26 +46,32 @@ def scores_markdown(
 
 
 def recommendation_table(methods: dict[str, dict[str, Any]]) -> str:
-    """One row a method, in per cent; hits in brackets, the 95 % interval (bootstrap over
-    dialogues) behind R@1 and R@10."""
-    rows = [["%", "n", *COLUMNS]]
+    """One row a method, in per cent: mean ± sd over seeds where there are several, else hits in
+    brackets; the 95 % interval (bootstrap over dialogues) behind R@1 and R@10. A second row by film
+    where the catalogue has films twice."""
+    seeds = ["seeds"] if any("seeds" in figures for figures in methods.values()) else []
+    rows = [["%", "n", *seeds, *COLUMNS]]
     for name, figures in methods.items():
-        row = [name, str(figures["n"])]
-        for column in COLUMNS:
-            letter, k = column.split("@")
-            key = f"{METRIC[letter]}@{k}"
-            row.append(_cell(figures, key) if figures["n"] else "–")
-        rows.append(row)
+        rows.append([name, *_cells(figures, seeds)])
+        if BY_FILM in figures:
+            rows.append([f"{name}, {BY_FILM}", *_cells(figures[BY_FILM], seeds)])
     return markdown_table(rows)
 
 
-def _cell(figures: dict[str, Any], key: str) -> str:
+def _cells(figures: dict[str, Any], seeds: list[str]) -> list[str]:
+    counts = [str(figures[name]) for name in ("n", *seeds)]
+    return counts + [_cell(figures, column) if figures["n"] else "–" for column in COLUMNS]
+
+
+def _cell(figures: dict[str, Any], column: str) -> str:
+    letter, k = column.split("@")
+    key = f"{METRIC[letter]}@{k}"
     text = f"{100 * figures[key]:.2f}"
-    kind, k = key.split("@")
-    if kind != "recall":
-        return text
-    text += f" ({figures[f'hits@{k}']})"
-    if k in ("1", "10"):
+    if f"{key} sd" in figures:
+        text += f" ± {100 * figures[f'{key} sd']:.2f}"
+    elif letter == "R":
+        text += f" ({figures[f'hits@{k}']})"
+    if column in ("R@1", "R@10"):
         low, high = figures[f"{key} interval"]
         text += f" [{100 * low:.1f}, {100 * high:.1f}]"
     return text

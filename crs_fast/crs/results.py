@@ -14,14 +14,16 @@ from crs_fast.crs.arms import ARMS
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import replacing, write_text
 from crs_fast.crs.predictions import Prediction, read_predictions
-from crs_fast.crs.report import COLUMNS, METRIC, TITLES, difference_table, markdown_table
+from crs_fast.crs.report import TITLES, difference_table, markdown_table, recommendation_table
 from crs_fast.crs.score import (
+    BY_FILM,
     PROTOCOLS,
     Targets,
     mode_figures,
     named_items,
     paired_runs,
     protocol_targets,
+    same_films,
     target_figures,
     text_figures,
 )
@@ -59,6 +61,7 @@ def write_results(out: Path, dataset: CrsDataset, held: Collection[str] = ()) ->
         held: items held out on purpose; their targets get tables of their own.
     """
     runs, seen = read_runs(out, dataset), named_items(dataset.splits["train"])
+    films = same_films(dataset.items)
     protocols = {name: (name, seen) for name in PROTOCOLS}
     if held:
         rest = {item.item_id for item in dataset.items} - set(held)
@@ -74,6 +77,9 @@ def write_results(out: Path, dataset: CrsDataset, held: Collection[str] = ()) ->
             if _belongs(name, predictions[0], protocol)
         }
         figures["recommendation"][protocol] = {n: seed_figures(t) for n, t in targets.items()}
+        for name in targets if films else ():
+            by_film = [protocol_targets(p, rule, known, films) for p in runs[name]]
+            figures["recommendation"][protocol][name][BY_FILM] = seed_figures(by_film)
         if len(targets) > 1 and BASE in targets and any(t.keys for t in targets[BASE]):
             figures["differences"][protocol] = {
                 f"{BASE} − {name}": paired_runs(targets[BASE], other)
@@ -117,7 +123,7 @@ def results_markdown(figures: dict[str, Any]) -> str:
     """All tables."""
     parts = []
     for protocol, methods in figures["recommendation"].items():
-        parts += [f"### {TITLES[protocol]}\n", method_table(methods)]
+        parts += [f"### {TITLES[protocol]}\n", recommendation_table(methods)]
         if protocol in figures["differences"]:
             parts += [
                 "Paired over the same targets, points [95 %, bootstrap over dialogues]:\n",
@@ -146,30 +152,6 @@ def results_markdown(figures: dict[str, Any]) -> str:
         rows.append([name, *trained, loss, *(f"{s:.0f}" for s in run["seconds"].values())])
     parts += ["### Runs\n", markdown_table(rows)]
     return "\n".join(parts)
-
-
-def method_table(methods: dict[str, dict[str, Any]]) -> str:
-    """One row a method, in per cent: mean ± sd over seeds where there are several, else hits; the
-    95 % interval behind R@1 and R@10."""
-    rows = [["%", "n", "seeds", *COLUMNS]]
-    for name, figures in methods.items():
-        cells = [_cell(figures, column) if figures["n"] else "–" for column in COLUMNS]
-        rows.append([name, str(figures["n"]), str(figures["seeds"]), *cells])
-    return markdown_table(rows)
-
-
-def _cell(figures: dict[str, Any], column: str) -> str:
-    letter, k = column.split("@")
-    key = f"{METRIC[letter]}@{k}"
-    text = f"{100 * figures[key]:.2f}"
-    if f"{key} sd" in figures:
-        text += f" ± {100 * figures[f'{key} sd']:.2f}"
-    elif letter == "R":
-        text += f" ({figures[f'hits@{k}']})"
-    if column in ("R@1", "R@10"):
-        low, high = figures[f"{key} interval"]
-        text += f" [{100 * low:.1f}, {100 * high:.1f}]"
-    return text
 
 
 def _plot(path: Path, recommendation: dict[str, dict[str, dict[str, Any]]]) -> None:

@@ -2,11 +2,15 @@
 
 The paper's protocol and the ones it lacks stand together, every figure with n, hits and an interval
 by bootstrap over dialogues, beside baselines without a model on the same targets.
+
+Where a catalogue holds a film several times (items that share an IMDb id), every protocol has a
+second line by film: any item of a target's film hits it, a film counts once in a ranking, and a
+target is new, or unseen, only where its film is. Searches still filter by item.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +22,7 @@ from crs_fast.crs.baselines import (
     copy_then_popularity_ranking,
     popularity_ranking,
 )
-from crs_fast.crs.dialogue import CrsDataset, Dialogue
+from crs_fast.crs.dialogue import CrsDataset, Dialogue, Item
 from crs_fast.crs.metrics import (
     DEFAULT_KS,
     bootstrap_interval,
@@ -31,6 +35,7 @@ from crs_fast.crs.predictions import Prediction
 from crs_fast.crs.targets import RecTurn, recommendation_targets
 
 Baseline = Callable[[Sequence[RecTurn], Sequence[Dialogue], bool], Rankings]
+BY_FILM = "by film"
 PROTOCOLS = ("paper", "new-only", "free", "unseen", "unseen, new-only")
 
 
@@ -52,7 +57,8 @@ def recommendation_figures(
     name: str = "crs_fast",
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Protocol -> method -> figures (`n`, `hits@k`, `recall@k`, `ndcg@k`, `mrr@k`, and 95 %
-    intervals of recall), for the system and for baselines on the same targets.
+    intervals of recall; the same again under "by film" where the catalogue has a film twice), for
+    the system and for baselines on the same targets.
 
     Protocols: "paper" (mode forced to the gold one), "new-only" (targets not named before, named
     items filtered out of the search), "free" (the system chooses its mode, a wrong CHAT is a miss;
@@ -76,7 +82,7 @@ def recommendation_figures(
     answered = {(p.dialogue, p.turn) for p in rec}
     turns = [t for t in recommendation_targets(dialogues) if (t.dialogue, t.turn) in answered]
     train = recommendation_targets(dataset.splits["train"])
-    seen = named_items(dataset.splits["train"])
+    seen, films = named_items(dataset.splits["train"]), same_films(dataset.items)
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     for protocol in PROTOCOLS:
         new = protocol.endswith("new-only")
@@ -93,12 +99,15 @@ def recommendation_figures(
                 ),
                 **{label: rank(turns, dialogues, new) for label, rank in (more or {}).items()},
             }
-        own = protocol_targets(predictions, protocol, seen)
-        figures[protocol] = {name: target_figures(own)}
-        for label, rankings in methods.items():
-            figures[protocol][label] = target_figures(
-                protocol_targets(_as_predictions(turns, rankings), protocol, seen)
-            )
+        answers = {name: predictions}
+        answers |= {label: _as_predictions(turns, r) for label, r in methods.items()}
+        figures[protocol] = {
+            label: target_figures(protocol_targets(p, protocol, seen))
+            for label, p in answers.items()
+        }
+        for label, p in answers.items() if films else ():
+            by_film = target_figures(protocol_targets(p, protocol, seen, films))
+            figures[protocol][label][BY_FILM] = by_film
     return figures
 
 
@@ -114,24 +123,42 @@ def named_items(dialogues: Sequence[Dialogue]) -> set[str]:
     return {m.item_id for d in dialogues for turn in d.turns for m in turn.mentions}
 
 
+def same_films(items: Iterable[Item]) -> dict[str, str]:
+    """Item id -> the first item of the same film, for items that are not that item themselves."""
+    first: dict[str, str] = {}
+    films = {i.item_id: first.setdefault(i.imdb_id, i.item_id) for i in items if i.imdb_id}
+    return {item: film for item, film in films.items() if item != film}
+
+
 def protocol_targets(
-    predictions: Sequence[Prediction], protocol: str, seen: set[str] | None = None
+    predictions: Sequence[Prediction],
+    protocol: str,
+    seen: set[str] | None = None,
+    films: Mapping[str, str] | None = None,
 ) -> Targets:
     """Where each target of a protocol stands (see `recommendation_figures`).
 
     Args:
         seen: what training dialogues name, for the "unseen" protocols.
+        films: see `same_films`; everything then goes by film, and ranks are among distinct films.
     """
     new, unseen = protocol.endswith("new-only"), protocol.startswith("unseen")
+
+    def distinct(items: Iterable[str]) -> list[str]:
+        return list(dict.fromkeys((films or {}).get(item, item) for item in items))
+
+    known = set(distinct(seen or ())) if unseen else set()
     ranks, keys = [], []
     for p in predictions:
         ranking = p.without_named() if new else p.ranking or []
         if protocol == "free" and not p.chooses_rec:
             ranking = []
-        place = {item: rank for rank, item in reversed(list(enumerate(ranking, 1)))}
+        place = {film: rank for rank, film in enumerate(distinct(ranking), 1)}
+        named = set(distinct(p.named)) if new else set()
         for item in p.gold_items:
-            if not (new and item in p.named) and not (unseen and item in (seen or ())):
-                ranks.append(place.get(item, 0))
+            (film,) = distinct([item])
+            if film not in named and film not in known:
+                ranks.append(place.get(film, 0))
                 keys.append((p.dialogue, p.turn, item))
     return Targets(np.array(ranks, dtype=np.int64), np.array([k[0] for k in keys]), keys)
 

@@ -103,6 +103,7 @@ def test_redial_item_fields_from_id2info(redial, tmp_path):
         "cast: S1, S2, S3, S4 | plot: A thief and a cop."
     )
     assert good.fields == ronin.fields == {}
+    assert [heat.imdb_id, good.imdb_id, ronin.imdb_id] == ["tt1", None, None]
 
 
 def test_redial_reconstructed_train_is_never_validation(redial, tmp_path):
@@ -240,7 +241,7 @@ def test_inspired_bad_turn_names_its_line(tmp_path, turn):
 
 ITEMS = (
     Item("m1", "Heat", 1995, {"genres": "crime, drama", "plot": "Ünïcode"}),
-    Item("m2", "Ronin"),
+    Item("m2", "Ronin", imdb_id="tt0122690"),
 )
 DIALOGUES = (
     Dialogue(
@@ -294,6 +295,7 @@ def test_own_format_lists_and_merging(tmp_path):
         ({"item_id": 3, "title": "x"}, "item_id must be a non-empty string"),
         ({"item_id": "m1", "title": "x", "year": "1999"}, "year must be an integer"),
         ({"item_id": "m1", "title": "x", "genres": 3}, "genres must be a string"),
+        ({"item_id": "m1", "title": "x", "imdb_id": 3}, "imdb_id must be a non-empty string"),
         ({"item_id": "m0", "title": "again"}, "item_id must be given once"),
     ],
 )

@@ -27,7 +27,8 @@ def small(monkeypatch):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    write_items(folder / "items.jsonl", ITEMS)
+    twins = (replace(item, imdb_id="tt1") for item in ITEMS[6:])
+    write_items(folder / "items.jsonl", (*ITEMS[:6], *twins))
     write_dialogues(folder / "train.jsonl", dialogues(16))
     write_dialogues(folder / "valid.jsonl", dialogues(4))
     write_dialogues(folder / "test.jsonl", (replace(DIALOGUE, dialogue_id="t"), *dialogues(3)))
@@ -59,7 +60,7 @@ def test_results_and_resuming(data, tmp_path):
     assert found["differences"]["paper"]["gcrs − copy"]["n"] == 7
     assert abs(found["runs"]["gcrs/seed0"]["tokens"] - 1000) <= 300
     assert (tmp_path / "results.png").read_bytes()[:4] == b"\x89PNG"
-    for text in ("gcrs", "New-only", "[95 %", "tokens read"):
+    for text in ("gcrs", "copy, by film", "New-only", "[95 %", "tokens read"):
         assert text in (tmp_path / "results.md").read_text()
     assert not list(tmp_path.glob("runs/*/*/training/checkpoint-*"))
     config = json.loads((tmp_path / "config.json").read_text())

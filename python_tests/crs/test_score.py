@@ -1,6 +1,7 @@
 """Scoring a predictions file: figures counted by hand, and what a file may not be."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +11,14 @@ from crs_fast.cli import main
 from crs_fast.crs.datasets import load_dataset, write_dialogues, write_items
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.predictions import blank_predictions, read_predictions, write_predictions
+from crs_fast.crs.report import recommendation_table
 from crs_fast.crs.score import (
     mode_figures,
     named_items,
     paired_difference,
     protocol_targets,
     recommendation_figures,
+    same_films,
     text_figures,
 )
 from crs_fast.crs.targets import recommendation_targets, target_ranks
@@ -61,6 +64,55 @@ def test_a_search_without_named_items_goes_before_a_filtered_list():
     (p, *_) = [p for p in answers(0) if p.gold_items == ["i5"]]
     p.named, p.new_ranking = ["i1"], ["i5"]
     assert protocol_targets([p], "new-only").ranks.tolist() == [1]
+
+
+def test_by_film_a_film_counts_once():
+    items = tuple(replace(i, imdb_id="tt1") if i.item_id in ("i1", "i2", "i3") else i
+                  for i in ITEMS)  # fmt: skip
+    films = same_films(items)
+    assert films == {"i2": "i1", "i3": "i1"}
+    assert same_films(ITEMS) == {}
+    (p, *_) = answers(0)
+    cases = {  # target, ranking -> rank by item, rank by film
+        ("i5", ("i2", "i1", "i3", "i5")): (4, 2),
+        ("i1", ("i5", "i3", "i1")): (3, 2),
+        ("i2", ("i3",)): (0, 1),
+        ("i6", ("i1", "i2")): (0, 0),
+    }
+    for (target, ranking), expected in cases.items():
+        p.gold_items, p.ranking = [target], list(ranking)
+        ranks = [protocol_targets([p], "paper", films=f).ranks.tolist() for f in (None, films)]
+        assert ranks == [[rank] for rank in expected]
+    # A film is new, or unseen, under all its ids or none.
+    p.gold_items, p.named, p.ranking = ["i2", "i5"], ["i1"], ["i3", "i2", "i5"]
+    for protocol in ("new-only", "unseen"):
+        new = [protocol_targets([p], protocol, {"i3"}, films=f) for f in (None, films)]
+        assert [t.ranks.tolist() for t in new] == [[2, 3], [2]]
+
+    data = replace(DATASET, items=items)
+    figures = recommendation_figures(data, "test", answers(0))
+    assert all("by film" in one for methods in figures.values() for one in methods.values())
+    for one in figures["paper"].values():
+        assert one["by film"]["n"] == one["n"]
+        assert one["by film"]["hits@5"] >= one["hits@5"]
+    plain = recommendation_figures(DATASET, "test", answers(0))
+    assert plain["paper"]["crs_fast"] == {
+        k: v for k, v in figures["paper"]["crs_fast"].items() if k != "by film"
+    }
+    table = recommendation_table(figures["paper"])
+    assert "| crs_fast, by film | 7 |" in table
+    assert "by film" not in recommendation_table(plain["paper"])
+
+
+@pytest.mark.data
+def test_redials_double_films(data_root):
+    data = load_dataset("redial", data_root)
+    ids = Counter(item.imdb_id for item in data.items if item.imdb_id)
+    double = {item.item_id for item in data.items if ids[item.imdb_id] > 1}
+    targets = [t for turn in recommendation_targets(data.splits["test"]) for t in turn.targets]
+    assert sum(n > 1 for n in ids.values()) == 192
+    assert (len(double), sum(t in double for t in targets)) == (401, 601)
+    assert len(same_films(data.items)) == 401 - 192
 
 
 def test_mode_and_text_figures():

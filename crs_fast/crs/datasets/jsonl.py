@@ -6,9 +6,10 @@ A data set is a folder of JSON-lines files in UTF-8, each plain or gzipped (`ite
 
     {"item_id": "m17", "title": "Heat", "year": 1995, "genres": ["crime"], "plot": "…"}
 
-`item_id` (a non-empty string) and `title` are required, `year` is an integer, null or absent. Any
-other key is a text field of the item (`genres`, `director`, `cast`, `keywords`, `plot`, …): a
-string or a list of strings, which is joined by ", ". Field order is kept.
+`item_id` (a non-empty string) and `title` are required, `year` is an integer, null or absent, and
+`imdb_id` a string, null or absent (items that share one are the same film). Any other key is a text
+field of the item (`genres`, `director`, `cast`, `keywords`, `plot`, …): a string or a list of
+strings, which is joined by ", ". Field order is kept.
 
 `train.jsonl`, `valid.jsonl`, `test.jsonl` (at least one), one dialogue a line:
 
@@ -40,7 +41,7 @@ T = TypeVar("T")
 OnError = Literal["raise", "skip"]
 SPLITS = ("train", "valid", "test")
 
-_ITEM_KEYS = ("item_id", "title", "year")
+_ITEM_KEYS = ("item_id", "title", "year", "imdb_id")
 _YEAR_AT_END = re.compile(r"\s*\((\d{4})?(?: film)?\)?\s*$")
 
 
@@ -168,9 +169,10 @@ def _parse_item(line: str) -> Item:
     year = record.get("year")
     if year is not None and type(year) is not int:
         raise ValueError(f"year must be an integer or null (got {year!r})")
+    imdb_id = None if record.get("imdb_id") is None else _string(record, "imdb_id")
     extra = {k: v for k, v in record.items() if k not in _ITEM_KEYS and v is not None}
     fields = {key: _field_text(key, value) for key, value in extra.items()}
-    return Item(_string(record, "item_id"), _string(record, "title"), year, fields)
+    return Item(_string(record, "item_id"), _string(record, "title"), year, fields, imdb_id)
 
 
 def read_items(
@@ -250,15 +252,17 @@ def write_items(path: str | Path, items: Sequence[Item]) -> None:
     """Write an `items.jsonl` that `read_items` reads back equal.
 
     Raises:
-        ValueError: a field is named item_id, title or year.
+        ValueError: a field is named item_id, title, year or imdb_id.
     """
     for item in items:
         if clash := [key for key in _ITEM_KEYS if key in item.fields]:
             raise ValueError(f"write_items: fields must not be named {clash[0]!r} ({item.item_id})")
-    write_lines(
-        path,
-        ({"item_id": i.item_id, "title": i.title, "year": i.year, **i.fields} for i in items),
-    )
+    write_lines(path, map(_item_record, items))
+
+
+def _item_record(item: Item) -> dict[str, Any]:
+    film = {} if item.imdb_id is None else {"imdb_id": item.imdb_id}
+    return {"item_id": item.item_id, "title": item.title, "year": item.year, **film, **item.fields}
 
 
 def _mention_record(mention: Mention) -> dict[str, Any]:

@@ -56,6 +56,7 @@ def info_fields(info: dict[str, Any] | None) -> dict[str, str]:
 def read_catalogue(folder: Path) -> tuple[Item, ...]:
     """The items of `movies_with_mentions.csv` in numeric id order, with the fields of
     `id2info.json` where that file is there (an official download has none: title and year only).
+    Its IMDb ids were found by title, and some are wrong (three High School Musicals share one).
 
     Raises:
         ValueError: a row without a numeric movieId or a movieName, with its line number.
@@ -72,7 +73,9 @@ def read_catalogue(folder: Path) -> tuple[Item, ...]:
                 f"load_dataset: {path}, line {rows.line_num} must hold movieId and movieName "
                 f"(got {movie_id!r}, {name!r})"
             )
-        items.append(Item(movie_id, *split_title(name), info_fields(info.get(movie_id))))
+        facts = info.get(movie_id) or {}
+        imdb_id = facts.get("imdb_id") or None
+        items.append(Item(movie_id, *split_title(name), info_fields(facts), imdb_id))
     return tuple(sorted(items, key=lambda item: int(item.item_id)))
 
 
