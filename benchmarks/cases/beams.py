@@ -119,10 +119,11 @@ def beams(num_beams: int, size: str, device: str) -> tuple[str, Ways]:
     def once() -> torch.Tensor:
         return of.search(ids, of.prefilled(ids), **of.vectorised(start))
 
-    def tree(normalize: str) -> torch.Tensor:
+    def tree(normalize: str, cuda_graph: bool = False) -> torch.Tensor:
         return recommend(
-            of.model, ids, trie=of.trie, vocab=of.vocab, num_beams=of.beams, normalize=normalize
-        ).sids
+            of.model, ids, trie=of.trie, vocab=of.vocab, num_beams=of.beams, normalize=normalize,
+            cuda_graph=cuda_graph,
+        ).sids  # fmt: skip
 
     ways: Ways = {
         "HF, prefix_allowed_tokens_fn": partial(of.search, ids, **of.in_python(start)),
@@ -135,6 +136,9 @@ def beams(num_beams: int, size: str, device: str) -> tuple[str, Ways]:
         "recommend, level": partial(tree, "level"),
         "recommend, legal": partial(tree, "legal"),
     }
+    if device == "cuda":
+        for normalize in ("vocab", "level"):
+            ways[f"recommend, {normalize}, cuda_graph"] = partial(tree, normalize, True)
     if device == "cpu":  # in bfloat16 two orders of summing give two orders of beams
         wanted = ways["recommend, vocab"]()
         for name in list(ways)[:4]:

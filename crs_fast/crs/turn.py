@@ -228,7 +228,7 @@ def _path(
     """The beam whose fed tokens continue `opening` as `prefix` does, and how many tokens of the
     prefix that covers; None without one."""
     lengths = (tree.output.sids[row, :, :-1] >= 0).sum(1).tolist()
-    for beam, (tokens, n) in enumerate(zip(tree.tokens[row].tolist(), lengths, strict=True)):
+    for beam, (tokens, n) in enumerate(zip(tree.beams.tokens[row].tolist(), lengths, strict=True)):
         path = [*opening, *tokens[:n]]
         if n and prefix[: len(path)] == path:
             return beam, len(path)

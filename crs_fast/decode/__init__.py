@@ -5,7 +5,7 @@ from .capability import Capability, capability, sliding_window
 from .output import RecommendOutput
 from .processor import SidLogitsProcessor
 from .prompt import Prompt, left_pad
-from .recommend import BeamTree, grow_beams, recommend
+from .recommend import BeamTree, recommend
 
 __all__ = [
     "BeamTree",
@@ -15,7 +15,6 @@ __all__ = [
     "SidLogitsProcessor",
     "beam_search",
     "capability",
-    "grow_beams",
     "left_pad",
     "recommend",
     "sliding_window",

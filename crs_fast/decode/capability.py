@@ -110,7 +110,7 @@ def _tree_error(model: PreTrainedModel, attention: str) -> float:
     parents = torch.tensor([[5, 0, 0, 3, 1, 2], [1, 4, 4, 2, 0, 5]], device=model.device)
 
     lm = TreeModel(model, attention)
-    prompt = Prompt.of(lm, ids, mask)
+    prompt = Prompt.of(lm, ids, mask, padded=True)
     own = torch.arange(6, device=model.device).expand(2, 6)
     lengths = mask.sum(1, keepdim=True)
     some = draw[0].unique()  # tokens whose rows of the head are asked for alone

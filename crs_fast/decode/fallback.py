@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crs_fast.ops import trie_mask_
+from crs_fast.ops import trie_mask_, trie_walk
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from .output import RecommendOutput
@@ -126,7 +126,9 @@ def generate_beams(
     codes = tokens.masked_fill(tokens == filler, -1) if vocab is None else vocab.decode(tokens)
     totals = out.sequences_scores.view(shape)
     totals = totals.masked_fill(totals < LOST, float("-inf"))
-    return RecommendOutput.of(trie, codes.to(trie.device), totals.to(trie.device), filters)
+    codes, totals = codes.to(trie.device), totals.to(trie.device)
+    nodes = trie_walk(trie.tensors, codes.flatten(0, 1)).view(shape)
+    return RecommendOutput.of(trie, codes, nodes, totals, filters)
 
 
 def unused_token(vocab: SidVocab | None, trie: SidTrie) -> int:

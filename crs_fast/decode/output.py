@@ -30,23 +30,27 @@ class RecommendOutput:
 
     @classmethod
     def of(
-        cls, trie: SidTrie, sids: torch.Tensor, scores: torch.Tensor, filters: ItemFilter | None
+        cls,
+        trie: SidTrie,
+        sids: torch.Tensor,
+        nodes: torch.Tensor,
+        scores: torch.Tensor,
+        filters: ItemFilter | None,
     ) -> RecommendOutput:
-        """sids int64 [B, M, L] and scores float32 [B, M], -inf at invalid beams."""
+        """sids int64 [B, M, L], the nodes int64 [B, M] where they end and scores float32 [B, M],
+        -inf at invalid beams."""
         valid = scores > float("-inf")
         sids = sids.masked_fill(~valid[..., None], -1)
-        items, item_scores = _items(trie, sids, scores, filters)
+        items, item_scores = _items(trie, nodes.masked_fill(~valid, -1), scores, filters)
         return cls(sids, scores, items, item_scores, valid.sum(1))
 
 
 def _items(
-    trie: SidTrie, sids: torch.Tensor, scores: torch.Tensor, filters: ItemFilter | None
+    trie: SidTrie, nodes: torch.Tensor, scores: torch.Tensor, filters: ItemFilter | None
 ) -> tuple[list[list[int | str]], list[list[float]]]:
-    """Ids and scores of the items that beams name; invalid beams hold only padding and name
-    none."""
-    batch, beams, levels = sids.shape
-    begin, end = trie.item_ranges(sids.reshape(batch * beams, levels))
-    spans = torch.stack([begin, end], 1).view(batch, beams, 2).tolist()
+    """Ids and scores of the items that beams name; invalid beams stand at no node and name none."""
+    begin, end = trie.items_at(nodes)
+    spans = torch.stack([begin, end], 2).tolist()
     # A beam's only item is allowed, or there would be no beam: most catalogues need no look-up.
     several = bool((end - begin > 1).any())
     masks = filters.mask().cpu() if filters is not None and several else None

@@ -142,24 +142,33 @@ def token_tensors(
     Raises:
         ValueError: the trie has levels or codes that the vocabulary lacks.
     """
-    sizes = trie.level_sizes()
+    check_codes(trie, vocab)
     if vocab is None:
-        column = torch.arange(max([1, *sizes])).expand(trie.num_levels, -1)
+        column = torch.arange(max([1, *trie.level_sizes()])).expand(trie.num_levels, -1)
         denied = torch.empty(0, dtype=torch.int64)
         terminator = -1 if eos_token_id is None else eos_token_id
         tokens = TokenTensors(column, denied, terminator, max(column.shape[1], terminator + 1))
     else:
-        if len(sizes) > vocab.num_levels or any(
-            size > have for size, have in zip(sizes, vocab.sizes, strict=False)
-        ):
-            raise ValueError(
-                f"vocab must have a token for each code of the trie, {sizes} a level "
-                f"(got {vocab.sizes})"
-            )
         tokens = vocab.tensors(None if vocab.end is not None else eos_token_id)
     return tokens._replace(
         column=tokens.column.to(trie.device), denied=tokens.denied.to(trie.device)
     )
+
+
+def check_codes(trie: SidTrie, vocab: SidVocab | None) -> None:
+    """
+    Raises:
+        ValueError: the trie has levels or codes that the vocabulary lacks.
+    """
+    sizes = trie.level_sizes()
+    if vocab is not None and (
+        len(sizes) > vocab.num_levels
+        or any(size > have for size, have in zip(sizes, vocab.sizes, strict=False))
+    ):
+        raise ValueError(
+            f"vocab must have a token for each code of the trie, {sizes} a level "
+            f"(got {vocab.sizes})"
+        )
 
 
 def _code_table(vocab: SidVocab | None, trie: SidTrie) -> torch.Tensor | None:

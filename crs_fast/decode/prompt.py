@@ -47,13 +47,14 @@ class Prompt:
         able = capability(model)
         if able.attention is None:
             raise ValueError(f"Prompt: the model must hold a token tree (got {able.reason})")
-        self._start(TreeModel(model, able.attention), ids, mask, room)
+        self._start(TreeModel(model, able.attention), *pad_right(ids, mask), room)
 
-    def _start(self, lm: TreeModel, ids: torch.Tensor, mask: torch.Tensor, room: int) -> None:
+    def _start(
+        self, lm: TreeModel, ids: torch.Tensor, mask: torch.Tensor, padded: bool, room: int
+    ) -> None:
         from .cache import growing_cache
 
-        ids, mask, self.padded = _pad_right(ids, mask)
-        self.lm = lm
+        self.lm, self.padded = lm, padded
         self.ids, self.mask = ids, mask  # [B, S], what the cache holds
         self.cache = growing_cache(room)
         positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
@@ -61,10 +62,13 @@ class Prompt:
         self.hidden = _last(hidden, mask)  # [B, H], after each row's last token
 
     @classmethod
-    def of(cls, lm: TreeModel, ids: torch.Tensor, mask: torch.Tensor) -> Prompt:
-        """A prompt on a `TreeModel` that nobody vouches for: the capability probe's way in."""
+    def of(
+        cls, lm: TreeModel, ids: torch.Tensor, mask: torch.Tensor, padded: bool, room: int = 0
+    ) -> Prompt:
+        """A prompt on a `TreeModel` that is there already, its rows padded on the right (`padded`:
+        whether any is). Nothing is checked and nothing waits for the device."""
         prompt = cls.__new__(cls)
-        prompt._start(lm, ids, mask, 0)
+        prompt._start(lm, ids, mask, padded, room)
         return prompt
 
     @property
@@ -173,7 +177,7 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, 
     return ids, mask
 
 
-def _pad_right(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool]:
+def pad_right(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Each row's real tokens moved to its beginning, in order; and whether any padding is left."""
     if bool(mask.all()):
         return ids, mask, False

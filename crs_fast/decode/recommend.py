@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
 
-from crs_fast.ops import TokenTensors, trie_step
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from .output import RecommendOutput
-from .processor import token_tensors
 from .prompt import Prompt, checked_inputs
+from .search import Query, check_beams, search
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +52,10 @@ def recommend(
             two compute only the level's rows of the LM head.
         temperature: divides the logits.
         filters: one filter a request (or one for all).
-        cuda_graph: replay the steps as a CUDA graph. Not written yet: ignored with a warning.
+        cuda_graph: record prefill and steps as a CUDA graph on the first call of a shape (batch,
+            prompt rounded up, beams, ...) and replay it from then on, also after another
+            `TrieSlot.load` (see `crs_fast.decode.graph`). Elsewhere, and where a model can't be
+            recorded, the call runs eagerly and a warning says so once.
 
     Returns:
         `RecommendOutput`. Ties go to the lower parent, then the lower code.
@@ -64,10 +65,9 @@ def recommend(
     """
     from .capability import capability, sliding_window
     from .fallback import generate_beams
+    from .graph import replayed
 
-    _check_beams(num_beams)
-    if cuda_graph:
-        warnings.warn("recommend: cuda_graph is ignored, the call runs eagerly", stacklevel=3)
+    check_beams(num_beams)
     ids, mask = checked_inputs(input_ids, attention_mask)
     window = sliding_window(model)
     too_long = window is not None and int(mask.sum(1).max()) + trie.num_levels > window
@@ -75,43 +75,24 @@ def recommend(
         return generate_beams(
             model, ids, mask, trie, vocab, num_beams, normalize, temperature, filters
         )
-    return grow_beams(
-        Prompt(model, ids, mask, room=num_beams * (trie.num_levels - 1)),
-        trie,
-        vocab,
-        num_beams=num_beams,
-        normalize=normalize,
-        temperature=temperature,
-        filters=filters,
-    )
-
-
-@torch.no_grad()
-def grow_beams(
-    prompt: Prompt,
-    trie: SidTrie,
-    vocab: SidVocab | None,
-    *,
-    num_beams: int = 50,
-    normalize: str = "vocab",
-    temperature: float = 1.0,
-    filters: ItemFilter | None = None,
-) -> RecommendOutput:
-    """`recommend` after a prompt that is cached already; leaves the prompt as it was."""
-    try:
-        tree = BeamTree(prompt, trie, vocab, num_beams, normalize, temperature, filters)
-        return tree.output
-    finally:
-        prompt.crop()
+    question = trie, vocab, ids.shape[0], num_beams, normalize, temperature, filters
+    beams = replayed(model, ids, mask, *question) if cuda_graph else None
+    if beams is None:
+        prompt = Prompt(model, ids, mask, room=num_beams * (trie.num_levels - 1))
+        beams = search(prompt, Query.of(*question))
+    return RecommendOutput.of(trie, beams.sids, beams.nodes, beams.scores, filters)
 
 
 class BeamTree:
-    """Beams as slots behind the prompt: each sees the prompt and its own ancestors, so nothing is
-    reordered or copied when beams are.
+    """Beams grown behind a prompt that is cached already. They stay in its cache, so that decoding
+    can go on from one of them (`keep`); `Prompt.crop` drops them.
 
-    output: the beams
-    tokens, slots int64 [B, M, L - 1]: of each beam, the LM tokens fed so far and where they stand
-        behind the prompt; the last level's token is not fed
+    Args:
+        prompt: grown in place.
+        trie, vocab, num_beams, normalize, temperature, filters: as in `recommend`.
+
+    output: the beams as items
+    beams: where they stand in the tree
     """
 
     @torch.no_grad()
@@ -125,32 +106,12 @@ class BeamTree:
         temperature: float = 1.0,
         filters: ItemFilter | None = None,
     ) -> None:
-        _check_beams(num_beams)
-        self.prompt = prompt
-        tokens = token_tensors(trie, vocab)
-        bitmaps = None if filters is None else one_each(filters, prompt.ids.shape[0], trie).tensors
-        batch, device = prompt.ids.shape[0], prompt.ids.device
-        scores = torch.zeros(batch, 1, device=device)
-        nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-        sids = nodes.new_empty(batch, 1, 0)
-        self.slots, self.tokens = sids, sids
-        hidden = prompt.hidden  # [B * M, H]
-        for level in range(trie.num_levels):
-            logits, columns = _scored(prompt, hidden, tokens, level, normalize)
-            scores, nodes, parents, codes = trie_step(
-                logits, scores, nodes, trie.tensors, columns, num_beams, normalize, temperature,
-                bitmaps,
-            )  # fmt: skip
-            sids = torch.cat([_of_parents(sids, parents), codes[..., None]], 2)  # [B, M, l + 1]
-            if level + 1 < trie.num_levels:
-                # A beam that waits or is dead feeds any token: nothing reads what comes of it.
-                fed = tokens.column[level][codes.clamp(min=0)].clamp(min=0)
-                hidden = self._grow(fed, parents, level).flatten(0, 1)
-        self.slots, self.tokens = (
-            _of_parents(self.slots, parents),
-            _of_parents(self.tokens, parents),
+        batch = prompt.ids.shape[0]
+        query = Query.of(trie, vocab, batch, num_beams, normalize, temperature, filters)
+        self.prompt, self.beams = prompt, search(prompt, query)
+        self.output = RecommendOutput.of(
+            trie, self.beams.sids, self.beams.nodes, self.beams.scores, filters
         )
-        self.output = RecommendOutput.of(trie, sids, scores, filters)
 
     def keep(self, beams: torch.Tensor) -> None:
         """Make one beam of each request, int64 [B], the next columns of the prompt, and drop the
@@ -158,52 +119,5 @@ class BeamTree:
         leaves columns that hold no token."""
         rows = torch.arange(beams.shape[0], device=beams.device)
         fed = self.output.sids[rows, beams, :-1] >= 0
-        self.prompt.keep(self.tokens[rows, beams], fed, self.slots[rows, beams])
-
-    def _grow(self, ids: torch.Tensor, parents: torch.Tensor, depth: int) -> torch.Tensor:
-        """One more token a beam, ids and parents [B, M]: hidden states [B, M, H]."""
-        from .tree_view import TreeState
-
-        prompt = self.prompt
-        own = depth * ids.shape[1] + torch.arange(ids.shape[1], device=ids.device)
-        own = own.expand(ids.shape)[..., None]
-        self.slots = torch.cat([_of_parents(self.slots, parents), own], 2)
-        self.tokens = torch.cat([_of_parents(self.tokens, parents), ids[..., None]], 2)
-        positions = (prompt.mask.sum(1, keepdim=True) + depth).expand(ids.shape)
-        return prompt.grow(ids, positions, TreeState(self.slots, prompt.length, prompt.visible))
-
-
-def _scored(
-    prompt: Prompt, hidden: torch.Tensor, tokens: TokenTensors, level: int, normalize: str
-) -> tuple[torch.Tensor, TokenTensors]:
-    """Logits of hidden [R, H] and where codes stand among them: the whole vocabulary [R, V] only
-    where its sum is asked for, else the level's codes [R, C]."""
-    if normalize == "vocab":
-        return prompt.lm.head(hidden), tokens
-    column = tokens.column[level]
-    there = torch.where(column >= 0, torch.arange(column.numel(), device=column.device), -1)
-    # Each level's row alike: only this level's is read.
-    few = tokens._replace(
-        column=there.expand(tokens.column.shape[0], -1),
-        denied=tokens.denied[:0],
-        terminator=-1,
-        num_columns=column.numel(),
-    )
-    return prompt.lm.head(hidden, column.clamp(min=0)), few
-
-
-def _of_parents(values: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
-    """values [B, M, n] of each beam's parent [B, M']: [B, M', n]."""
-    return values.gather(1, parents[..., None].expand(-1, -1, values.shape[2]))
-
-
-def one_each(filters: ItemFilter, batch: int, trie: SidTrie) -> ItemFilter:
-    """One filter a request, on the trie's device."""
-    if filters.num_requests == 1 and batch > 1:
-        filters = ItemFilter.stack([filters] * batch)
-    return filters.over(trie)
-
-
-def _check_beams(num_beams: int) -> None:
-    if num_beams < 1:
-        raise ValueError(f"recommend: num_beams must be at least 1 (got {num_beams})")
+        tokens, slots = self.beams.tokens[rows, beams], self.beams.slots[rows, beams]
+        self.prompt.keep(tokens, fed, slots)

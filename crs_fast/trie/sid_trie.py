@@ -154,7 +154,11 @@ class SidTrie:
         """Where the items on each SID stand in sorted order: begin, end int64 [n]; empty ranges
         for a SID of no item. `sids`: int64 [n, L'], -1 pads; columns past the trie's levels
         must be padding."""
-        nodes = trie_walk(self.tensors, sids.to(self.device))
+        return self.items_at(trie_walk(self.tensors, sids.to(self.device)))
+
+    def items_at(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the items whose SIDs end at `nodes` stand in sorted order: begin, end, int64 of
+        the shape of `nodes`; empty ranges where none does, and for -1."""
         begin, end = ending(self.tensors, nodes.clamp(min=0))
         whole = (nodes > 0) & (begin < end)
         return torch.where(whole, begin, 0), torch.where(whole, end, 0)

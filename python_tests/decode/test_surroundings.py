@@ -141,10 +141,3 @@ def test_eager_and_sdpa_prefill_agree():
     eager, *_ = system(attn_implementation="eager")
     a, b = (search(m, trie, vocab, prompt) for m in (model, eager))
     assert torch.equal(a.sids, b.sids)
-
-
-def test_cuda_graph_says_that_it_is_ignored():
-    arguments = system()
-    with pytest.warns(UserWarning, match="cuda_graph is ignored"):
-        out = search(*arguments, cuda_graph=True)
-    assert torch.equal(out.sids, search(*arguments).sids)

@@ -1,0 +1,278 @@
+"""Whole searches as CUDA graphs: prefill and every step recorded once a shape, then replayed.
+
+    first call of a shape   run twice on a stream of its own (kernels compile), then record
+    each call after         copy prompt and filters in, replay, copy the beams out
+
+A shape is what a recording can't change: batch, prompt length rounded up, beams, the trie's
+addresses (a `TrieSlot` keeps them across catalogues), the vocabulary, the filters' shape and how
+scores are made. A model keeps its newest few recordings, in one memory pool, so together they take
+the memory of the largest. Weights may change in place; what else a model runs (adapters put on,
+switched or merged, weights moved) is compared while the device replays, and a difference drops the
+model's recordings.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crs_fast.ops import FilterTensors
+from crs_fast.trie import ItemFilter, SidTrie, SidVocab
+
+from .capability import capability
+from .processor import check_codes
+from .prompt import Prompt, pad_right
+from .search import Beams, Query, bitmaps, search
+from .tree_model import TreeModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+MAX_RECORDINGS = 8  # of a model
+_WARM_UP = 2
+# Attributes of PEFT's layers that say what an adapter does.
+_ADAPTER = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
+
+
+def replayed(
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    trie: SidTrie,
+    vocab: SidVocab | None,
+    batch: int,
+    num_beams: int,
+    normalize: str,
+    temperature: float,
+    filters: ItemFilter | None,
+) -> Beams | None:
+    """`search` after a prompt, by a recording; None, with one warning a reason, where that can't
+    be: run eagerly then. Arguments as `checked_inputs` and `Query.of` have them."""
+    if not can_record(model.device):
+        _warn(model, f"the model must be on a CUDA device (it is on {model.device})")
+        return None
+    with _lock:
+        recordings = _of_model.setdefault(model, Recordings())
+    how = num_beams, normalize, temperature
+    words = bitmaps(filters, batch, trie)
+    check_codes(trie, vocab)  # a slot may hold another catalogue than when the search was recorded
+    ids, mask, padded = pad_right(ids, mask)
+    columns = rounded_up(ids.shape[1])
+    padded = padded or columns > ids.shape[1]
+    # A recording keeps trie and vocabulary, so nothing else takes their addresses. Without a
+    # vocabulary, the catalogue's codes are the tokens.
+    catalogue = tuple((t.data_ptr(), t.shape) for t in trie.tensors)
+    codes = id(vocab) if vocab is not None else tuple(trie.level_sizes())
+    shape = None if words is None else words.words.shape
+    key = batch, columns, padded, how, catalogue, codes, shape, model.training, model.dtype
+
+    def make(pool: Any) -> Recording:
+        query = Query.of(trie, vocab, batch, *how, filters)
+        return Recording(model, batch, columns, padded, query, vocab, pool)
+
+    try:
+        return recordings.run(model, key, make, ids, mask, words)
+    except Exception as problem:
+        # A model may do anything in its forward pass that a graph can't hold; what is wrong with
+        # the call itself, the eager run will say.
+        recordings.refuse(key)
+        first = (str(problem).splitlines() or [""])[0]
+        _warn(model, f"recording failed ({type(problem).__name__}: {first})")
+        return None
+
+
+def rounded_up(length: int) -> int:
+    """The prompt length that is recorded for prompts of `length`: less than 16 or an eighth more,
+    so that few recordings serve all lengths."""
+    step = max(16, 1 << max(0, length.bit_length() - 4))
+    return -(-length // step) * step
+
+
+class Recording:
+    """One search on inputs that stay where they are. Holds the model's weights, not the model.
+
+    Args:
+        model: accepted by `capability`.
+        batch, columns: shape of the prompt.
+        padded: whether rows may be shorter than that.
+        query: what is asked; its filters are replaced by room for others of the same shape.
+        vocab: kept, so that nothing else takes its identity.
+        pool: memory to record in.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batch: int,
+        columns: int,
+        padded: bool,
+        query: Query,
+        vocab: SidVocab | None,
+        pool: Any,
+    ) -> None:
+        self.state = model_state(model)
+        self._kept = vocab, weights(model)
+        device = query.trie.bits.device
+        with torch.inference_mode(False):  # else only other inference code could fill them
+            self.ids = torch.zeros(batch, columns, dtype=torch.int64, device=device)
+            self.mask = torch.ones(batch, columns, dtype=torch.bool, device=device)
+            if query.filters is not None:
+                words = FilterTensors(*(t.clone() for t in query.filters))
+                query = replace(query, filters=words)
+        self._query = query
+        lm = TreeModel(model, capability(model).attention or "")
+        room = query.num_beams * (len(query.levels) - 1)
+        self._replay = record(
+            lambda: search(Prompt.of(lm, self.ids, self.mask, padded, room), query), pool
+        )
+
+    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, words: FilterTensors | None) -> Beams:
+        """The beams after a prompt, right-padded [B, P] with P at most the recorded columns."""
+        length = ids.shape[1]
+        self.ids[:, :length] = ids
+        self.mask[:, :length] = mask
+        self.mask[:, length:] = False
+        if words is not None:
+            assert self._query.filters is not None
+            for mine, other in zip(self._query.filters, words, strict=True):
+                mine.copy_(other)
+        return Beams(*(t.clone() for t in self._replay()))
+
+
+class Recordings:
+    """A model's recordings, newest last. Calls take turns: recordings share memory."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._made: OrderedDict[Any, Recording] = OrderedDict()
+        self._refused: set[Any] = set()
+        self._pool: Any = None
+        self._done: Any = None  # event: the newest replay has ended
+
+    def run(
+        self,
+        model: PreTrainedModel,
+        key: Any,
+        make: Callable[[Any], Recording],
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        words: FilterTensors | None,
+    ) -> Beams | None:
+        """The beams after a prompt, recording the search first where it is not; None where that
+        failed before."""
+        if key in self._refused:
+            return None
+        with self._turn(ids.device):
+            if key in self._made:
+                self._made.move_to_end(key)
+                beams = self._made[key](ids, mask, words)
+                # Compared while the device replays.
+                if self._made[key].state == model_state(model):
+                    return beams
+                self._keep(0)
+            self._keep(MAX_RECORDINGS - 1)
+            self._made[key] = make(self._pool)
+            return self._made[key](ids, mask, words)
+
+    def refuse(self, key: Any) -> None:
+        """Don't try this shape again."""
+        with self._lock:
+            self._refused.add(key)
+            self._pool = None  # what the attempt has left in it, nobody knows
+
+    def _keep(self, number: int) -> None:
+        """Drop all but the newest recordings, none of which may be running."""
+        if len(self._made) > number and self._done is not None:
+            torch.cuda.synchronize()
+        while len(self._made) > number:
+            self._made.popitem(last=False)
+
+    @contextmanager
+    def _turn(self, device: torch.device) -> Iterator[None]:
+        """Alone on the host, and on the device after the last replay, whatever stream that took."""
+        with self._lock:
+            if device.type != "cuda":
+                yield
+                return
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            if self._done is None:
+                self._done = torch.cuda.Event()
+            stream = torch.cuda.current_stream(device)
+            stream.wait_event(self._done)
+            try:
+                yield
+            finally:
+                self._done.record(stream)
+
+
+def can_record(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def record(run: Callable[[], Beams], pool: Any) -> Callable[[], Beams]:
+    """A function that replays `run` and gives its result, in the same tensors every time."""
+    current = torch.cuda.current_stream()
+    side = torch.cuda.Stream()
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UP):
+            run()
+    side.synchronize()  # what ran eagerly frees its memory before recording takes any
+    graph = torch.cuda.CUDAGraph()
+    # Other threads may use the device meanwhile.
+    with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+        beams = run()
+    current.wait_stream(side)
+
+    def replay() -> Beams:
+        graph.replay()
+        return beams
+
+    return replay
+
+
+_of_model: weakref.WeakKeyDictionary[Any, Recordings] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def weights(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Every parameter's and buffer's memory, held."""
+    return [
+        t.detach()
+        for module in model.modules()
+        for t in (*module._parameters.values(), *module._buffers.values())
+        if t is not None
+    ]
+
+
+def model_state(model: PreTrainedModel) -> list[Any]:
+    """What a model would run, as far as a recording depends on it: its modules, where their weights
+    lie, which attention it uses and what PEFT's adapters do."""
+    state: list[Any] = [model.config._attn_implementation]
+    for module in model.modules():
+        state.append(id(module))
+        for t in (*module._parameters.values(), *module._buffers.values()):
+            state.append(None if t is None else t.data_ptr())
+        adapter = [vars(module).get(name) for name in _ADAPTER]
+        if any(value is not None for value in adapter):
+            state.append(str(adapter))
+    return state
+
+
+_warned: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+
+
+def _warn(model: PreTrainedModel, reason: str) -> None:
+    known = _warned.setdefault(model, set())
+    if reason not in known:
+        known.add(reason)
+        warnings.warn(f"recommend: cuda_graph: {reason}; the call runs eagerly", stacklevel=5)

@@ -1,0 +1,144 @@
+"""The search between host and host: from a prompt's last state to the beams, all on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from crs_fast.ops import FilterTensors, TokenTensors, TrieTensors, trie_step
+from crs_fast.trie import ItemFilter, SidTrie, SidVocab
+
+from .processor import token_tensors
+from .prompt import Prompt
+from .tree_view import TreeState
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked of a prompt, with the host's share of the work done.
+
+    trie: the catalogue
+    column int64 [L, C]: the LM token of each level's codes, -1 where there is none
+    levels: for each level, where codes stand among its logits, and the LM tokens int64 [C] whose
+        logits are computed; None means the whole vocabulary, whose sum is asked for
+    filters: one bitmap a request, or None
+    num_beams, normalize, temperature: as in `recommend`
+    """
+
+    trie: TrieTensors
+    column: torch.Tensor
+    levels: Sequence[tuple[TokenTensors, torch.Tensor | None]]
+    filters: FilterTensors | None
+    num_beams: int
+    normalize: str
+    temperature: float
+
+    @classmethod
+    def of(
+        cls,
+        trie: SidTrie,
+        vocab: SidVocab | None,
+        batch: int,
+        num_beams: int,
+        normalize: str,
+        temperature: float,
+        filters: ItemFilter | None,
+    ) -> Query:
+        """
+        Raises:
+            ValueError: `num_beams` < 1, or a vocabulary that lacks codes of the trie.
+        """
+        check_beams(num_beams)
+        tokens = token_tensors(trie, vocab)
+        whole = normalize == "vocab"
+        levels = [
+            (tokens, None) if whole else _few(tokens, level) for level in range(trie.num_levels)
+        ]
+        return cls(
+            trie.tensors, tokens.column, levels, bitmaps(filters, batch, trie), num_beams,
+            normalize, temperature,
+        )  # fmt: skip
+
+
+class Beams(NamedTuple):
+    """The best beams of B requests, best first.
+
+    sids int64 [B, M, L]: -1 where a SID has ended
+    scores float32 [B, M]: sums of log-probs, -inf for invalid beams
+    nodes int64 [B, M]: where they stand in the trie
+    slots, tokens int64 [B, M, L - 1]: where each beam's tokens stand behind the prompt, and the LM
+        tokens themselves; the last level's is not fed
+    """
+
+    sids: torch.Tensor
+    scores: torch.Tensor
+    nodes: torch.Tensor
+    slots: torch.Tensor
+    tokens: torch.Tensor
+
+
+def search(prompt: Prompt, query: Query) -> Beams:
+    """Beam search after a prompt. The tree's slots stay in its cache; nothing waits for the device.
+
+    Beams are slots behind the prompt: each sees the prompt and its own ancestors, so nothing is
+    reordered or copied when beams are.
+    """
+    batch, device = prompt.ids.shape[0], prompt.ids.device
+    scores = torch.zeros(batch, 1, device=device)
+    nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    sids = slots = fed = nodes.new_empty(batch, 1, 0)
+    hidden = prompt.hidden  # [B * M, H]
+    for level, (tokens, rows) in enumerate(query.levels):
+        scores, nodes, parents, codes = trie_step(
+            prompt.lm.head(hidden, rows), scores, nodes, query.trie, tokens, query.num_beams,
+            query.normalize, query.temperature, query.filters,
+        )  # fmt: skip
+        sids = torch.cat([_of_parents(sids, parents), codes[..., None]], 2)  # [B, M, l + 1]
+        slots, fed = _of_parents(slots, parents), _of_parents(fed, parents)
+        if level + 1 == len(query.levels):
+            break
+        # A beam that waits or is dead feeds any token: nothing reads what comes of it.
+        ids = query.column[level][codes.clamp(min=0)].clamp(min=0)
+        own = torch.arange(level * query.num_beams, (level + 1) * query.num_beams, device=device)
+        slots = torch.cat([slots, own.expand(ids.shape)[..., None]], 2)
+        fed = torch.cat([fed, ids[..., None]], 2)
+        positions = (prompt.mask.sum(1, keepdim=True) + level).expand(ids.shape)
+        tree = TreeState(slots, prompt.length, prompt.visible)
+        hidden = prompt.grow(ids, positions, tree).flatten(0, 1)
+    return Beams(sids, scores, nodes, slots, fed)
+
+
+def bitmaps(filters: ItemFilter | None, batch: int, trie: SidTrie) -> FilterTensors | None:
+    """One bitmap a request, on the trie's device."""
+    if filters is None:
+        return None
+    if filters.num_requests == 1 and batch > 1:
+        filters = ItemFilter.stack([filters] * batch)
+    return filters.over(trie).tensors
+
+
+def check_beams(num_beams: int) -> None:
+    if num_beams < 1:
+        raise ValueError(f"recommend: num_beams must be at least 1 (got {num_beams})")
+
+
+def _few(tokens: TokenTensors, level: int) -> tuple[TokenTensors, torch.Tensor]:
+    """For logits [R, C] of one level's codes alone."""
+    column = tokens.column[level]
+    there = torch.where(column >= 0, torch.arange(column.numel(), device=column.device), -1)
+    # Each level's row alike: only this level's is read.
+    few = tokens._replace(
+        column=there.expand(tokens.column.shape[0], -1),
+        denied=tokens.denied[:0],
+        terminator=-1,
+        num_columns=column.numel(),
+    )
+    return few, column.clamp(min=0)
+
+
+def _of_parents(values: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+    """values [B, M, n] of each beam's parent [B, M']: [B, M', n]."""
+    return values.gather(1, parents[..., None].expand(-1, -1, values.shape[2]))

@@ -1,0 +1,253 @@
+"""Recordings of whole searches: the bookkeeping, with a stand-in for the CUDA graph.
+
+The stand-in records by running, and replays by running again into the tensors of the first run, as
+a graph would. That the device's own recordings give the same is in `test_graph_gpu.py`.
+"""
+
+import gc
+import threading
+import warnings
+import weakref
+from unittest import mock
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from crs_fast.decode import graph, recommend
+from crs_fast.decode.search import Beams
+from crs_fast.trie import SidTrie, TrieSlot
+
+from ..helpers import random_sids, tiny_model, vocab_of
+
+LEVELS, CODES, WORDS = 3, 6, 7
+
+
+class NoWaiting(TorchDispatchMode):
+    """What a CUDA graph can't hold: reading a value back, shapes that depend on values, tensors
+    made of Python lists."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique2",
+                            "lift_fresh", "is_nonzero"), name  # fmt: skip
+        return function(*args, **(kwargs or {}))
+
+
+def capturing():
+    """transformers leaves out checks of values while a stream is recorded."""
+    return mock.patch("torch.cuda.is_current_stream_capturing", return_value=True)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Where recording is possible: the searches that were recorded."""
+    runs = []
+
+    def record(run, pool):
+        run()
+        with NoWaiting(), capturing():
+            beams = run()
+        with torch.inference_mode(False):
+            held = Beams(*(t.clone() for t in beams))
+        runs.append(run)
+
+        def replay():
+            for kept, new in zip(held, run(), strict=True):
+                kept.copy_(new)
+            return held
+
+        return replay
+
+    monkeypatch.setattr(graph, "can_record", lambda device: True)
+    monkeypatch.setattr(graph, "record", record)
+    return runs
+
+
+def system(kind="llama", items=80, seed=4):
+    trie = SidTrie.from_sids(random_sids(seed, items, LEVELS, CODES).unique(dim=0))
+    return tiny_model(kind, WORDS + LEVELS * CODES), trie, vocab_of(LEVELS, CODES)
+
+
+def prompts(*lengths, seed=0):
+    """Prompts padded on the left."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, WORDS, (len(lengths), max(lengths)), generator=generator)
+    return ids, torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]
+
+
+def both(model, trie, vocab, prompt, **how):
+    """By a recording and eagerly; they agree."""
+    how = dict(trie=trie, vocab=vocab, num_beams=7, **how)
+    got = recommend(model, *prompt, cuda_graph=True, **how)
+    wanted = recommend(model, *prompt, **how)
+    assert torch.equal(got.sids, wanted.sids)
+    torch.testing.assert_close(got.scores, wanted.scores)
+    assert got.items == wanted.items
+    return got
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma2", "mistral", "phi"])
+@pytest.mark.parametrize("normalize", ["vocab", "level", "legal"])
+def test_one_recording_serves_prompts_of_like_length(made, kind, normalize):
+    arguments = system(kind)
+    for lengths in ((9, 5), (3, 12), (16, 16), (16, 1)):
+        both(*arguments, prompts(*lengths), normalize=normalize)
+    # One with room for padding; (16, 16) fills a recording of its own.
+    assert len(made) == 2
+    both(*arguments, prompts(17, 4), normalize=normalize)
+    assert len(made) == 3
+
+
+def test_filters_and_temperature(made):
+    model, trie, vocab = system()
+    prompt = prompts(9, 5)
+    for deny in ([0, 1], [5], list(range(30))):
+        both(model, trie, vocab, prompt, filters=trie.filter(deny=deny))
+    assert len(made) == 1
+    both(model, trie, vocab, prompt, temperature=0.5)
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("with_vocab", [True, False])
+def test_catalogues_of_a_slot(made, with_vocab):
+    model, _, vocab = system()
+    vocab = vocab if with_vocab else None
+    slot = TrieSlot(200, num_levels=LEVELS, num_codes=CODES)
+    answers = []
+    for seed in range(3):
+        trie = SidTrie.from_sids(random_sids(seed, 150, LEVELS, CODES).unique(dim=0))
+        slot.load(trie)
+        answers.append(both(model, slot.trie, vocab, prompts(9, 5)).sids)
+        wanted = recommend(model, *prompts(9, 5), trie=trie, vocab=vocab, num_beams=7)
+        assert torch.equal(answers[-1], wanted.sids)
+    assert len(made) == 1
+    assert not torch.equal(answers[0], answers[1])
+
+
+def test_a_slot_with_codes_that_the_vocabulary_lacks(made):
+    model, _, vocab = system()
+    slot = TrieSlot(200, num_levels=LEVELS, num_codes=2 * CODES)
+    slot.load(SidTrie.from_sids(random_sids(0, 50, LEVELS, CODES).unique(dim=0)))
+    both(model, slot.trie, vocab, prompts(9, 5))
+    slot.load(SidTrie.from_sids(random_sids(0, 150, LEVELS, 2 * CODES).unique(dim=0)))
+    with pytest.raises(ValueError, match="vocab must have a token for each code"):
+        recommend(model, *prompts(9, 5), trie=slot.trie, vocab=vocab, cuda_graph=True)
+
+
+def test_a_model_keeps_its_newest_recordings(made):
+    model, trie, vocab = system()
+    for beams in [*range(1, graph.MAX_RECORDINGS + 2), 1]:
+        recommend(model, *prompts(9), trie=trie, vocab=vocab, num_beams=beams, cuda_graph=True)
+    assert len(graph._of_model[model]._made) == graph.MAX_RECORDINGS
+    assert len(made) == graph.MAX_RECORDINGS + 2
+
+
+def test_weights_and_adapters_that_change(made):
+    model, trie, vocab = system()
+    prompt = prompts(9, 5)
+    first = both(model, trie, vocab, prompt)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(0.5)  # in place
+    assert not torch.equal(both(model, trie, vocab, prompt).scores, first.scores)
+    assert len(made) == 1
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
+    both(model, trie, vocab, prompt)
+    assert len(made) == 2
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name:
+                weight.normal_()
+    both(model, trie, vocab, prompt)  # the base model's own layers were replaced
+    assert len(made) == 3
+    with adapted.disable_adapter():
+        both(model, trie, vocab, prompt)
+    both(model, trie, vocab, prompt)
+    adapted.merge_adapter()
+    both(model, trie, vocab, prompt)
+    assert len(made) == 6
+
+
+def test_inference_mode_and_after_it(made):
+    arguments = system()
+    with torch.inference_mode():
+        both(*arguments, prompts(9, 5))
+    both(*arguments, prompts(7, 8))
+    assert len(made) == 1
+
+
+def test_threads_share_recordings(made):
+    model, trie, vocab = system()
+    how = dict(trie=trie, vocab=vocab, num_beams=7)
+    cases = [prompts(9, 5, seed=seed) for seed in range(4)]
+    wanted = [recommend(model, *case, **how).sids for case in cases]
+    wrong = []
+
+    def serve(which):
+        for _ in range(5):
+            got = recommend(model, *cases[which], cuda_graph=True, **how).sids
+            if not torch.equal(got, wanted[which]):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=serve, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(made) == 1
+
+
+def test_what_can_not_be_recorded_runs_eagerly_and_is_not_tried_again(made, monkeypatch):
+    tries = []
+
+    def record(run, pool):
+        tries.append(run)
+        raise RuntimeError("operation not permitted when stream is capturing\nand so on")
+
+    monkeypatch.setattr(graph, "record", record)
+    arguments = system()
+    with pytest.warns(UserWarning, match="RuntimeError: operation not permitted") as caught:
+        both(*arguments, prompts(9, 5))
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        both(*arguments, prompts(9, 5))
+    assert len(tries) == 1
+
+
+def test_on_the_cpu_it_says_that_it_runs_eagerly():
+    arguments = system()
+    with pytest.warns(UserWarning, match="the model must be on a CUDA device"):
+        both(*arguments, prompts(9, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        both(*arguments, prompts(9, 5))
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 127, 128, 129, 500, 4000])
+def test_rounding_up(length):
+    columns = graph.rounded_up(length)
+    assert 0 <= columns - length < max(16, length / 8)
+    assert graph.rounded_up(columns) == columns
+
+
+def test_a_model_and_its_recordings_go_together(monkeypatch):
+    """A recording holds no model, so a model that is done with is freed."""
+    monkeypatch.setattr(graph, "can_record", lambda device: True)
+
+    def record(run, pool):
+        beams = run()
+        return lambda: beams  # a CUDA graph holds no Python function either
+
+    monkeypatch.setattr(graph, "record", record)
+    model, trie, vocab = system()
+    recommend(model, *prompts(9), trie=trie, vocab=vocab, num_beams=3, cuda_graph=True)
+    recordings, alive = weakref.ref(graph._of_model[model]), weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+    assert recordings() is None
