@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 SEEKER = "seeker"
 RECOMMENDER = "recommender"
 ROLES = (SEEKER, RECOMMENDER)
+OPINIONS = ("disliked", "liked", "not said")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +97,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A conversation; neighbouring turns have different roles (see `merge_turns`)."""
+    """A conversation; neighbouring turns have different roles (see `merge_turns`). `liked` is what
+    the seeker said of items (item id -> one of OPINIONS) after it was over: for oracles alone."""
 
     dialogue_id: str
     turns: tuple[Turn, ...]
+    liked: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

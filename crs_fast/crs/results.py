@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from crs_fast.crs.arms import ARMS
+from crs_fast.crs.arms.setting import ORACLE
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import replacing, write_text
 from crs_fast.crs.predictions import Prediction, read_predictions
@@ -34,14 +35,16 @@ Runs = dict[str, list[list[Prediction]]]
 
 
 def read_runs(out: Path, dataset: CrsDataset) -> Runs:
-    """Method -> one prediction list a seed. A method is an arm, or an arm and a way of decoding."""
+    """Method -> one prediction list a seed. A method is an arm, or an arm and a way of decoding; an
+    oracle says so in its name."""
     runs: Runs = {}
-    for arm in ARMS:
+    for arm, about in ((arm.name, arm.about) for arm in ARMS.values()):
+        mark = f" ({ORACLE})" if about.startswith(ORACLE) else ""
         for done in sorted((out / "runs" / arm).glob("seed*/done.json")):
             for file in sorted(done.parent.glob("*.jsonl")):
                 way = "" if file.stem == "predictions" else f" ({file.stem})"
                 predictions = read_predictions(file, dataset.splits["test"])
-                runs.setdefault(arm + way, []).append(predictions)
+                runs.setdefault(arm + way + mark, []).append(predictions)
     if BASE in runs:
         runs[FILTERED] = [
             [replace(p, ranking=_new(p), rec_probability=None, reply=None) for p in run]
@@ -161,7 +164,7 @@ def _plot(path: Path, recommendation: dict[str, dict[str, dict[str, Any]]]) -> N
     shown = [p for p in ("paper", "new-only") if recommendation.get(p)]
     if not shown:
         return
-    names = list(recommendation[shown[0]])
+    names = [name for name in recommendation[shown[0]] if ORACLE not in name]
     figure = Figure(figsize=(10, 1.2 + 0.35 * len(names)), layout="constrained")
     panels = figure.subplots(1, 2 * len(shown), squeeze=False, sharey=True)[0]
     for panel, (protocol, k) in zip(panels, [(p, k) for p in shown for k in (1, 10)], strict=True):

@@ -23,7 +23,8 @@ from crs_fast.quantize import build_sids
 
 from .tiny_system import DIALOGUE, ITEMS, TEXTS, dialogues
 
-DATASET = CrsDataset("tiny", ITEMS, {"train": tuple(dialogues(16)), "test": (DIALOGUE,)})
+TRAIN = tuple(replace(d, liked={"i1": "liked", "i2": "disliked"}) for d in dialogues(16))
+DATASET = CrsDataset("tiny", ITEMS, {"train": TRAIN, "test": (DIALOGUE,)})
 TRAINING = TrainConfig(
     max_tokens=1500, tokens_per_batch=300, lora_rank=None, learning_rate=3e-3, logging_steps=1
 )
@@ -44,6 +45,7 @@ OTHER = CrsDataset(
                     Turn("seeker", "Film 1?", (Mention("x", 0, 6),)),
                     Turn("recommender", "no, Elsewhere", (Mention("y", 4, 13),)),
                 ),
+                {"x": "liked"},
             ),
         )
     },
@@ -61,6 +63,7 @@ def test_join():
     assert [item.item_id for item in both.items] == [*(i.item_id for i in ITEMS), "other:y"]
     (dialogue,) = both.splits["train"]
     assert [t.item_ids() for t in dialogue.turns] == [["i1"], ["other:y"]]
+    assert dialogue.liked == {"i1": "liked"}
 
 
 @pytest.fixture(scope="module")

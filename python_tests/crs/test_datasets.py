@@ -68,7 +68,9 @@ def redial(tmp_path):
     write(folder / "movies_with_mentions.csv", MOVIES)
     chat = [(1, "I liked @7 and @999!"), (1, "@30"), (2, "Try @112, or @7."), (2, "")]
     write(folder / "train_data.jsonl", redial_line("11", chat) + "\n" + redial_line("20") + "\n")
-    write(folder / "test_data.jsonl", redial_line("30") + "\n")
+    form = {"7": {"liked": 1}, "30": {"liked": 0}, "112": {"liked": 2}, "999": {"liked": 1}}
+    line = redial_line("30", initiatorQuestions={**form, "5": {"seen": 1}})
+    write(folder / "test_data.jsonl", line + "\n")
     return folder
 
 
@@ -82,6 +84,8 @@ def test_redial_official_release(redial, tmp_path):
     assert [d.dialogue_id for d in data.splits["train"]] == ["11"]
     assert [d.dialogue_id for d in data.splits["valid"]] == ["20"]
     assert [d.dialogue_id for d in data.splits["test"]] == ["30"]
+    assert data.splits["train"][0].liked == {}
+    assert data.splits["test"][0].liked == {"7": "liked", "30": "disliked", "112": "not said"}
     seeker, recommender = data.splits["train"][0].turns
     assert (seeker.role, recommender.role) == ("seeker", "recommender")
     assert seeker.text == "I liked Heat (1995) and @999! Good, the Bad (1966)"
@@ -250,6 +254,7 @@ DIALOGUES = (
             Turn("seeker", "I liked Heat.", (Mention("m1", 8, 12), Mention("m2"))),
             Turn("recommender", "Ok"),
         ),
+        {"m1": "not said"},
     ),
 )
 
@@ -324,6 +329,12 @@ def test_own_format_broken_items(tmp_path, record, why):
 def test_own_format_broken_dialogues(tmp_path, turn, why):
     write(tmp_path / "d.jsonl", json.dumps({"dialogue_id": "d", "turns": [turn]}))
     with pytest.raises(ValueError, match=f"line 1 .*{why}"):
+        read_dialogues(tmp_path / "d.jsonl", ITEMS)
+
+
+def test_own_format_broken_opinion(tmp_path):
+    write(tmp_path / "d.jsonl", json.dumps({"dialogue_id": "d", "turns": [], "liked": {"m1": 1}}))
+    with pytest.raises(ValueError, match=r"line 1 .*liked must hold opinions of .* \(got 1\)"):
         read_dialogues(tmp_path / "d.jsonl", ITEMS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from crs_fast.crs.arms.baselines import COPY, COPY_POPULARITY, POPULARITY
 from crs_fast.crs.arms.generative import GenerativeArm
+from crs_fast.crs.arms.oracle import OracleArm
 from crs_fast.crs.arms.retrieval import RetrievalArm
 from crs_fast.crs.arms.setting import Arm, Fitted, Setting
 from crs_fast.crs.sequence import Layout
@@ -29,19 +30,20 @@ _ALL: tuple[Arm, ...] = (
         "co-mention", "gcrs, SIDs of text and co-mentions", signals=("text", "co-mention")
     ),
     GenerativeArm("redial-first", "gcrs, half its budget spent on ReDial first", joint=True),
+    OracleArm(),
 )
+NOT_DEFAULT = ("redial-first", "oracle-liked")  # for INSPIRED; for ReDial, and no rival
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 
 
 def choose_arms(names: str | None) -> list[Arm]:
-    """Arms by their names, joined by commas; for None all but "redial-first", which is for
-    INSPIRED.
+    """Arms by their names, joined by commas; for None all but `NOT_DEFAULT`.
 
     Raises:
         ValueError: an unknown name.
     """
     if names is None:
-        return [arm for arm in _ALL if arm.name != "redial-first"]
+        return [arm for arm in _ALL if arm.name not in NOT_DEFAULT]
     wanted = names.split(",")
     unknown = [name for name in wanted if name not in ARMS]
     if unknown:

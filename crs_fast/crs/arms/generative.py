@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from crs_fast.crs.dialogue import Dialogue, Item
 from crs_fast.crs.pipeline import Catalogue
 from crs_fast.crs.predict import predict, predict_in_words
 from crs_fast.crs.predictions import Prediction
-from crs_fast.crs.sequence import GCRS, ControlTokens, Layout, SequenceBuilder
+from crs_fast.crs.sequence import GCRS, ControlTokens, Instance, Layout, SequenceBuilder
 from crs_fast.crs.token_rows import init_sid_rows, new_tokens
 from crs_fast.crs.train import TrainConfig, train_instances
 from crs_fast.trie import SidTrie, SidVocab
@@ -37,6 +37,7 @@ class GenerativeArm:
         signals: what SIDs are made of: "text", "co-mention".
         joint: spend half the budget on another data set's dialogues first; SIDs are of both
             catalogues, and only the data set's own items can be recommended.
+        instances: what a dialogue is trained on.
     """
 
     name: str
@@ -49,6 +50,7 @@ class GenerativeArm:
     align: bool = False
     signals: tuple[str, ...] = ("text",)
     joint: bool = False
+    instances: Callable[[SequenceBuilder, Dialogue], list[Instance]] = SequenceBuilder.instances
     trains = True
 
     def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
@@ -60,7 +62,7 @@ class GenerativeArm:
         bundle, stages = self._stages(setting, config)
         tokens = 0
         for number, dialogues in enumerate(stages):
-            groups = [bundle.builder.instances(d) for d in dialogues]
+            groups = [self.instances(bundle.builder, d) for d in dialogues]
             if self.align:
                 groups += alignment_instances(bundle.builder, bundle.items)
             result = train_instances(

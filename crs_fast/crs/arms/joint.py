@@ -32,4 +32,5 @@ def _renamed(dialogue: Dialogue, ids: dict[str, str]) -> Dialogue:
         replace(turn, mentions=tuple(replace(m, item_id=ids[m.item_id]) for m in turn.mentions))
         for turn in dialogue.turns
     )
-    return replace(dialogue, turns=turns)
+    liked = {ids[item]: label for item, label in dialogue.liked.items()}
+    return replace(dialogue, turns=turns, liked=liked)

@@ -15,6 +15,9 @@ from crs_fast.crs.train import TrainConfig, TrainResult
 if TYPE_CHECKING:
     from crs_fast.crs.backbones import Backbone
 
+# How the line about an arm begins that knows what no system can: tables show it, headlines don't.
+ORACLE = "oracle: labels given after the dialogue"
+
 # Dialogues and whether replies are wanted -> predictions by way of decoding ("" is the arm's own).
 Answer = Callable[[Sequence[Dialogue], bool], dict[str, list[Prediction]]]
 

@@ -20,7 +20,8 @@ strings, which is joined by ", ". Field order is kept.
 
 `role` is "seeker" or "recommender". `items` (optional) are the items the turn names: `start:end`
 count characters (Unicode code points) of `text`; without them the item counts as named, but where
-is not known. Neighbouring turns of one role are joined by a space.
+is not known. Neighbouring turns of one role are joined by a space. A dialogue may have `liked`,
+{item id: "liked", "disliked" or "not said"}: what the seeker said after it was over.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from crs_fast.crs.dialogue import CrsDataset, Dialogue, Item, Mention, Turn, merge_turns
+from crs_fast.crs.dialogue import OPINIONS, CrsDataset, Dialogue, Item, Mention, Turn, merge_turns
 from crs_fast.crs.files import replacing
 
 T = TypeVar("T")
@@ -209,6 +210,12 @@ def _parse_turn(record: dict[str, Any], known: Collection[str] | None) -> Turn:
     return Turn(record["role"], record["text"], order_mentions(mentions))
 
 
+def _liked(record: dict[str, Any]) -> dict[str, str]:
+    if odd := [opinion for opinion in record.values() if opinion not in OPINIONS]:
+        raise ValueError(f"liked must hold opinions of {OPINIONS} (got {odd[0]!r})")
+    return record
+
+
 def order_mentions(mentions: Iterable[Mention]) -> tuple[Mention, ...]:
     """Text order, unlocated ones last, as `Turn` wants them."""
     return tuple(sorted(mentions, key=lambda m: (m.start is None, m.start or 0)))
@@ -236,7 +243,8 @@ def read_dialogues(
     def parse(line: str) -> Dialogue:
         record = json_object(line)
         turns = [_parse_turn(turn, known) for turn in record["turns"]]
-        return Dialogue(_string(record, "dialogue_id"), merge_turns(turns))
+        liked = _liked(record.get("liked") or {})
+        return Dialogue(_string(record, "dialogue_id"), merge_turns(turns), liked)
 
     return tuple(read_lines(Path(path), parse, on_error, report))
 
@@ -286,6 +294,7 @@ def write_dialogues(path: str | Path, dialogues: Sequence[Dialogue]) -> None:
                     }
                     for turn in dialogue.turns
                 ],
+                **({"liked": dialogue.liked} if dialogue.liked else {}),
             }
             for dialogue in dialogues
         ),
