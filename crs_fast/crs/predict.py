@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from crs_fast.crs.bundle import Bundle
 from crs_fast.crs.dialogue import Dialogue
-from crs_fast.crs.packing import read_after
 from crs_fast.crs.predictions import PLACEHOLDER, Prediction, blank_predictions
 from crs_fast.crs.sequence import CHAT, REC, Layout
-from crs_fast.crs.turn import TurnBatch
+from crs_fast.crs.turn import TurnBatch, TurnCache
+from crs_fast.crs.walk import chunks, walk
 from crs_fast.trie import ItemFilter
 
 
@@ -27,7 +27,7 @@ def predict(
     tokens_per_batch: int = 8192,
     progress: bool = True,
 ) -> list[Prediction]:
-    """Answer every recommender turn.
+    """Answer every recommender turn, on one prefill a dialogue (see `crs_fast.crs.walk`).
 
     The mode is forced to the gold one, as in the paper; the reply follows the model's own top
     item, never the gold one; the mode the model would have chosen is noted beside it.
@@ -39,23 +39,24 @@ def predict(
         replies: also generate the reply of every turn (greedy).
         free_rankings: rank also at CHAT turns where the model chooses REC (for item precision
             and counting in free mode).
-        tokens_per_batch: prompt tokens a batch holds at most (one turn at least).
+        tokens_per_batch: prompt tokens that are prefilled together, and that a batch of turns
+            holds, at most (one dialogue or turn at least).
         progress: show a progress bar.
     """
-    builder, predictions = bundle.builder, blank_predictions(dialogues)
-    contexts = _contexts(bundle, dialogues, predictions, max_new_tokens)
-    if builder.layout.mode:
-        _choose_modes(bundle, predictions, contexts, tokens_per_batch)
-    groups = list(_batches(predictions, contexts, tokens_per_batch))
-    for group in show_progress(groups, "turns", progress):
-        mine = [predictions[i] for i in group]
-        asked = [bool(p.gold_items) or (free_rankings and p.chooses_rec) for p in mine]
-        if not (replies or any(asked)):
-            continue
-        turns = TurnBatch(bundle, [contexts[i] for i in group])
-        _rank(bundle, turns, mine, asked, num_beams, normalize)
-        if replies:
-            _reply(bundle, turns, mine, max_new_tokens)
+    predictions, modes = blank_predictions(dialogues), bundle.builder.layout.mode
+    wanted = [p for p in predictions if modes or replies or p.gold_items]
+    contexts = _contexts(bundle, dialogues, wanted, max_new_tokens)
+    recs, limit = [bool(p.gold_items) for p in wanted], tokens_per_batch
+    parts = chunks(contexts, [p.dialogue for p in wanted], limit)
+    for chunk in show_progress(parts, "dialogues", progress):
+        for members, turns in walk(bundle, contexts, recs, chunk, limit):
+            mine = [wanted[i] for i in members]
+            if modes:
+                _note_modes(turns, mine)
+            asked = [bool(p.gold_items) or (free_rankings and p.chooses_rec) for p in mine]
+            _rank(bundle, turns, mine, asked, num_beams, normalize)
+            if replies:
+                _reply(bundle, turns, mine, max_new_tokens)
     return predictions
 
 
@@ -74,37 +75,59 @@ def predict_in_words(
     without one ranks nothing, and where the layout has no mode tokens it is also the choice of
     CHAT."""
     builder, predictions = bundle.builder, blank_predictions(dialogues)
-    plain = replace(bundle, builder=builder.with_layout(Layout(mode=False, item=False)))
+    modes = builder.layout.mode
     contexts = _contexts(bundle, dialogues, predictions, max_new_tokens)
-    if builder.layout.mode:
-        _choose_modes(bundle, predictions, contexts, tokens_per_batch)
-    groups = list(_batches(predictions, contexts, tokens_per_batch))
-    for group in show_progress(groups, "own words", progress):
-        mine = [predictions[i] for i in group]
-        # A prefix may have no token, and generation must be fed one: the context's last.
-        prefixes = [
-            [contexts[i][-1], *(builder.prefix(REC, p.gold_items[0]) if p.gold_items
-                                else builder.prefix(CHAT))]
-            for i, p in zip(group, mine, strict=True)
-        ]  # fmt: skip
-        turns = TurnBatch(bundle, [contexts[i][:-1] for i in group])
-        said = turns.write(prefixes, max_new_tokens=max_new_tokens)
-        _note(bundle, said, mine)
-        found = [row for row, tokens in enumerate(said) if builder.begin in tokens]
-        for row, p in enumerate(mine):
-            if not builder.layout.mode:
-                p.rec_probability = float(row in found)
-        found = [row for row in found if mine[row].gold_items]
-        if found:
-            stops = [said[r].index(builder.begin) for r in found]
-            before = [
-                [*contexts[group[r]][:-1], *prefixes[r], *said[r][:stop]]
-                for r, stop in zip(found, stops, strict=True)
+    # Without a mode a prefix has no token, and generation must be fed one: the context's last.
+    cut = 0 if modes else 1
+    heads = [context[: len(context) - cut] for context in contexts]
+    recs, limit = [bool(p.gold_items) for p in predictions], tokens_per_batch
+    parts = chunks(heads, [p.dialogue for p in predictions], limit)
+    for chunk in show_progress(parts, "own words", progress):
+        for members, turns in walk(bundle, heads, recs, chunk, limit):
+            mine = [predictions[i] for i in members]
+            if modes:
+                _note_modes(turns, mine)
+            openings = [
+                contexts[i][len(heads[i]) :]
+                + (builder.prefix(REC, p.gold_items[0]) if p.gold_items else builder.prefix(CHAT))
+                for i, p in zip(members, mine, strict=True)
             ]
-            turns = TurnBatch(plain, before)
-            everyone = [True] * len(found)
-            _rank(plain, turns, [mine[r] for r in found], everyone, num_beams, normalize)
+            said = turns.write(openings, max_new_tokens=max_new_tokens)
+            _note(bundle, said, mine)
+            found = [row for row, tokens in enumerate(said) if builder.begin in tokens]
+            for row, p in enumerate(mine):
+                if not modes:
+                    p.rec_probability = float(row in found)
+            found = [row for row in found if mine[row].gold_items]
+            if found:
+                before = [
+                    [*heads[members[r]], *openings[r], *said[r][: said[r].index(builder.begin)]]
+                    for r in found
+                ]
+                _rank_after(bundle, turns, found, before, mine, num_beams, normalize)
     return predictions
+
+
+def _rank_after(
+    bundle: Bundle,
+    turns: TurnBatch,
+    rows: list[int],
+    before: Sequence[Sequence[int]],
+    predictions: Sequence[Prediction],
+    num_beams: int,
+    normalize: str,
+) -> None:
+    """Rank what the model's own words lead up to: the search starts right after `before`."""
+    plain = bundle.builder.with_layout(Layout(mode=False, item=False))
+    cache = TurnCache(turns.prompt).branch(rows)
+    there = TurnBatch(replace(bundle, builder=plain), before, cache)
+    mine = [predictions[r] for r in rows]
+    _rank(bundle, there, mine, [True] * len(rows), num_beams, normalize)
+
+
+def _note_modes(turns: TurnBatch, predictions: Sequence[Prediction]) -> None:
+    for prediction, chance in zip(predictions, turns.rec_probability.tolist(), strict=True):
+        prediction.rec_probability = chance
 
 
 def _contexts(
@@ -118,45 +141,6 @@ def _contexts(
     return [
         builder.context(dialogues[p.dialogue].turns[: p.turn], reserve=reserve) for p in predictions
     ]
-
-
-def _choose_modes(
-    bundle: Bundle,
-    predictions: Sequence[Prediction],
-    contexts: Sequence[Sequence[int]],
-    tokens_per_batch: int,
-) -> None:
-    pair = [bundle.control.chat, bundle.control.rec]
-    groups = [p.dialogue for p in predictions]
-    chances = read_after(
-        bundle.model, contexts, groups, lambda logits: logits[:, pair].softmax(1)[:, 1],
-        tokens_per_batch, bundle.builder.eos,
-    )  # fmt: skip
-    for prediction, chance in zip(predictions, chances.tolist(), strict=True):
-        prediction.rec_probability = chance
-
-
-def _batches(
-    predictions: Sequence[Prediction], contexts: Sequence[Sequence[int]], limit: int
-) -> Iterator[list[int]]:
-    """Turns of one gold mode and like length together, at most 32 at a time: beams multiply
-    them."""
-    order = sorted(
-        range(len(contexts)), key=lambda i: (bool(predictions[i].gold_items), len(contexts[i]))
-    )
-    group: list[int] = []
-    for i in order:
-        same = not group or bool(predictions[group[0]].gold_items) == bool(
-            predictions[i].gold_items
-        )
-        if group and not (
-            same and len(group) < 32 and (len(group) + 1) * len(contexts[i]) <= limit
-        ):
-            yield group
-            group = []
-        group.append(i)
-    if group:
-        yield group
 
 
 def _rank(

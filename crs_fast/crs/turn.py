@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,6 +21,9 @@ from crs_fast.decode import (
 )
 from crs_fast.trie import ItemFilter
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 
 @dataclass
 class TurnCache:
@@ -29,6 +32,24 @@ class TurnCache:
     the model, is changed by each use, and serves one thread at a time."""
 
     prompt: Prompt | None = None
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, bundle: Bundle, contexts: Sequence[Sequence[int]]) -> TurnCache:
+        """A cache that holds contexts already; empty for a model that can't hold a prompt."""
+        ids, mask = _left_padded(bundle, contexts)
+        held = _holds(bundle.model, ids.shape[1])
+        return cls(Prompt(bundle.model, ids, mask) if held else None)
+
+    def branch(self, rows: list[int]) -> TurnCache:
+        """A cache of its own for some rows of the batch, in any order and any number of times."""
+        if self.prompt is None:
+            return TurnCache()
+        self.prompt.crop()  # what a reply left behind
+        chosen = self.prompt.select(rows)
+        if chosen is self.prompt:  # `select` copies only where rows are left out or repeated
+            chosen = chosen.select([*rows, 0]).select(rows)
+        return TurnCache(chosen)
 
 
 class TurnBatch:
@@ -53,12 +74,12 @@ class TurnBatch:
     ) -> None:
         self.bundle = bundle
         self.pad = bundle.builder.eos
-        self.ids, self.mask = self._left_padded(contexts)
+        self.ids, self.mask = _left_padded(bundle, contexts)
         self.prompt: Prompt | None = None
         self._tree: BeamTree | None = None
         model, control = bundle.model, bundle.control
         pair = self.ids.new_tensor([control.chat, control.rec])
-        if capability(model).attention is not None and self._fits(self.ids.shape[1]):
+        if _holds(model, self.ids.shape[1]):
             self.prompt = self._prefilled(contexts, cache)
             self._length = self.prompt.length
             logits = self.prompt.logits(pair)
@@ -74,25 +95,16 @@ class TurnBatch:
         prompt, cache.prompt = cache.prompt, None  # lost if what follows fails half-way
         known = None
         # Windows count columns, also those that hold no token of a row.
-        if prompt is not None and self._fits(prompt.length + self.ids.shape[1]):
+        if prompt is not None and _fits(self.bundle.model, prompt.length + self.ids.shape[1]):
             known = _common(prompt, self.bundle.model, contexts)
         if prompt is None or known is None:
             prompt = Prompt(self.bundle.model, self.ids, self.mask)
         else:
             prompt.rewind(self.ids.new_tensor(known))
             rest = [context[n:] for context, n in zip(contexts, known, strict=True)]
-            prompt.append(*self._left_padded(rest))
+            prompt.append(*_left_padded(self.bundle, rest))
         cache.prompt = prompt
         return prompt
-
-    def _left_padded(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, mask = left_pad(rows, self.pad)
-        device = self.bundle.model.device
-        return ids.to(device), mask.to(device)
-
-    def _fits(self, columns: int) -> bool:
-        window = sliding_window(self.bundle.model)
-        return window is None or columns <= window
 
     @torch.no_grad()
     def rank(
@@ -112,7 +124,7 @@ class TurnBatch:
         how: dict[str, Any] = dict(num_beams=num_beams, normalize=normalize, filters=filters)
         self._forget()
         columns = opening.numel() + trie.num_levels
-        if self.prompt is None or not self._fits(self.prompt.length + columns):
+        if self.prompt is None or not _fits(self.bundle.model, self.prompt.length + columns):
             ids = torch.cat([self.ids[rows], opening.expand(len(rows), -1)], 1)
             mask = torch.nn.functional.pad(self.mask[rows], (0, opening.numel()), value=True)
             return recommend(bundle.model, ids, mask, trie=trie, vocab=bundle.vocab, **how)
@@ -153,11 +165,13 @@ class TurnBatch:
         columns = max(map(len, prefixes)) + longest
         cached: dict[str, Any] = {}
         context, seen = self.ids, self.mask
-        if self.prompt is not None and self._fits(self._length + columns):
+        if self.prompt is not None and _fits(self.bundle.model, self._length + columns):
             prefixes = self._kept(self.prompt, prefixes)
-            context, seen = self.prompt.ids, self.prompt.mask
+            seen = self.prompt.mask
+            # What a masked column held once, an open SID say, is not part of the text.
+            context = self.prompt.ids.masked_fill(~seen, self.pad)
             cached = dict(past_key_values=self.prompt.cache)
-        ids, mask = self._left_padded(prefixes)
+        ids, mask = _left_padded(bundle, prefixes)
         ids, mask = torch.cat([context, ids], 1), torch.cat([seen, mask], 1)
         start, control = ids.shape[1], bundle.control
         sampling: dict[str, Any] = (
@@ -205,6 +219,23 @@ class TurnBatch:
     def _until_eos(self, tokens: list[int]) -> list[int]:
         eos = self.bundle.builder.eos
         return tokens[: tokens.index(eos)] if eos in tokens else tokens
+
+
+def _left_padded(
+    bundle: Bundle, rows: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, mask = left_pad(rows, bundle.builder.eos)
+    return ids.to(bundle.model.device), mask.to(bundle.model.device)
+
+
+def _holds(model: PreTrainedModel, columns: int) -> bool:
+    """Whether the model can hold a token tree behind so many columns."""
+    return capability(model).attention is not None and _fits(model, columns)
+
+
+def _fits(model: PreTrainedModel, columns: int) -> bool:
+    window = sliding_window(model)
+    return window is None or columns <= window
 
 
 class _LongEnough:
