@@ -27,6 +27,7 @@ from crs_fast._version import __version__
 from crs_fast.crs.datasets.jsonl import read_items, write_items
 from crs_fast.crs.dialogue import Item
 from crs_fast.crs.files import umask
+from crs_fast.crs.lora import merge_lora
 from crs_fast.crs.sequence import ControlTokens, SequenceBuilder, trie_sids
 from crs_fast.crs.token_rows import new_tokens
 from crs_fast.trie import SidTrie, SidVocab
@@ -83,7 +84,7 @@ def save_bundle(
     """
     path = Path(path)
     model, tokenizer = backbone
-    model = getattr(model, "merge_and_unload", lambda: model)()
+    model = merge_lora(model)
     _check_items("save_bundle", trie, items)
     _check_model("save_bundle", model, vocab, control)
     others = {entry.name for entry in path.iterdir()} - set(KEPT) if path.is_dir() else set()

@@ -53,7 +53,7 @@ def init_sid_rows(
             f"(got {tuple(residual.shape)} and {tuple(codes.shape)})"
         )
     vocab.encode(codes)
-    weights = _embedding_weights(model)
+    weights = embedding_weights(model)
     hidden = next(iter(weights.values())).shape[1]
     projection, generator = _projection(residual.shape[1], hidden, seed)
     tokens = new_tokens(vocab, control)
@@ -76,7 +76,7 @@ def init_word_rows(model: PreTrainedModel, embeddings: torch.Tensor, seed: int =
     Args:
         embeddings: float [n, D], row i for token i.
     """
-    for weight in _embedding_weights(model).values():
+    for weight in embedding_weights(model).values():
         rows = weight[: len(embeddings)]
         projection, _ = _projection(embeddings.shape[1], weight.shape[1], seed)
         z = _standardise(embeddings.float().cpu() @ projection).to(weight.device)
@@ -114,7 +114,7 @@ def _write_rows(weights: dict[str, torch.nn.Parameter], tokens: list[int], z: to
         weight[tokens] = (mean + z.to(weight.device) * std).to(weight.dtype)
 
 
-def _embedding_weights(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
+def embedding_weights(model: Any) -> dict[str, torch.nn.Parameter]:
     """The embedding's weight by module name, and the output layer's where it is not the same."""
     modules = {model.get_input_embeddings(), model.get_output_embeddings()} - {None}
     weights: dict[str, torch.nn.Parameter] = {}
@@ -137,28 +137,4 @@ def freeze_old_rows(model: PreTrainedModel, tokens: list[int]) -> list[Any]:
         kept[tokens] = gradient[tokens]
         return kept
 
-    return [weight.register_hook(keep_new) for weight in _embedding_weights(model).values()]
-
-
-def add_lora(
-    model: PreTrainedModel, tokens: list[int], rank: int, alpha: int = 32, dropout: float = 0.05
-) -> Any:
-    """A PEFT model with LoRA on every linear layer but the head, in which of the embedding (and
-    an untied head) only the rows of `tokens` train.
-
-    Raises:
-        ImportError: peft is missing (`crs_fast[train]`).
-    """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise ImportError("add_lora: needs peft; `pip install crs_fast[train]`") from None
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules="all-linear",
-        trainable_token_indices={name: tokens for name in _embedding_weights(model)},
-    )
-    return get_peft_model(model, config)
+    return [weight.register_hook(keep_new) for weight in embedding_weights(model).values()]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.crs.dialogue import CrsDataset, Dialogue
+from crs_fast.crs.lora import add_lora, merge_lora
 from crs_fast.crs.packing import (
     Packed,
     batches,
@@ -25,8 +26,9 @@ from crs_fast.crs.packing import (
     separate,
     swap_codes,
 )
+from crs_fast.crs.resume import newest_checkpoint, note_weights
 from crs_fast.crs.sequence import ControlTokens, Instance, SequenceBuilder, trie_sids
-from crs_fast.crs.token_rows import add_lora, freeze_old_rows, new_tokens
+from crs_fast.crs.token_rows import freeze_old_rows, new_tokens
 from crs_fast.trie import SidTrie, SidVocab
 
 if TYPE_CHECKING:
@@ -135,7 +137,7 @@ def train(
             become those of an uninterrupted run.
 
     Raises:
-        ValueError: no instance to train on.
+        ValueError: no instance to train on, or a checkpoint of another kind of training.
         ImportError: accelerate, peft (for LoRA) or matplotlib is missing (`crs_fast[train]`).
     """
     config = config or TrainConfig()
@@ -163,6 +165,7 @@ def train_instances(
     output_dir: str | Path,
     config: TrainConfig,
     codes: Sequence[torch.Tensor] = (),
+    whole: Sequence[str] = (),
     resume: bool = False,
     progress: bool = True,
 ) -> TrainResult:
@@ -174,12 +177,18 @@ def train_instances(
         new_rows: token ids whose embedding rows are new.
         pad_id: a token for padding.
         codes: for `config.code_noise`, the tokens of each level's codes.
+        whole: names of modules that train whole under LoRA too.
+
+    Raises:
+        ValueError: the checkpoint to go on from holds other weights than `config` trains.
     """
     _require_extra(config)
     from transformers import set_seed
 
     from crs_fast.crs.trainer import save_loss_curve
 
+    folder = Path(output_dir) / "training"
+    checkpoint = newest_checkpoint(folder, config) if resume else None
     set_seed(config.seed)
     packed = config.packed and packing_is_exact(model, groups[0], config.max_length)
     if config.packed and not packed:
@@ -191,19 +200,19 @@ def train_instances(
     trained, frozen = model, None
     if config.lora_rank:
         trained = add_lora(
-            model, new_rows, config.lora_rank, config.lora_alpha, config.lora_dropout
+            model, new_rows, config.lora_rank, config.lora_alpha, config.lora_dropout, whole
         )
     elif config.embeddings == "new":
         frozen = freeze_old_rows(model, new_rows)
-    folder = Path(output_dir) / "training"
     disturb = _disturbance(config, pad_id, codes)
     trainer = _trainer(trained, packs, packed, pad_id, disturb, folder, config, progress)
+    if trainer.is_world_process_zero():
+        note_weights(folder, config)
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=_checkpoint(folder) if resume else None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
     save_loss_curve(trainer.loss_file.history, folder / "loss.png")
-    if config.lora_rank:
-        model = trained.merge_and_unload()
+    model = merge_lora(trained)
     for hook in frozen or ():
         hook.remove()
     return TrainResult(
@@ -245,12 +254,6 @@ def _require_extra(config: TrainConfig) -> None:
         raise ImportError(
             f"train: needs {', '.join(missing)}; install with `pip install crs_fast[train]`"
         )
-
-
-def _checkpoint(folder: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 def _trainer(

@@ -220,15 +220,16 @@ def test_like_titles_get_their_year(setting):
 
 def test_retrieval_head_scores_every_item(setting):
     model = RetrievalHead(setting.backbone()[0], embeddings())
+    head = model.head
     instances = [Instance(0, "i2", (5, 6, 7), (2,)), Instance(0, "i5", (8, 9), (5,))]
     logits, labels = label_logits(model, collate_separate(separate(instances)))
     assert logits.shape == (2, 8)
     assert labels.tolist() == [2, 5]
     states = model.backbone(torch.tensor([[5, 6, 7]])).last_hidden_state[0, -1]
     cosine = torch.nn.functional.cosine_similarity(
-        model.query(states)[None], model.item(model.texts) + model.rows
+        head.query(states)[None], head.item(head.texts) + head.rows
     )
-    torch.testing.assert_close(logits[0], cosine * 20 + model.popularity, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[0], cosine * 20 + head.popularity, rtol=1e-4, atol=1e-4)
 
 
 def test_alignment_says_what_an_item_is(setting):

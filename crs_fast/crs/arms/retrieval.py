@@ -29,6 +29,31 @@ WIDTH = 256
 SCALE = 20.0  # of cosines, at the start
 
 
+class ItemHead(torch.nn.Module):
+    """States [..., H] to logits [..., N] over items: scaled cosines and a popularity bias.
+
+    Args:
+        hidden: H.
+        item_embeddings: float [N, D].
+    """
+
+    def __init__(self, hidden: int, item_embeddings: torch.Tensor) -> None:
+        super().__init__()
+        texts = item_embeddings.float()
+        self.texts: torch.Tensor
+        self.register_buffer("texts", (texts - texts.mean(0)) / texts.std().clamp(min=1e-12))
+        self.query = torch.nn.Linear(hidden, WIDTH, bias=False)
+        self.item = torch.nn.Linear(texts.shape[1], WIDTH, bias=False)
+        self.rows = torch.nn.Parameter(torch.zeros(len(texts), WIDTH))
+        self.popularity = torch.nn.Parameter(torch.zeros(len(texts)))
+        self.scale = torch.nn.Parameter(torch.tensor(math.log(SCALE)))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        query = F.normalize(self.query(states.float()), dim=-1)  # [..., W]
+        item = F.normalize(self.item(self.texts) + self.rows, dim=-1)  # [N, W]
+        return query @ item.T * self.scale.exp() + self.popularity
+
+
 class RetrievalHead(torch.nn.Module):
     """A language model whose "vocabulary" is the catalogue: logits [B, S, N] over items.
 
@@ -41,14 +66,7 @@ class RetrievalHead(torch.nn.Module):
         super().__init__()
         self.backbone = model.base_model
         hidden = model.get_input_embeddings().weight.shape[1]
-        texts = item_embeddings.float()
-        self.texts: torch.Tensor
-        self.register_buffer("texts", (texts - texts.mean(0)) / texts.std().clamp(min=1e-12))
-        self.query = torch.nn.Linear(hidden, WIDTH, bias=False)
-        self.item = torch.nn.Linear(texts.shape[1], WIDTH, bias=False)
-        self.rows = torch.nn.Parameter(torch.zeros(len(texts), WIDTH))
-        self.popularity = torch.nn.Parameter(torch.zeros(len(texts)))
-        self.scale = torch.nn.Parameter(torch.tensor(math.log(SCALE)))
+        self.head = ItemHead(hidden, item_embeddings)
 
     @property
     def config(self) -> Any:
@@ -56,11 +74,11 @@ class RetrievalHead(torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.rows.device
+        return self.backbone.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.rows.dtype
+        return self.backbone.dtype
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.backbone.get_input_embeddings()
@@ -85,9 +103,7 @@ class RetrievalHead(torch.nn.Module):
             use_cache=use_cache,
         ).last_hidden_state
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        query = F.normalize(self.query(states[:, keep]), dim=-1)  # [B, S', W]
-        item = F.normalize(self.item(self.texts) + self.rows, dim=-1)  # [N, W]
-        return CausalLMOutput(logits=query @ item.T * self.scale.exp() + self.popularity)
+        return CausalLMOutput(logits=self.head(states[:, keep]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +115,6 @@ class RetrievalArm:
     trains = True
 
     def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
-        if config.lora_rank:
-            raise ValueError("retrieval: lora_rank must be None (its head has to train too)")
         bundle = extended(setting, config, setting.catalogue(("text",)), Layout(words=False))
         index = {item.item_id: i for i, item in enumerate(bundle.items)}
         torch.manual_seed(config.seed)
@@ -121,17 +135,17 @@ class RetrievalArm:
             pad_id=bundle.builder.eos,
             output_dir=folder,
             config=config,
+            whole=("head",),
             resume=True,
             progress=setting.progress,
         )
-        model.eval()
         ids = [item.item_id for item in bundle.items]
 
         def answer(dialogues: Sequence[Dialogue], replies: bool) -> dict[str, list[Prediction]]:
             predictions = blank_predictions(dialogues)
             asked = [p for p in predictions if p.gold_items]
             scores = read_after(
-                model,
+                result.model,
                 [bundle.builder.context(dialogues[p.dialogue].turns[: p.turn]) for p in asked],
                 [p.dialogue for p in asked],
                 lambda logits: logits,
