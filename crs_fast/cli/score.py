@@ -25,6 +25,7 @@ def run(args: Namespace) -> int:
     from crs_fast.crs.report import difference_table, scores_markdown
     from crs_fast.crs.score import (
         PROTOCOLS,
+        intent_figures,
         mode_figures,
         named_items,
         paired_difference,
@@ -42,6 +43,7 @@ def run(args: Namespace) -> int:
     figures: dict[str, Any] = {
         "recommendation": recommendation_figures(dataset, args.split, ours, name="system"),
         "mode": mode_figures(ours),
+        "intents": intent_figures(ours),
         "text": text_figures(ours),
     }
     print(scores_markdown(f"{dataset.name}, {args.split}", **figures))

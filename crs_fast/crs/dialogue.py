@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 SEEKER = "seeker"
 RECOMMENDER = "recommender"
 ROLES = (SEEKER, RECOMMENDER)
+OTHER = "other"  # an intent that says nothing
 OPINIONS = ("disliked", "liked", "not said")
 
 
@@ -53,11 +54,13 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One role's uninterrupted say. Mentions stand in text order, unlocated ones last."""
+    """One role's uninterrupted say. Mentions stand in text order, unlocated ones last. `intent` is
+    what a recommender turn is for, where somebody has said so."""
 
     role: str
     text: str
     mentions: tuple[Mention, ...] = ()
+    intent: str | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -116,7 +119,8 @@ class CrsDataset:
 
 
 def merge_turns(turns: Sequence[Turn], separator: str = " ") -> tuple[Turn, ...]:
-    """Join one role's consecutive messages into one turn, mention offsets moved along."""
+    """Join one role's consecutive messages into one turn, mention offsets moved along; its intent
+    is the first that is not OTHER."""
     merged: list[Turn] = []
     for turn in turns:
         if not merged or merged[-1].role != turn.role:
@@ -132,5 +136,7 @@ def merge_turns(turns: Sequence[Turn], separator: str = " ") -> tuple[Turn, ...]
         )
         both = last.mentions + moved
         ordered = tuple(m for m in both if m.located) + tuple(m for m in both if not m.located)
-        merged[-1] = Turn(turn.role, last.text + separator + turn.text, ordered)
+        silent = last.intent in (None, OTHER)
+        intent = turn.intent or last.intent if silent else last.intent
+        merged[-1] = Turn(turn.role, last.text + separator + turn.text, ordered, intent)
     return tuple(merged)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from crs_fast.crs.bundle import Bundle, load_bundle
+from crs_fast.crs.control_tokens import CHAT, MODES, REC
 from crs_fast.crs.dialogue import RECOMMENDER, SEEKER, Mention, Turn, merge_turns
 from crs_fast.crs.linking import TitleIndex
-from crs_fast.crs.sequence import CHAT, MODES, REC
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
 

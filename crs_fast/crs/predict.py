@@ -126,8 +126,9 @@ def _rank_after(
 
 
 def _note_modes(turns: TurnBatch, predictions: Sequence[Prediction]) -> None:
-    for prediction, chance in zip(predictions, turns.rec_probability.tolist(), strict=True):
-        prediction.rec_probability = chance
+    chosen = turns.rec_probability.tolist(), turns.intents
+    for prediction, chance, intent in zip(predictions, *chosen, strict=True):
+        prediction.rec_probability, prediction.intent = chance, intent
 
 
 def _contexts(

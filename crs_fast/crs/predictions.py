@@ -11,7 +11,8 @@ One JSON object a line, one line a recommender turn (consecutive messages of one
 dialogue must be there. `gold` is for human readers: scoring takes it from the data. All else may be
 null or absent: `mode` ("rec" or "chat": the system's own choice), `ranking` (items best first, as
 if the mode were "rec"; missing counts as empty), `new_ranking` (the same searched without the items
-named before; where missing, `ranking` less those), `reply` (items as `<movie>`), `reply_items`.
+named before; where missing, `ranking` less those), `reply` (items as `<movie>`), `reply_items`, and
+`intent` (what the turn is for, finer than its mode, by the data set's names).
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crs_fast.crs.control_tokens import CHAT, MODES, REC
 from crs_fast.crs.datasets.jsonl import json_object, read_lines, write_lines
 from crs_fast.crs.dialogue import Dialogue
-from crs_fast.crs.sequence import CHAT, MODES, REC
 from crs_fast.crs.targets import recommender_turns
 
 PLACEHOLDER = "<movie>"
@@ -42,6 +43,7 @@ class Prediction:
     reply, gold_reply: text with `<movie>` for every item; None where not generated
     reply_items: the items of the reply
     invalid_items: SID fragments in the reply that are no item
+    intent, gold_intent: the system's own and the data set's; None where there is none
     """
 
     dialogue: int
@@ -56,6 +58,8 @@ class Prediction:
     gold_reply: str = ""
     reply_items: list[str] = field(default_factory=list)
     invalid_items: int = 0
+    intent: str | None = None
+    gold_intent: str | None = None
 
     @property
     def mode(self) -> str | None:
@@ -84,6 +88,7 @@ def blank_predictions(dialogues: Sequence[Dialogue]) -> list[Prediction]:
             list(turn.targets),
             list(turn.named),
             gold_reply=dialogues[turn.dialogue].turns[turn.turn].with_placeholder(PLACEHOLDER),
+            gold_intent=dialogues[turn.dialogue].turns[turn.turn].intent,
         )
         for turn in recommender_turns(dialogues)
     ]
@@ -105,6 +110,7 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
                 "reply": p.reply,
                 "reply_items": p.reply_items,
                 "invalid_items": p.invalid_items,
+                **({"intent": p.intent} if p.intent else {}),
             }
             for p in predictions
         ),
@@ -157,3 +163,4 @@ def _fill(prediction: Prediction, record: dict[str, Any]) -> None:
     prediction.reply = record.get("reply")
     prediction.reply_items = record.get("reply_items") or []
     prediction.invalid_items = record.get("invalid_items") or 0
+    prediction.intent = record.get("intent")

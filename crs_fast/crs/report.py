@@ -33,6 +33,7 @@ def scores_markdown(
     recommendation: dict[str, dict[str, dict[str, Any]]],
     mode: dict[str, Any],
     text: dict[str, Any],
+    intents: dict[str, Any] | None = None,
 ) -> str:
     """All tables of one system's figures (see `crs_fast.crs.score`)."""
     parts = [f"## {title}\n"]
@@ -40,6 +41,8 @@ def scores_markdown(
         parts += [f"### {TITLES[protocol]}\n", recommendation_table(methods)]
     if mode:
         parts += ["### Mode\n", mode_table(mode)]
+    if intents:
+        parts += ["### Intent, of the turns that have a label\n", intent_table({"": intents})]
     if text:
         parts += ["### Text\n", text_table(text)]
     return "\n".join(parts)
@@ -93,6 +96,16 @@ def mode_table(mode: dict[str, Any]) -> str:
         f"F1 of REC: {100 * mode['rec f1']:.1f} %; "
         f"item precision where the model recommends: {100 * mode['item precision']:.1f} %.\n"
     )
+
+
+def intent_table(methods: dict[str, dict[str, Any]]) -> str:
+    """One row a method (see `intent_figures`), shares in per cent."""
+    rows = [["intent, %", "n", "intents", "accuracy", "macro f1", "most frequent"]]
+    for name, figures in methods.items():
+        counts, shares = rows[0][1:3], rows[0][3:]
+        cells = [str(figures[c]) for c in counts] + [f"{100 * figures[s]:.1f}" for s in shares]
+        rows.append([name, *cells])
+    return markdown_table(rows)
 
 
 def text_table(text: dict[str, Any]) -> str:

@@ -15,11 +15,18 @@ from crs_fast.crs.arms.setting import ORACLE
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import replacing, write_text
 from crs_fast.crs.predictions import Prediction, read_predictions
-from crs_fast.crs.report import TITLES, difference_table, markdown_table, recommendation_table
+from crs_fast.crs.report import (
+    TITLES,
+    difference_table,
+    intent_table,
+    markdown_table,
+    recommendation_table,
+)
 from crs_fast.crs.score import (
     BY_FILM,
     PROTOCOLS,
     Targets,
+    intent_figures,
     mode_figures,
     named_items,
     paired_runs,
@@ -72,7 +79,7 @@ def write_results(out: Path, dataset: CrsDataset, held: Collection[str] = ()) ->
             "held out": ("unseen", rest),
             "held out, new-only": ("unseen, new-only", rest),
         }
-    figures: dict[str, Any] = {"recommendation": {}, "differences": {}, "mode": {}, "text": {}}
+    figures: dict[str, Any] = {"recommendation": {}, "differences": {}}
     for protocol, (rule, known) in protocols.items():
         targets = {
             name: [protocol_targets(p, rule, known) for p in predictions]
@@ -89,7 +96,8 @@ def write_results(out: Path, dataset: CrsDataset, held: Collection[str] = ()) ->
                 for name, other in targets.items()
                 if name != BASE
             }
-    for kind, compute in (("mode", mode_figures), ("text", text_figures)):
+    kinds = {"mode": mode_figures, "intents": intent_figures, "text": text_figures}
+    for kind, compute in kinds.items():
         figures[kind] = {name: found for name, r in runs.items() if (found := compute(r[0]))}
     figures["runs"] = {
         str(done.parent.relative_to(out / "runs")): json.loads(done.read_text())
@@ -141,6 +149,11 @@ def results_markdown(figures: dict[str, Any]) -> str:
         parts += [
             "### The model's own mode, all recommender turns, first seed\n",
             markdown_table(rows),
+        ]
+    if figures["intents"]:
+        parts += [
+            "### The model's own intent, turns that have a label, first seed\n",
+            intent_table(figures["intents"]),
         ]
     if figures["text"]:
         columns = sorted({name for text in figures["text"].values() for name in text})

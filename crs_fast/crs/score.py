@@ -10,6 +10,7 @@ target is new, or unseen, only where its film is. Searches still filter by item.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -237,6 +238,26 @@ def mode_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "rec f1": 2 * both / (named + gold) if named + gold else 0.0,
         # Of the turns at which the system recommends, those whose top item is a gold one.
         "item precision": hits / named if named else 0.0,
+    }
+
+
+def intent_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Of the turns whose intent the data set knows: accuracy, macro-F1 (the mean over all intents
+    that are gold or chosen somewhere) and the share of the most frequent gold intent; {} where the
+    system chooses no intents, or none is known."""
+    pairs = [(p.gold_intent, p.intent) for p in predictions if p.gold_intent and p.intent]
+    if not pairs:
+        return {}
+    gold, chosen, right = (
+        Counter(values) for values in (*zip(*pairs, strict=True), [g for g, c in pairs if g == c])
+    )
+    names = gold | chosen
+    return {
+        "n": len(pairs),
+        "intents": len(names),
+        "accuracy": right.total() / len(pairs),
+        "macro f1": sum(2 * right[i] / (gold[i] + chosen[i]) for i in names) / len(names),
+        "most frequent": max(gold.values()) / len(pairs),
     }
 
 

@@ -17,34 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from crs_fast.crs.control_tokens import CHAT, REC, ControlTokens, split_mode
 from crs_fast.crs.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_fast.trie import SidTrie, SidVocab
-from crs_fast.trie.sid_vocab import add_special_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
-CONTROL = ("<RESP>", "<MODE=CHAT>", "<MODE=REC>")
-CHAT = "chat"
-REC = "rec"
-MODES = (CHAT, REC)
 LABELS = {SEEKER: "User:", RECOMMENDER: "Assistant:"}
-
-
-@dataclass(frozen=True, slots=True)
-class ControlTokens:
-    """Token ids of `<RESP>`, `<MODE=CHAT>` and `<MODE=REC>`."""
-
-    resp: int
-    chat: int
-    rec: int
-
-    @classmethod
-    def extend(
-        cls, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None = None
-    ) -> ControlTokens:
-        """Add the control tokens to a tokenizer, and rows for them to a model (both in place)."""
-        return cls(*add_special_tokens(tokenizer, model, CONTROL))
 
 
 def trie_sids(trie: SidTrie) -> dict[str, list[int]]:
@@ -212,31 +192,36 @@ class SequenceBuilder:
     def prefix(self, mode: str, item_id: str | None = None) -> list[int]:
         """How a response begins: `<MODE=CHAT><RESP>`; `<MODE=REC><BOI>SID<EOI><RESP>`; or, for
         mode "rec" without an item, `<MODE=REC><BOI>`, where the search for one starts. Parts that
-        the layout lacks are left out; without the item part the search starts in the words.
+        the layout lacks are left out; without the item part the search starts in the words. A finer
+        mode of `control` stands where its coarse one would.
 
         Raises:
             ValueError: an unknown mode, or an item with mode "chat".
         """
-        if mode not in MODES or (mode == CHAT and item_id is not None):
+        modes, (coarse, _) = self.control.modes, split_mode(mode)
+        if mode not in modes or (coarse == CHAT and item_id is not None):
             raise ValueError(
                 "SequenceBuilder.prefix: mode must be 'chat' (without an item) or 'rec' "
                 f"(got mode={mode!r}, item_id={item_id!r})"
             )
         layout = self.layout
-        opening = [self.control.chat if mode == CHAT else self.control.rec] if layout.mode else []
+        opening = [modes[mode]] if layout.mode else []
         words = [self.control.resp] if layout.words and (layout.mode or layout.item) else []
-        if mode == REC and item_id is None:
+        if coarse == REC and item_id is None:
             return [*opening, *([] if layout.item else words), self.begin]
         item = self.item(item_id) if layout.item and item_id is not None else []
         return [*opening, *item, *words]
 
     def response(self, turn: Turn, item_id: str | None = None) -> list[int]:
-        """A recommender turn as the model should write it, with its mode and target. One that
-        would not fit into `max_length` loses its right end."""
-        return self._response(self.utterance(turn), item_id)
+        """A recommender turn as the model should write it, with its mode (the finer one of its
+        intent, if there is a token for it) and target. One that would not fit into `max_length`
+        loses its right end."""
+        return self._response(turn, self.utterance(turn), item_id)
 
-    def _response(self, utterance: list[int], item_id: str | None) -> list[int]:
-        prefix = self.prefix(CHAT if item_id is None else REC, item_id)
+    def _response(self, turn: Turn, utterance: list[int], item_id: str | None) -> list[int]:
+        mode = CHAT if item_id is None else REC
+        fine = f"{mode}:{turn.intent}"
+        prefix = self.prefix(fine if fine in self.control.fine else mode, item_id)
         budget = self.max_length - len(self.prompt)
         words = utterance if self.layout.words else []
         return self._cut_right([*prefix, *words, self.eos], budget)
@@ -256,7 +241,7 @@ class SequenceBuilder:
                 if self.layout.words:
                     targets = targets or [None]
                 for item_id in targets:
-                    response = self._response(utterance, item_id)
+                    response = self._response(turn, utterance, item_id)
                     context = self._cut_left(past + self.prompt, self.max_length - len(response))
                     out.append(Instance(index, item_id, tuple(context), tuple(response)))
             past += self._past(turn, utterance)

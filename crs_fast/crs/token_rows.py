@@ -18,7 +18,7 @@ NOISE = 0.5  # of the old rows' standard deviation, for rows that stand for noth
 def new_tokens(vocab: SidVocab, control: ControlTokens) -> list[int]:
     """Ids of every token added for SIDs and modes, sorted."""
     frame = [token for token in (vocab.begin, vocab.end) if token is not None]
-    return sorted({*vocab.code_tokens().tolist(), *frame, control.resp, control.chat, control.rec})
+    return sorted({*vocab.code_tokens().tolist(), *frame, *control.tokens})
 
 
 @torch.no_grad()

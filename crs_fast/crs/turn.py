@@ -78,15 +78,16 @@ class TurnBatch:
         self.prompt: Prompt | None = None
         self._tree: BeamTree | None = None
         model, control = bundle.model, bundle.control
-        pair = self.ids.new_tensor([control.chat, control.rec])
+        modes = self.ids.new_tensor(list(control.modes.values()))
         if _holds(model, self.ids.shape[1]):
             self.prompt = self._prefilled(contexts, cache)
             self._length = self.prompt.length
-            logits = self.prompt.logits(pair)
+            logits = self.prompt.logits(modes)
         else:
             rows = [model(input_ids=self.ids.new_tensor([row])).logits[0, -1] for row in contexts]
-            logits = torch.stack(rows)[:, pair]
-        self.rec_probability = logits.float().softmax(1)[:, 1]  # [B]: of REC against CHAT
+            logits = torch.stack(rows)[:, modes]
+        self.rec_probability = control.rec_probability(logits)  # [B]: of REC against CHAT
+        self.intents = control.likeliest_intents(logits)
 
     def _prefilled(self, contexts: Sequence[Sequence[int]], cache: TurnCache | None) -> Prompt:
         """A prompt of the contexts, from the cache as far as that holds their beginnings."""
@@ -183,7 +184,7 @@ class TurnBatch:
             max_new_tokens=longest,
             eos_token_id=bundle.builder.eos,
             pad_token_id=self.pad,
-            suppress_tokens=[control.resp, control.chat, control.rec],
+            suppress_tokens=control.tokens,
             **sampling,
         )
         out = bundle.model.generate(  # type: ignore[operator]

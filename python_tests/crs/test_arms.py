@@ -23,7 +23,10 @@ from crs_fast.quantize import build_sids
 
 from .tiny_system import DIALOGUE, ITEMS, TEXTS, dialogues
 
-TRAIN = tuple(replace(d, liked={"i1": "liked", "i2": "disliked"}) for d in dialogues(16))
+TRAIN = tuple(
+    replace(d, turns=(*d.turns[:3], replace(d.turns[3], intent="thank")), liked={"i1": "liked"})
+    for d in dialogues(16)
+)
 DATASET = CrsDataset("tiny", ITEMS, {"train": TRAIN, "test": (DIALOGUE,)})
 TRAINING = TrainConfig(
     max_tokens=1500, tokens_per_batch=300, lora_rank=None, learning_rate=3e-3, logging_steps=1

@@ -210,11 +210,26 @@ def test_inspired_plots_come_from_redial(inspired, redial, tmp_path):
     assert plots == {"Heat (1995)": "A thief and a cop."}
 
 
+def test_inspired_lines_take_intents_from_the_table(inspired, tmp_path):
+    plain = load_dataset("inspired", tmp_path)
+    said = [inspired_turn("RECOMMENDER", 'Hi! "Heat"?', ["Heat (1995)"])]
+    write(inspired / "test.jsonl", json.dumps(said) + "\n")
+    table = "dialog_id\tspeaker\ttext\tmovies\texpert_label\n"
+    table += "a\tRECOMMENDER\tHi!\t\tno_strategy\n"
+    table += "a\tRECOMMENDER\tQUOTATION_MARKHeatQUOTATION_MARK?\tIt (2017)\tcredibility\n"
+    write(inspired / "raw_test.tsv", table, gz=True)
+    data = load_dataset("inspired", tmp_path)
+    (turn,) = data.splits["test"][0].turns
+    assert (turn.item_ids(), turn.intent) == (["Heat (1995)"], "credibility")
+    assert data.splits["valid"] == plain.splits["valid"]
+
+
 def test_inspired_table(tmp_path):
     header = "dialog_id\tutt_id\tspeaker\tturn_id\ttext\tmovies\texpert_label"
     rows = [
         "a.pkl\t1\tRECOMMENDER\t1\tHello  you\t\tno_strategy",
-        "a.pkl\t2\tRECOMMENDER\t1\tTry QUOTATION_MARKHeatQUOTATION_MARK\tHeat (1995);It (2017)\t",
+        "a.pkl\t2\tRECOMMENDER\t1\tTry QUOTATION_MARKHeatQUOTATION_MARK\tHeat (1995);It (2017)\t"
+        "encouragement",
         "b.pkl\t1\tSEEKER\t1\tdoesn\ufffdt matter\t\t",
     ]
     write(tmp_path / "inspired" / "raw_dev.tsv", "\n".join([header, *rows]), gz=True)
@@ -225,6 +240,7 @@ def test_inspired_table(tmp_path):
     assert first.turns[0].text == 'Hello you Try "Heat"'
     assert first.turns[0].mentions == (Mention("Heat (1995)", 15, 19), Mention("It (2017)"))
     assert second.turns == (Turn("seeker", "doesnt matter"),)
+    assert first.turns[0].intent == "encouragement"
     assert sum(report.noise.values()) == 2
 
     write(tmp_path / "bad" / "inspired" / "test.tsv", "\n".join([header, rows[0], "a\tb"]))
@@ -252,7 +268,7 @@ DIALOGUES = (
         "d1",
         (
             Turn("seeker", "I liked Heat.", (Mention("m1", 8, 12), Mention("m2"))),
-            Turn("recommender", "Ok"),
+            Turn("recommender", "Ok", intent="accept"),
         ),
         {"m1": "not said"},
     ),

@@ -1,7 +1,8 @@
 import pytest
 
+from crs_fast.crs.control_tokens import CONTROL
 from crs_fast.crs.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
-from crs_fast.crs.sequence import CONTROL, SequenceBuilder
+from crs_fast.crs.sequence import SequenceBuilder
 from crs_fast.trie import SidVocab
 
 from .tiny_system import DIALOGUE, ITEMS, SIDS, say, system

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from crs_fast.crs.arms.baselines import COPY, COPY_POPULARITY, POPULARITY
 from crs_fast.crs.arms.generative import GenerativeArm
+from crs_fast.crs.arms.intents import FineIntentsArm
 from crs_fast.crs.arms.oracle import OracleArm
 from crs_fast.crs.arms.retrieval import RetrievalArm
 from crs_fast.crs.arms.setting import Arm, Fitted, Setting
@@ -31,8 +32,10 @@ _ALL: tuple[Arm, ...] = (
     ),
     GenerativeArm("redial-first", "gcrs, half its budget spent on ReDial first", joint=True),
     OracleArm(),
+    FineIntentsArm(),
 )
-NOT_DEFAULT = ("redial-first", "oracle-liked")  # for INSPIRED; for ReDial, and no rival
+# For INSPIRED; for ReDial, and no rival; for data with intents.
+NOT_DEFAULT = ("redial-first", "oracle-liked", "fine-intents")
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 
 

@@ -38,6 +38,7 @@ class GenerativeArm:
         joint: spend half the budget on another data set's dialogues first; SIDs are of both
             catalogues, and only the data set's own items can be recommended.
         instances: what a dialogue is trained on.
+        fine_modes: further mode tokens, for turns with an intent (see `ControlTokens`).
     """
 
     name: str
@@ -51,6 +52,7 @@ class GenerativeArm:
     signals: tuple[str, ...] = ("text",)
     joint: bool = False
     instances: Callable[[SequenceBuilder, Dialogue], list[Instance]] = SequenceBuilder.instances
+    fine_modes: tuple[str, ...] = ()
     trains = True
 
     def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
@@ -104,7 +106,8 @@ class GenerativeArm:
             return with_titles(setting, config, self.layout), [own]
         if not self.joint:
             catalogue = setting.catalogue(self.signals)
-            return extended(setting, config, catalogue, self.layout, self.informed_rows), [own]
+            how = (self.layout, self.informed_rows)
+            return extended(setting, config, catalogue, *how, fine_modes=self.fine_modes), [own]
         if setting.joint is None:
             raise ValueError(f"{self.name}: the experiment must have data to train on first")
         both, catalogue = setting.joint()
@@ -119,18 +122,20 @@ def extended(
     layout: Layout,
     informed_rows: bool = True,
     items: Sequence[Item] = (),
+    fine_modes: Sequence[str] = (),
 ) -> Bundle:
     """The backbone with tokens for SIDs and modes, not yet trained.
 
     Args:
         items: of the catalogue's rows, the data set's first; default those of the data set. Only
             the data set's can be recommended.
+        fine_modes: see `ControlTokens`.
     """
     model, tokenizer = setting.backbone()
     own, items = setting.dataset.items, items or setting.dataset.items
     levels, codes = catalogue.sids.shape[1], int(catalogue.quantizer.codebooks.shape[1])
     vocab = SidVocab.extend(tokenizer, model, levels, codes)
-    control = ControlTokens.extend(tokenizer, model)
+    control = ControlTokens.extend(tokenizer, model, fine_modes)
     trie = SidTrie.from_sids(catalogue.sids[: len(own)], [item.item_id for item in own])
     sids = {item.item_id: row for item, row in zip(items, catalogue.sids.tolist(), strict=True)}
     known = catalogue.embeddings, catalogue.sids

@@ -72,7 +72,7 @@ def _with_words(turn: Turn, words: dict[str, str]) -> Turn:
         mentions.append(Mention(mention.item_id, start, len(text)))
         text += words.pop(mention.item_id, "")
         at = mention.end
-    return Turn(turn.role, text + turn.text[at:], tuple(mentions))
+    return replace(turn, text=text + turn.text[at:], mentions=tuple(mentions))
 
 
 def _brought_up(dialogue: Dialogue) -> set[str]:

@@ -40,8 +40,9 @@ def load_dataset(
     """Read a data set.
 
     Args:
-        name_or_path: "redial" or "inspired" (the folder of that name under `root`), "starter"
-            (the simulated data inside the package), or a folder in the package's own format (see
+        name_or_path: "redial" or "inspired" (the folder of that name under `root`; ReDial's turns
+            have intents where `iard/` is there too), "starter" (the simulated data inside the
+            package), or a folder in the package's own format (see
             `crs_fast.crs.datasets.jsonl`).
         root: parent folder of `redial/` and `inspired/`; the environment variable CRS_FAST_DATA
             where it is None.
@@ -61,7 +62,7 @@ def load_dataset(
 
         return load_starter()
     if name_or_path == "redial":
-        return load_redial(_root(root) / "redial", on_error, report)
+        return load_redial(_root(root) / "redial", _root(root) / "iard", on_error, report)
     if name_or_path == "inspired":
         return load_inspired(
             _root(root) / "inspired", _root(root) / "redial", on_error=on_error, report=report

@@ -4,7 +4,8 @@ Reads, for each split, either one dialogue a line (`dev.jsonl`: a JSON list of t
 `role` and `movie`, as UniCRS publishes it) or the authors' own table (`dev.tsv` or `raw_dev.tsv`:
 one utterance a row, header in the first line). Every file may be gzipped. `dev` is our "valid".
 The two are not one: the table holds a few more tags (dev 321 targets where the JSON lines have the
-309 of the standard count), so say which was read.
+309 of the standard count), so say which was read. Its strategies (`expert_label`) are the intents
+of recommender turns, also of the JSON lines' where both are there.
 
 A turn's tags are its mentions: each is looked for in the text (`locate_items`), and one that is
 not found stays a mention without a place. The tags were made by automatic title matching and many
@@ -22,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from crs_fast.crs.datasets.intents import with_intents
 from crs_fast.crs.datasets.jsonl import (
     OnError,
     ReadReport,
@@ -32,7 +34,7 @@ from crs_fast.crs.datasets.jsonl import (
     split_title,
 )
 from crs_fast.crs.datasets.redial import info_fields
-from crs_fast.crs.dialogue import ROLES, CrsDataset, Dialogue, Item, Turn, merge_turns
+from crs_fast.crs.dialogue import OTHER, ROLES, CrsDataset, Dialogue, Item, Turn, merge_turns
 from crs_fast.crs.linking import locate_items
 
 _SPLITS = {"train": "train", "dev": "valid", "test": "test"}
@@ -48,15 +50,18 @@ class _RawTurn:
     role: str
     text: str
     tags: tuple[str, ...]
+    intent: str | None = None
 
 
 _RawDialogue = tuple[str, list[_RawTurn]]
 
 
-def _raw_turn(role: str, text: Any, tags: Sequence[str], report: ReadReport) -> _RawTurn:
+def _raw_turn(
+    role: str, text: Any, tags: Sequence[str], report: ReadReport, intent: str | None = None
+) -> _RawTurn:
     if role.lower() not in ROLES or not isinstance(text, str):
         raise ValueError(f"a turn with role {role!r} and text {text!r}")
-    return _RawTurn(role.lower(), text, _clean_tags(tags, report))
+    return _RawTurn(role.lower(), text, _clean_tags(tags, report), intent)
 
 
 def _clean_tags(tags: Sequence[str], report: ReadReport) -> tuple[str, ...]:
@@ -108,7 +113,9 @@ def _read_table(
         row = dict(zip(header, cells, strict=True))
         tags = row["movies"].split(";") if row["movies"] else []
         text = _mend(row["text"], report)
-        return row["dialog_id"], _raw_turn(row["speaker"], text, tags, report)
+        strategy = row.get("expert_label") or None
+        intent = OTHER if strategy == "no_strategy" else strategy
+        return row["dialog_id"], _raw_turn(row["speaker"], text, tags, report, intent)
 
     dialogues: dict[str, list[_RawTurn]] = {}
     for row in read_lines(path, parse, on_error, report):
@@ -160,7 +167,15 @@ def _catalogue(tags: set[str], folder: Path, redial: Path | None) -> tuple[Item,
 
 
 def _turn(raw: _RawTurn, catalogue: dict[str, Item]) -> Turn:
-    return Turn(raw.role, raw.text, locate_items(raw.text, [catalogue[tag] for tag in raw.tags]))
+    mentions = locate_items(raw.text, [catalogue[tag] for tag in raw.tags])
+    return Turn(raw.role, raw.text, mentions, raw.intent)
+
+
+def _strategies(folder: Path, name: str, on_error: OnError) -> list[list[Turn]]:
+    """The turns of a split's table, without mentions; none without a table."""
+    path = find_file(folder, f"{name}.tsv", f"raw_{name}.tsv")
+    table = [] if path is None else _read_table(path, name, on_error, ReadReport())
+    return [[Turn(t.role, t.text, intent=t.intent) for t in turns] for _, turns in table]
 
 
 def load_inspired(
@@ -197,4 +212,7 @@ def load_inspired(
         )
         for split, pairs in raw.items()
     }
+    for name, split in _SPLITS.items():
+        if split in splits and find_file(folder, f"{name}.jsonl"):
+            splits[split] = with_intents(splits[split], _strategies(folder, name, on_error))
     return CrsDataset("inspired", items, splits)

@@ -20,8 +20,9 @@ strings, which is joined by ", ". Field order is kept.
 
 `role` is "seeker" or "recommender". `items` (optional) are the items the turn names: `start:end`
 count characters (Unicode code points) of `text`; without them the item counts as named, but where
-is not known. Neighbouring turns of one role are joined by a space. A dialogue may have `liked`,
-{item id: "liked", "disliked" or "not said"}: what the seeker said after it was over.
+is not known. Neighbouring turns of one role are joined by a space. A turn may have an `intent`, any
+name; a dialogue may have `liked`, {item id: "liked", "disliked" or "not said"}: what the seeker
+said after it was over.
 """
 
 from __future__ import annotations
@@ -207,7 +208,8 @@ def _parse_turn(record: dict[str, Any], known: Collection[str] | None) -> Turn:
         mentions.append(Mention(item_id, start, end))
     if not isinstance(record["text"], str):
         raise ValueError(f"text must be a string (got {record['text']!r})")
-    return Turn(record["role"], record["text"], order_mentions(mentions))
+    intent = None if record.get("intent") is None else _string(record, "intent")
+    return Turn(record["role"], record["text"], order_mentions(mentions), intent)
 
 
 def _liked(record: dict[str, Any]) -> dict[str, str]:
@@ -279,6 +281,12 @@ def _mention_record(mention: Mention) -> dict[str, Any]:
     return {"item_id": mention.item_id, "start": mention.start, "end": mention.end}
 
 
+def _turn_record(turn: Turn) -> dict[str, Any]:
+    items = [_mention_record(mention) for mention in turn.mentions]
+    intent = {} if turn.intent is None else {"intent": turn.intent}
+    return {"role": turn.role, "text": turn.text, "items": items, **intent}
+
+
 def write_dialogues(path: str | Path, dialogues: Sequence[Dialogue]) -> None:
     """Write a dialogues file that `read_dialogues` reads back equal."""
     write_lines(
@@ -286,14 +294,7 @@ def write_dialogues(path: str | Path, dialogues: Sequence[Dialogue]) -> None:
         (
             {
                 "dialogue_id": dialogue.dialogue_id,
-                "turns": [
-                    {
-                        "role": turn.role,
-                        "text": turn.text,
-                        "items": [_mention_record(mention) for mention in turn.mentions],
-                    }
-                    for turn in dialogue.turns
-                ],
+                "turns": list(map(_turn_record, dialogue.turns)),
                 **({"liked": dialogue.liked} if dialogue.liked else {}),
             }
             for dialogue in dialogues

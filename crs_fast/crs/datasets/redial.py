@@ -16,6 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from crs_fast.crs.datasets.intents import read_iard, with_intents
 from crs_fast.crs.datasets.jsonl import (
     OnError,
     ReadReport,
@@ -121,12 +122,21 @@ def _is_validation(dialogue: Dialogue) -> bool:
 
 
 def load_redial(
-    folder: Path, on_error: OnError = "raise", report: ReadReport | None = None
+    folder: Path,
+    iard: Path | None = None,
+    on_error: OnError = "raise",
+    report: ReadReport | None = None,
 ) -> CrsDataset:
     """Read ReDial (this module's docstring says which files).
 
     A mention `@123` becomes the movie's `Title (year)`, with a located `Mention`; an id that is
     not in the catalogue stays text.
+
+    Args:
+        folder: the folder.
+        iard: IARD's folder, for the intents of 276 dialogues; None or a missing folder gives none.
+        on_error: what to do with a broken line.
+        report: filled in where given.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -151,4 +161,8 @@ def load_redial(
         "valid": tuple(filter(_is_validation, official)),
         "test": tuple(read(need_file(folder, "test_data.jsonl"))),
     }
+    path = None if iard is None else find_file(iard, "umap2020_IARD_Cai.json")
+    if path is not None:
+        labelled = read_iard(path)
+        splits = {name: with_intents(split, labelled) for name, split in splits.items()}
     return CrsDataset("redial", items, splits)
