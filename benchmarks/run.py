@@ -1,18 +1,21 @@
 """Time every case: `python benchmarks/run.py [--size toy|full] [--device cpu|cuda] [case ...]`.
 
 All ways of a case run interleaved in one process. Prints a table and, last, one line of JSON; with
---csv writes a row a way.
+--csv writes a row a way. A case that fails is reported and the rest still run; the exit status says
+so. On the GPU a row also has the memory that the way's first call took beyond what was there.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import json
 import platform
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cases import CASES
+from benchmarks.cases.case import Case
 
 MEASURED_SECONDS = 5e-3
 
@@ -44,20 +48,35 @@ def seconds(run: Callable[[], Any], device: str, calls: int) -> float:
 
 def measure(
     ways: dict[str, Callable[[], Any]], device: str, repeats: int
-) -> dict[str, list[float]]:
-    """Seconds a call; short ones are repeated until the clock is no part of them."""
-    calls = {}
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds a call, short ones repeated until the clock is no part of them; and the MiB that the
+    first call of each way took (0 on the CPU, where nobody counts)."""
+    calls, memory = {}, {}
     for name, run in ways.items():
-        run()
+        memory[name] = extra_memory(run, device)
         calls[name] = max(1, min(100, int(MEASURED_SECONDS / seconds(run, device, 1))))
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, run in ways.items():
             times[name].append(seconds(run, device, calls[name]))
-    return times
+    return times, memory
 
 
-def rows_of(name: str, workload: str, times: dict[str, list[float]]) -> list[dict[str, Any]]:
+def extra_memory(run: Callable[[], Any], device: str) -> float:
+    if device != "cuda":
+        run()
+        return 0.0
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def rows_of(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
+    workload, ways = case.make(args.size, args.device)
+    times, memory = measure(ways, args.device, args.repeats)
     baseline = statistics.median(next(iter(times.values())))
     rows = []
     for way, values in times.items():
@@ -66,16 +85,28 @@ def rows_of(name: str, workload: str, times: dict[str, list[float]]) -> list[dic
         )
         rows.append(
             {
-                "case": name,
+                "case": case.name,
                 "workload": workload,
                 "way": way,
                 "median_ms": 1e3 * median,
                 "p20_ms": 1e3 * low,
                 "p80_ms": 1e3 * high,
                 "speedup": baseline / median,
+                "extra_mib": round(memory[way]),
             }
         )
     return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print(f"{rows[0]['case']}: {rows[0]['workload']}")
+    for row in rows:
+        memory = f"  {row['extra_mib']:6d} MiB" if row["extra_mib"] else ""
+        print(
+            f"  {row['way']:<32} {row['median_ms']:10.3f} ms "
+            f"[{row['p20_ms']:.3f}, {row['p80_ms']:.3f}]  {row['speedup']:7.2f}x{memory}",
+            flush=True,
+        )
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -97,31 +128,42 @@ def main() -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--seconds", type=float, help="begin no case after so long")
     args = parser.parse_args()
     unknown = set(args.cases) - {case.name for case in CASES}
     if unknown:
         parser.error(f"no case {sorted(unknown)}; there are {[case.name for case in CASES]}")
     rows: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    start = time.perf_counter()
     for case in CASES:
-        if (args.cases and case.name not in args.cases) or args.device not in case.devices:
+        here = args.device in case.devices or args.size == "toy"
+        if (args.cases and case.name not in args.cases) or not here:
             continue
-        workload, ways = case.make(args.size, args.device)
-        mine = rows_of(case.name, workload, measure(ways, args.device, args.repeats))
+        if args.seconds is not None and time.perf_counter() - start > args.seconds:
+            failed[case.name] = "not run: --seconds were up"
+            continue
+        try:
+            mine = rows_of(case, args)
+        except Exception as problem:
+            traceback.print_exc()
+            failed[case.name] = f"{type(problem).__name__}: {problem}"
+            continue
+        show(mine)
         rows += mine
-        print(f"{case.name}: {workload}")
-        for row in mine:
-            print(
-                f"  {row['way']:<32} {row['median_ms']:10.3f} ms "
-                f"[{row['p20_ms']:.3f}, {row['p80_ms']:.3f}]  {row['speedup']:7.2f}x",
-                flush=True,
-            )
-    if args.csv:
+        if args.device == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+    for name, reason in failed.items():
+        print(f"{name}: FAILED, {reason}", flush=True)
+    about = machine(args.device)
+    if args.csv and rows:
         with open(args.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer = csv.DictWriter(file, fieldnames=[*rows[0], *about])
             writer.writeheader()
-            writer.writerows(rows)
-    print(json.dumps({"machine": machine(args.device), "size": args.size, "rows": rows}))
-    return 0
+            writer.writerows(row | about for row in rows)
+    print(json.dumps({"machine": about, "size": args.size, "rows": rows, "failed": failed}))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -14,30 +14,47 @@ from crs_fast.trie import SidTrie, SidVocab
 
 from .case import Case, Ways, catalogue, check_equal
 
-LEVELS = 4
+LEVELS, CODES = 4, 256
+# Qwen3's shapes: width, MLP width, heads, key heads.
+QWEN3 = {"0.6B": (1024, 3072, 16, 8), "1.7B": (2048, 6144, 16, 8)}
 
 
 class System:
-    """A random model, a catalogue, prompts, and Hugging Face's ways to search them."""
+    """A random model, a catalogue, prompts, and Hugging Face's ways to search them.
 
-    def __init__(self, size: str, device: str, prompt: int, beams: int, batch: int = 2) -> None:
+    A SmolLM-like model and 20,000 items on the CPU; `qwen3`'s shape in bfloat16 and a million items
+    on the GPU.
+    """
+
+    def __init__(
+        self,
+        size: str,
+        device: str,
+        *,
+        batch: int,
+        prompt: int,
+        beams: int,
+        levels: int = LEVELS,
+        codes: int = CODES,
+        qwen3: str = "0.6B",
+    ) -> None:
         full, cuda = size == "full", device == "cuda"
-        self.beams = beams if full else 4
-        self.prompt = prompt if full else 8
-        self.batch = (8 if cuda else batch) if full else 2
-        items, codes = (1_000_000 if cuda else 20_000, 256) if full else (200, 8)
+        self.beams, self.prompt = (beams, prompt) if full else (4, 8)
+        self.batch, self.levels = batch if full else 2, levels
+        items, codes = (1_000_000 if cuda else 20_000, codes) if full else (200, 8)
         self.words = (151_936 if cuda else 49_152) if full else 200
-        trie, self.vocab = catalogue(items, LEVELS, codes, self.words)
-        self.model = _model(full, cuda, self.words + LEVELS * codes).to(device)
+        trie, self.vocab = catalogue(items, levels, codes, self.words)
+        vocab = self.words + levels * codes
+        config = _qwen3(vocab, *QWEN3[qwen3]) if full and cuda else _small(vocab, full)
+        self.model = _random_model(config, torch.bfloat16 if cuda else torch.float32, device)
         self.trie = trie.to(device)
         generator = torch.Generator().manual_seed(1)
         ids = torch.randint(self.words, (self.batch, self.prompt), generator=generator)
         self.ids = ids.to(device)
-        shape = self.model.config
         self.workload = (
-            f"{shape.num_hidden_layers} layers x {shape.hidden_size}, vocab {shape.vocab_size}, "
+            f"{config.num_hidden_layers} layers x {config.hidden_size}, vocab {vocab}, "
             f"batch {self.batch}, prompt {self.prompt}, {self.beams} beams, "
-            f"{items} items {LEVELS}x{codes}"
+            f"{items} items {levels}x{codes}"
         )
 
     def vectorised(self, start: int) -> dict[str, Any]:
@@ -49,10 +66,10 @@ class System:
     def search(self, ids: torch.Tensor, cache: Any = None, **how: Any) -> torch.Tensor:
         """SIDs [B, M, L] by `generate`."""
         out = self.generate(
-            ids, LEVELS, past_key_values=cache, num_beams=self.beams,
+            ids, self.levels, past_key_values=cache, num_beams=self.beams,
             num_return_sequences=self.beams, **how,
         )  # fmt: skip
-        return self.vocab.decode(out[:, ids.shape[1] :]).view(-1, self.beams, LEVELS)
+        return self.vocab.decode(out[:, ids.shape[1] :]).view(-1, self.beams, self.levels)
 
     def generate(self, ids: torch.Tensor, tokens: int, **how: Any) -> torch.Tensor:
         return self.model.generate(
@@ -70,25 +87,34 @@ class System:
         return cache
 
 
-def _model(full: bool, cuda: bool, vocab: int) -> Any:
-    """SmolLM-like on the CPU, Qwen3-0.6B's shape in bfloat16 on the GPU."""
-    from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+def _qwen3(vocab: int, width: int, inner: int, heads: int, key_heads: int) -> Any:
+    from transformers import Qwen3Config
 
-    torch.manual_seed(0)
-    config: Any
-    if full and cuda:
-        config = Qwen3Config(
-            vocab_size=vocab, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
-            num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True,
-        )  # fmt: skip
-        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    return Qwen3Config(
+        vocab_size=vocab, hidden_size=width, intermediate_size=inner, num_hidden_layers=28,
+        num_attention_heads=heads, num_key_value_heads=key_heads, head_dim=128,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+
+
+def _small(vocab: int, full: bool) -> Any:
+    """SmolLM-like."""
+    from transformers import LlamaConfig
+
     layers, width = (8, 576) if full else (2, 64)
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=vocab, hidden_size=width, intermediate_size=width * 8 // 3,
         num_hidden_layers=layers, num_attention_heads=width // 64,
         num_key_value_heads=max(width // 192, 1), tie_word_embeddings=True,
     )  # fmt: skip
-    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def _random_model(config: Any, dtype: torch.dtype, device: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    with torch.device(device):  # billions of random weights take the CPU a while
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
 
 
 def _python_trie(
@@ -112,18 +138,14 @@ def _python_trie(
 
 def beams(num_beams: int, size: str, device: str) -> tuple[str, Ways]:
     """A whole constrained beam search: Hugging Face's three ways, and beams as a token tree."""
-    of = System(size, device, 512 if device == "cuda" else 128, num_beams)
+    cuda = device == "cuda"
+    batch, prompt = (8, 512) if cuda else (2, 128)
+    of = System(size, device, batch=batch, prompt=prompt, beams=num_beams)
     ids, start = of.ids, of.prompt
 
     @torch.no_grad()
     def once() -> torch.Tensor:
         return of.search(ids, of.prefilled(ids), **of.vectorised(start))
-
-    def tree(normalize: str, cuda_graph: bool = False) -> torch.Tensor:
-        return recommend(
-            of.model, ids, trie=of.trie, vocab=of.vocab, num_beams=of.beams, normalize=normalize,
-            cuda_graph=cuda_graph,
-        ).sids  # fmt: skip
 
     ways: Ways = {
         "HF, prefix_allowed_tokens_fn": partial(of.search, ids, **of.in_python(start)),
@@ -132,13 +154,10 @@ def beams(num_beams: int, size: str, device: str) -> tuple[str, Ways]:
         "generate, beam_search, vocab": partial(
             of.search, ids, custom_generate=crs_fast.beam_search, trie=of.trie, vocab=of.vocab
         ),
-        "recommend, vocab": partial(tree, "vocab"),
-        "recommend, level": partial(tree, "level"),
-        "recommend, legal": partial(tree, "legal"),
+        **trees(of, "vocab", device),
+        **trees(of, "level", device),
+        **trees(of, "legal", device),
     }
-    if device == "cuda":
-        for normalize in ("vocab", "level"):
-            ways[f"recommend, {normalize}, cuda_graph"] = partial(tree, normalize, True)
     if device == "cpu":  # in bfloat16 two orders of summing give two orders of beams
         wanted = ways["recommend, vocab"]()
         for name in list(ways)[:4]:
@@ -146,9 +165,35 @@ def beams(num_beams: int, size: str, device: str) -> tuple[str, Ways]:
     return of.workload, ways
 
 
+def trees(of: System, normalize: str, device: str) -> Ways:
+    """`recommend`; on a GPU also recorded, and compiled and recorded."""
+
+    def run(**faster: bool) -> torch.Tensor:
+        return recommend(
+            of.model, of.ids, trie=of.trie, vocab=of.vocab, num_beams=of.beams,
+            normalize=normalize, **faster,
+        ).sids  # fmt: skip
+
+    ways: Ways = {f"recommend, {normalize}": run}
+    if device == "cuda":
+        ways[f"recommend, {normalize}, graph"] = partial(run, cuda_graph=True)
+        ways[f"recommend, {normalize}, graph, compiled"] = partial(
+            run, cuda_graph=True, compile_layers=True
+        )
+    return ways
+
+
+def wide(batch: int, prompt: int, size: str, device: str) -> tuple[str, Ways]:
+    """What NVIDIA's sid-gr-inference publishes: 256 beams over 3 x 8,192."""
+    of = System(
+        size, device, batch=batch, prompt=prompt, beams=256, levels=3, codes=8192, qwen3="1.7B"
+    )
+    return of.workload, trees(of, "level", device)
+
+
 def turn(size: str, device: str) -> tuple[str, Ways]:
     """Mode, item and words: three `generate` calls, and one prefill."""
-    of = System(size, device, 512, 50, batch=1)
+    of = System(size, device, batch=8 if device == "cuda" else 1, prompt=512, beams=50)
     words = 32 if size == "full" else 4
     modes = of.ids.new_tensor([3, 4])
 
@@ -192,4 +237,7 @@ CASES = [
     Case("beams20", partial(beams, 20)),
     Case("beams50", partial(beams, 50), ("cpu", "cuda")),
     Case("turn", turn, ("cpu", "cuda")),
+    Case("wide_1_1000", partial(wide, 1, 1000), ("cuda",)),
+    Case("wide_8_1000", partial(wide, 8, 1000), ("cuda",)),
+    Case("wide_8_5000", partial(wide, 8, 5000), ("cuda",)),
 ]

@@ -36,6 +36,7 @@ def beam_search(
     temperature: float = 1.0,
     filters: ItemFilter | None = None,
     cuda_graph: bool = False,
+    compile_layers: bool = False,
     **model_kwargs: Any,
 ) -> Any:
     """`model.generate(**inputs, custom_generate=crs_fast.beam_search, num_beams=50,
@@ -48,8 +49,8 @@ def beam_search(
     that holds something, per-step outputs, model arguments the tree doesn't know.
 
     Args:
-        trie, vocab, normalize, temperature, filters, cuda_graph: as in `recommend`; the generation
-            config's own temperature is ignored, as by Hugging Face beam search.
+        trie, vocab, normalize, temperature, filters, cuda_graph, compile_layers: as in `recommend`;
+            the generation config's own temperature is ignored, as by Hugging Face beam search.
 
     Returns:
         int64 [B * R, P + L], best first, or with `return_dict_in_generate` Hugging Face's
@@ -85,7 +86,7 @@ def beam_search(
     out = recommend(
         model, input_ids[::every], None if mask is None else mask[::every], trie=trie, vocab=vocab,
         num_beams=beams, normalize=normalize, temperature=temperature, filters=filters,
-        cuda_graph=cuda_graph,
+        cuda_graph=cuda_graph, compile_layers=compile_layers,
     )  # fmt: skip
     tokens = out.sids if vocab is None else vocab.encode(out.sids)
     # Every step of a SID counts, waiting doesn't; so ragged beams may change places.

@@ -27,18 +27,26 @@ class GrowingLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         before = self.get_seq_length() if self.is_initialized else 0
-        length = before + key_states.shape[-2]
+        keys, values = self.extended(key_states.shape[-2], key_states, value_states)
+        keys[..., before:, :] = key_states
+        values[..., before:, :] = value_states
+        return keys, values
+
+    def extended(
+        self, columns: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is cached, with so many more columns at the end, not yet written. `keys` and
+        `values` say what they are like."""
+        before = self.get_seq_length() if self.is_initialized else 0
+        length = before + columns
         # A base-class method (reorder, select) may have put other tensors in place of the views.
         ours = self.keys is self._views[0] and self.values is self._views[1]
         if self._buffers is None or not ours or length > self._buffers[0].shape[-2]:
             self._buffers = (
-                self._grown(self.keys, key_states, before, length),
-                self._grown(self.values, value_states, before, length),
+                self._grown(self.keys, keys, before, length),
+                self._grown(self.values, values, before, length),
             )
-        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-        keys, values = self._buffers
-        keys[..., before:length, :] = key_states
-        values[..., before:length, :] = value_states
+        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         return self._show(length)
 
     def crop(self, max_length: int) -> None:
@@ -52,10 +60,10 @@ class GrowingLayer(DynamicLayer):
         else:
             self.keys, self.values = self.keys[..., :keep, :], self.values[..., :keep, :]
 
-    def _grown(self, old: Any, new: torch.Tensor, before: int, length: int) -> torch.Tensor:
+    def _grown(self, old: Any, like: torch.Tensor, before: int, length: int) -> torch.Tensor:
         # Half as much again, so that a token at a time costs no copy a token.
         capacity = length + max(self.room, length // 2 if before else 0)
-        buffer = new.new_empty(*new.shape[:-2], capacity, new.shape[-1])
+        buffer = like.new_empty(*like.shape[:-2], capacity, like.shape[-1])
         if before:
             buffer[..., :before, :] = old
         return buffer

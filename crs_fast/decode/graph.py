@@ -5,7 +5,7 @@
 
 A shape is what a recording can't change: batch, prompt length rounded up, beams, the trie's
 addresses (a `TrieSlot` keeps them across catalogues), the vocabulary, the filters' shape and how
-scores are made. A model keeps its newest few recordings, in one memory pool, so together they take
+scores are made. A model keeps its newest few, in one memory pool, so together they take
 the memory of the largest. Weights may change in place; what else a model runs (adapters put on,
 switched or merged, weights moved) is compared while the device replays, and a difference drops the
 model's recordings.
@@ -14,7 +14,6 @@ model's recordings.
 from __future__ import annotations
 
 import threading
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ import torch
 from crs_fast.ops import FilterTensors
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
+from .attempt import attempt
 from .capability import capability
 from .processor import check_codes
 from .prompt import Prompt, pad_right
@@ -53,15 +53,17 @@ def replayed(
     normalize: str,
     temperature: float,
     filters: ItemFilter | None,
+    compiled: bool = False,
 ) -> Beams | None:
     """`search` after a prompt, by a recording; None, with one warning a reason, where that can't
-    be: run eagerly then. Arguments as `checked_inputs` and `Query.of` have them."""
+    be. Arguments as `checked_inputs`, `Query.of` and `TreeModel` have them."""
     if not can_record(model.device):
-        _warn(model, f"the model must be on a CUDA device (it is on {model.device})")
+        attempt(model, "cuda_graph", "device", lambda: _refuse(model.device))
         return None
     with _lock:
         recordings = _of_model.setdefault(model, Recordings())
     how = num_beams, normalize, temperature
+    mode = compiled, model.training, model.dtype
     words = bitmaps(filters, batch, trie)
     check_codes(trie, vocab)  # a slot may hold another catalogue than when the search was recorded
     ids, mask, padded = pad_right(ids, mask)
@@ -72,21 +74,16 @@ def replayed(
     catalogue = tuple((t.data_ptr(), t.shape) for t in trie.tensors)
     codes = id(vocab) if vocab is not None else tuple(trie.level_sizes())
     shape = None if words is None else words.words.shape
-    key = batch, columns, padded, how, catalogue, codes, shape, model.training, model.dtype
+    key = batch, columns, padded, how, mode, catalogue, codes, shape
 
     def make(pool: Any) -> Recording:
         query = Query.of(trie, vocab, batch, *how, filters)
-        return Recording(model, batch, columns, padded, query, vocab, pool)
+        lm = TreeModel(model, capability(model).attention or "", compiled)
+        return Recording(lm, batch, columns, padded, query, vocab, pool)
 
-    try:
-        return recordings.run(model, key, make, ids, mask, words)
-    except Exception as problem:
-        # A model may do anything in its forward pass that a graph can't hold; what is wrong with
-        # the call itself, the eager run will say.
-        recordings.refuse(key)
-        first = (str(problem).splitlines() or [""])[0]
-        _warn(model, f"recording failed ({type(problem).__name__}: {first})")
-        return None
+    return attempt(
+        model, "cuda_graph", key, lambda: recordings.run(model, key, make, ids, mask, words)
+    )
 
 
 def rounded_up(length: int) -> int:
@@ -100,7 +97,7 @@ class Recording:
     """One search on inputs that stay where they are. Holds the model's weights, not the model.
 
     Args:
-        model: accepted by `capability`.
+        lm: of a model that `capability` accepts.
         batch, columns: shape of the prompt.
         padded: whether rows may be shorter than that.
         query: what is asked; its filters are replaced by room for others of the same shape.
@@ -110,7 +107,7 @@ class Recording:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        lm: TreeModel,
         batch: int,
         columns: int,
         padded: bool,
@@ -118,8 +115,8 @@ class Recording:
         vocab: SidVocab | None,
         pool: Any,
     ) -> None:
-        self.state = model_state(model)
-        self._kept = vocab, weights(model)
+        self.state = model_state(lm.model)
+        self._kept = vocab, weights(lm.model)
         device = query.trie.bits.device
         with torch.inference_mode(False):  # else only other inference code could fill them
             self.ids = torch.zeros(batch, columns, dtype=torch.int64, device=device)
@@ -128,7 +125,6 @@ class Recording:
                 words = FilterTensors(*(t.clone() for t in query.filters))
                 query = replace(query, filters=words)
         self._query = query
-        lm = TreeModel(model, capability(model).attention or "")
         room = query.num_beams * (len(query.levels) - 1)
         self._replay = record(
             lambda: search(Prompt.of(lm, self.ids, self.mask, padded, room), query), pool
@@ -153,7 +149,6 @@ class Recordings:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._made: OrderedDict[Any, Recording] = OrderedDict()
-        self._refused: set[Any] = set()
         self._pool: Any = None
         self._done: Any = None  # event: the newest replay has ended
 
@@ -165,11 +160,8 @@ class Recordings:
         ids: torch.Tensor,
         mask: torch.Tensor,
         words: FilterTensors | None,
-    ) -> Beams | None:
-        """The beams after a prompt, recording the search first where it is not; None where that
-        failed before."""
-        if key in self._refused:
-            return None
+    ) -> Beams:
+        """The beams after a prompt, recording the search first where it is not."""
         with self._turn(ids.device):
             if key in self._made:
                 self._made.move_to_end(key)
@@ -179,14 +171,10 @@ class Recordings:
                     return beams
                 self._keep(0)
             self._keep(MAX_RECORDINGS - 1)
-            self._made[key] = make(self._pool)
+            pool, self._pool = self._pool, None  # what a failure leaves in it, nobody knows
+            self._made[key] = make(pool)
+            self._pool = pool
             return self._made[key](ids, mask, words)
-
-    def refuse(self, key: Any) -> None:
-        """Don't try this shape again."""
-        with self._lock:
-            self._refused.add(key)
-            self._pool = None  # what the attempt has left in it, nobody knows
 
     def _keep(self, number: int) -> None:
         """Drop all but the newest recordings, none of which may be running."""
@@ -268,11 +256,5 @@ def model_state(model: PreTrainedModel) -> list[Any]:
     return state
 
 
-_warned: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
-
-
-def _warn(model: PreTrainedModel, reason: str) -> None:
-    known = _warned.setdefault(model, set())
-    if reason not in known:
-        known.add(reason)
-        warnings.warn(f"recommend: cuda_graph: {reason}; the call runs eagerly", stacklevel=5)
+def _refuse(device: torch.device) -> None:
+    raise ValueError(f"the model must be on a CUDA device (got {device})")

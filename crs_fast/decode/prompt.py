@@ -28,6 +28,7 @@ class Prompt:
         input_ids: int64 [B, P].
         attention_mask: int or bool [B, P], 1 at real tokens; None means all ones.
         room: columns and tree slots that are expected to follow; more is possible.
+        compiled: run the decoder layers compiled (see `crs_fast.decode.regions`).
 
     Raises:
         ValueError: shapes disagree, a row has no token, or the model can't hold a token tree.
@@ -40,6 +41,7 @@ class Prompt:
         attention_mask: torch.Tensor | None = None,
         *,
         room: int = 0,
+        compiled: bool = False,
     ) -> None:
         from .capability import capability
 
@@ -47,7 +49,7 @@ class Prompt:
         able = capability(model)
         if able.attention is None:
             raise ValueError(f"Prompt: the model must hold a token tree (got {able.reason})")
-        self._start(TreeModel(model, able.attention), *pad_right(ids, mask), room)
+        self._start(TreeModel(model, able.attention, compiled), *pad_right(ids, mask), room)
 
     def _start(
         self, lm: TreeModel, ids: torch.Tensor, mask: torch.Tensor, padded: bool, room: int

@@ -10,7 +10,7 @@ from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from .output import RecommendOutput
 from .prompt import Prompt, checked_inputs
-from .search import Query, check_beams, search
+from .search import Beams, Query, check_beams, search
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,6 +29,7 @@ def recommend(
     temperature: float = 1.0,
     filters: ItemFilter | None = None,
     cuda_graph: bool = False,
+    compile_layers: bool = False,
 ) -> RecommendOutput:
     """The best items after a prompt, by beam search over the catalogue's semantic IDs.
 
@@ -54,8 +55,10 @@ def recommend(
         filters: one filter a request (or one for all).
         cuda_graph: record prefill and steps as a CUDA graph on the first call of a shape (batch,
             prompt rounded up, beams, ...) and replay it from then on, also after another
-            `TrieSlot.load` (see `crs_fast.decode.graph`). Elsewhere, and where a model can't be
-            recorded, the call runs eagerly and a warning says so once.
+            `TrieSlot.load` (see `crs_fast.decode.graph`).
+        compile_layers: run the model's decoder layers compiled by `torch.compile`, which takes
+            seconds on the first calls (see `crs_fast.decode.regions`). Where a model allows one of
+            these two not, the call does without and a warning says so once.
 
     Returns:
         `RecommendOutput`. Ties go to the lower parent, then the lower code.
@@ -63,6 +66,7 @@ def recommend(
     Raises:
         ValueError: bad shapes, `num_beams` < 1, or a vocabulary that lacks codes of the trie.
     """
+    from .attempt import attempt
     from .capability import capability, sliding_window
     from .fallback import generate_beams
     from .graph import replayed
@@ -76,10 +80,22 @@ def recommend(
             model, ids, mask, trie, vocab, num_beams, normalize, temperature, filters
         )
     question = trie, vocab, ids.shape[0], num_beams, normalize, temperature, filters
-    beams = replayed(model, ids, mask, *question) if cuda_graph else None
-    if beams is None:
-        prompt = Prompt(model, ids, mask, room=num_beams * (trie.num_levels - 1))
-        beams = search(prompt, Query.of(*question))
+
+    def eagerly(compiled: bool = False) -> Beams:
+        room = num_beams * (trie.num_levels - 1)
+        return search(Prompt(model, ids, mask, room=room, compiled=compiled), Query.of(*question))
+
+    def compiled() -> Beams | None:
+        return attempt(model, "compile_layers", None, lambda: eagerly(True))
+
+    beams = None
+    if cuda_graph and compile_layers:
+        beams = replayed(model, ids, mask, *question, compiled=True)
+    if cuda_graph and beams is None:
+        beams = replayed(model, ids, mask, *question)
+    if compile_layers and beams is None:
+        beams = compiled()
+    beams = eagerly() if beams is None else beams
     return RecommendOutput.of(trie, beams.sids, beams.nodes, beams.scores, filters)
 
 

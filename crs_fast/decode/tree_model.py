@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,22 +23,30 @@ class TreeModel:
         model: any `AutoModelForCausalLM` that the capability probe accepts.
         attention: "tree" sends slots through tree attention, "mask" through the model's own
             attention with a 4-D mask.
+        compiled: run decoder layers compiled (`regions.py`); attention must be "tree".
     """
 
-    def __init__(self, model: PreTrainedModel, attention: str = "tree") -> None:
+    def __init__(
+        self, model: PreTrainedModel, attention: str = "tree", compiled: bool = False
+    ) -> None:
         from .tree_view import tree_view
 
         self.model = model
         # Up to transformers 4.57 some models name themselves, head and all.
         self.decoder = model.get_decoder().base_model
         self.head = LmHead(model)
-        self.view = tree_view(self.decoder) if attention == "tree" else None
+        if compiled and attention != "tree":
+            raise ValueError("compiled layers must be of a model that takes tree attention")
+        self.compiled = compiled
+        self.view = tree_view(self.decoder, compiled) if attention == "tree" else None
 
     def columns(
         self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Cache
     ) -> torch.Tensor:
         """Append columns ids [B, n] to the cache; mask [B, S] over all columns, None where causal
         attention is enough: hidden states [B, n, H]."""
+        if self.compiled and mask is None and cache.get_seq_length() == 0:
+            return self._hidden(self.view, ids, None, positions, cache)
         return self._hidden(self.decoder, ids, mask, positions, cache)
 
     def slots(
@@ -54,8 +63,8 @@ class TreeModel:
     def _dtype(self) -> torch.dtype:
         return next(self.decoder.parameters()).dtype
 
-    @staticmethod
     def _hidden(
+        self,
         decoder: Any,
         ids: torch.Tensor,
         mask: torch.Tensor | None,
@@ -63,14 +72,17 @@ class TreeModel:
         cache: Cache,
         **kwargs: Any,
     ) -> torch.Tensor:
-        return decoder(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            **kwargs,
-        ).last_hidden_state
+        from .regions import enough_cases
+
+        with enough_cases() if self.compiled else nullcontext():
+            return decoder(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                **kwargs,
+            ).last_hidden_state
 
 
 def _dense_mask(tree: TreeState, columns: int, dtype: torch.dtype) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from crs_fast.ops.tree_attention import tree_attention
 
 from .linear import SkinnyLinear
+from .regions import CompiledPrompt, CompiledStep, Region
 
 NAME = "crs_fast_tree"
 # Arguments of attention functions that change nothing about what is attended to. A sliding window
@@ -35,15 +37,32 @@ class TreeState:
     prompt_length: int
     prompt_mask: torch.Tensor | None
 
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Over all columns of a layer's cache."""
+        return tree_attention(
+            query, key, value, self.ancestors, self.prompt_length, self.prompt_mask, scale, softcap
+        )
 
-def tree_view(decoder: torch.nn.Module) -> torch.nn.Module:
+
+def tree_view(decoder: torch.nn.Module, compiled: bool = False) -> torch.nn.Module:
     """A second module tree over the same parameters whose attention takes a `TreeState`.
 
     Modules that hold a config are copied shallowly with a config of their own that names our
     attention, and modules above them with their children replaced. So the model and its config
     are never changed, and threads can share a model. Takes some microseconds a layer.
+
+    Args:
+        compiled: each decoder layer is a `Region`.
     """
     _register()
+    regions = count()
     modules: dict[int, torch.nn.Module] = {}
     configs: dict[int, Any] = {}
 
@@ -74,9 +93,20 @@ def tree_view(decoder: torch.nn.Module) -> torch.nn.Module:
         ours.__dict__["_modules"] = children
         if attends:
             ours.__dict__["config"] = config_of(config)
+        if compiled and _is_layer(module):
+            return Region(ours, next(regions))
         return ours
 
-    return view(decoder)
+    whole = view(decoder)
+    if compiled and next(regions) == 0:
+        raise ValueError("compiled layers must be decoder layers of transformers (found none)")
+    return whole
+
+
+def _is_layer(module: torch.nn.Module) -> bool:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return isinstance(module, GradientCheckpointingLayer)
 
 
 def tree_attention_forward(
@@ -87,7 +117,7 @@ def tree_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     softcap: float | None = None,
-    crs_fast_tree: TreeState | None = None,
+    crs_fast_tree: TreeState | CompiledStep | CompiledPrompt | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The attention function registered with transformers as "crs_fast_tree".
@@ -97,7 +127,9 @@ def tree_attention_forward(
     Raises:
         ValueError: the model asks for something tree attention doesn't know (sinks, biases).
     """
-    if crs_fast_tree is None:
+    if crs_fast_tree is None or isinstance(crs_fast_tree, CompiledPrompt):
+        if crs_fast_tree is not None:
+            crs_fast_tree.keys, crs_fast_tree.values = key, value
         return _own(module)(
             module, query, key, value, attention_mask, scaling=scaling,
             **({} if softcap is None else {"softcap": softcap}), **kwargs,
@@ -105,11 +137,7 @@ def tree_attention_forward(
     unknown = [name for name, v in kwargs.items() if v is not None and name not in _HARMLESS]
     if unknown:
         raise ValueError(f"tree attention: arguments must be known (got {sorted(unknown)})")
-    out = tree_attention(
-        query, key, value, crs_fast_tree.ancestors, crs_fast_tree.prompt_length,
-        crs_fast_tree.prompt_mask, scaling, softcap,
-    )  # fmt: skip
-    return out, None
+    return crs_fast_tree.attend(query, key, value, scaling, softcap), None
 
 
 def _own_name(config: Any) -> str:

@@ -32,9 +32,9 @@ def prompts(*lengths, seed=0):
 def check(model, trie, vocab, prompt, **how):
     """Recorded and eager scores agree; so do all beams but near-ties."""
     how = dict(trie=trie, vocab=vocab, num_beams=13, **how)
-    wanted = recommend(model, *prompt, **how)
+    wanted = recommend(model, *prompt, **how | dict(compile_layers=False))
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it was recorded
+        warnings.filterwarnings("error", message=".*given up.*")  # it was recorded
         got = recommend(model, *prompt, cuda_graph=True, **how)
     torch.testing.assert_close(got.scores, wanted.scores, atol=2e-3, rtol=1e-3)
     assert (got.sids == wanted.sids).all(2).float().mean() > 0.9
@@ -47,6 +47,13 @@ def test_prompts_of_like_length(kind, normalize):
     arguments = system(kind)
     for lengths in ((70, 33), (65, 72), (72, 72), (72, 1)):
         check(*arguments, prompts(*lengths, seed=lengths[1]), normalize=normalize)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_compiled_layers(kind):
+    arguments = system(kind)
+    for lengths in ((70, 33), (65, 72)):
+        check(*arguments, prompts(*lengths, seed=lengths[1]), compile_layers=True)
 
 
 def test_filters_and_catalogues_that_change():

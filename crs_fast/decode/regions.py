@@ -1,0 +1,150 @@
+"""Decoder layers compiled one by one (`torch.compile`), the cache outside of what is compiled.
+
+Compiled with its cache, each layer would be a case of its own (dynamo takes the layer's index for
+a constant), and past the recompilation limit the rest would silently run eagerly. So a compiled
+layer gets no cache. In a prompt's pass its attention leaves keys and values in a `CompiledPrompt`;
+in a tree's pass one op, opaque to the compiler, writes and reads the cache, which it finds by the
+number in a `CompiledStep`. All layers of a kind share one compilation for prompts and one for
+steps, whatever the prompt's length, and one that can't be compiled whole is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from .tree_view import TreeState
+
+# Kinds of passes and shapes a layer may be compiled for. Dynamo's own limit is 8.
+_CASES = 64
+
+LIBRARY = torch.library.Library("crs_fast", "FRAGMENT")
+LIBRARY.define(
+    "cached_tree_attention(Tensor query, Tensor key, Tensor value, Tensor step, float? scale, "
+    "float? softcap) -> Tensor"
+)
+
+
+@dataclass
+class CompiledPrompt:
+    """Where a layer's attention leaves a prompt's keys and values, [B, G, P, D]."""
+
+    keys: torch.Tensor | None = None
+    values: torch.Tensor | None = None
+
+
+@dataclass
+class CompiledStep:
+    """The number of a `_Step` under way, int64 [] on the CPU: a value that no compilation depends
+    on."""
+
+    number: torch.Tensor
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Over all columns of the layer's cache, once `key` and `value` are in its last."""
+        return torch.ops.crs_fast.cached_tree_attention(
+            query, key, value, self.number, scale, softcap
+        )
+
+
+@dataclass
+class _Step:
+    """One layer's part of one tree step: what slots see, and the cache's keys and values, the last
+    columns of which are to be written."""
+
+    tree: TreeState
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+# Each is here while its layer runs, under a number that nothing else gets: no state is shared.
+_steps: dict[int, _Step] = {}
+_numbers = count()
+
+
+class Region(torch.nn.Module):
+    """A decoder layer that runs compiled.
+
+    Args:
+        layer: a decoder layer of a tree view.
+        index: of its cache.
+    """
+
+    def __init__(self, layer: torch.nn.Module, index: int) -> None:
+        super().__init__()
+        if "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+            raise ValueError("compiled layers must have no hooks")
+        self.layer, self.index = layer, index
+        self.run = _compiled(type(layer).forward)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        past_key_values: Any,
+        crs_fast_tree: TreeState | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        def run(states: CompiledPrompt | CompiledStep) -> Any:
+            return self.run(
+                self.layer, hidden_states, *args, past_key_values=None, crs_fast_tree=states,
+                **kwargs,
+            )  # fmt: skip
+
+        if crs_fast_tree is None:
+            prompt = CompiledPrompt()
+            out = run(prompt)
+            past_key_values.update(prompt.keys, prompt.values, self.index)
+            return out
+        cached, number = past_key_values.layers[self.index], next(_numbers)
+        columns = cached.extended(hidden_states.shape[1], cached.keys, cached.values)
+        _steps[number] = _Step(crs_fast_tree, *columns)
+        try:
+            return run(CompiledStep(torch.tensor(number)))
+        finally:
+            del _steps[number]
+
+
+@contextmanager
+def enough_cases() -> Iterator[None]:
+    """Room for all kinds of passes in dynamo's cache."""
+    import torch._dynamo.config as config
+
+    with config.patch(recompile_limit=max(_CASES, config.recompile_limit)):
+        yield
+
+
+@cache
+def _compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(forward, fullgraph=True)
+
+
+def _attend(query, key, value, number, scale, softcap):
+    step = _steps[int(number)]
+    step.keys[:, :, -key.shape[2] :].copy_(key)
+    step.values[:, :, -key.shape[2] :].copy_(value)
+    return step.tree.attend(query, step.keys, step.values, scale, softcap)
+
+
+def _fake(query, key, value, number, scale, softcap):
+    batch, heads, beams, _ = query.shape
+    return query.new_empty(batch, beams, heads, value.shape[3])
+
+
+LIBRARY.impl("cached_tree_attention", _attend, "CPU")
+LIBRARY.impl("cached_tree_attention", _attend, "CUDA")
+torch.library.register_fake("crs_fast::cached_tree_attention", _fake, lib=LIBRARY)
