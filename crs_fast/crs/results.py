@@ -45,13 +45,13 @@ def read_runs(out: Path, dataset: CrsDataset) -> Runs:
     """Method -> one prediction list a seed. A method is an arm, or an arm and a way of decoding; an
     oracle says so in its name."""
     runs: Runs = {}
-    for arm, about in ((arm.name, arm.about) for arm in ARMS.values()):
-        mark = f" ({ORACLE})" if about.startswith(ORACLE) else ""
-        for done in sorted((out / "runs" / arm).glob("seed*/done.json")):
+    for name, arm in ARMS.items():
+        mark = f" ({ORACLE})" if arm.about.startswith(ORACLE) else ""
+        for done in sorted((out / "runs" / name).glob("seed*/done.json")):
             for file in sorted(done.parent.glob("*.jsonl")):
                 way = "" if file.stem == "predictions" else f" ({file.stem})"
                 predictions = read_predictions(file, dataset.splits["test"])
-                runs.setdefault(arm + way + mark, []).append(predictions)
+                runs.setdefault(name + way + mark, []).append(predictions)
     if BASE in runs:
         runs[FILTERED] = [
             [replace(p, ranking=_new(p), rec_probability=None, reply=None) for p in run]
@@ -171,7 +171,7 @@ def results_markdown(figures: dict[str, Any]) -> str:
 
 
 def _plot(path: Path, recommendation: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """R@1 and R@10 of every method with intervals, paper's protocol and new-only."""
+    """R@1 and R@10 of every method but oracles, with intervals, paper's protocol and new-only."""
     from matplotlib.figure import Figure
 
     shown = [p for p in ("paper", "new-only") if recommendation.get(p)]

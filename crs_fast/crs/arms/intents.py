@@ -3,7 +3,7 @@ or recommends, beside the two plain ones for turns without a label.
 
 Training turns with a label write the finer token. Where only the validation split has labels, as
 INSPIRED's, its turns teach the finer tokens and nothing else: no words and no items, so that the
-arm's items come from the same dialogues as everybody's.
+arm's items come from the same dialogues as everybody's. Its modes come from more.
 """
 
 from __future__ import annotations

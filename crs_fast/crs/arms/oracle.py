@@ -7,7 +7,8 @@ A label stands behind the first mention of an item that the seeker brought up, i
     User: I saw <BOI>...<EOI> (liked) and <BOI>...<EOI> (disliked), any more?
 
 Where a recommender turn's target is itself an item the seeker brought up, its context has no labels
-at all. Such turns are not trained on: else the missing labels would give the target away.
+at all. Such turns are not trained on: else the missing labels would give the target away. Having
+never learned to name such items again, the arm is to be read by the new-only protocol.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 dialogues (Cai and Chen, UMAP 2020; https://github.com/wanlingcai1997/umap_2020_IARD), and the
 strategies in INSPIRED's tables.
 
-They find their dialogue by its words: both sides must say the same, letters and digits counted,
-because many of the dialogues have no common id.
+They find their dialogue by the recommender's words, of which letters and digits count, because many
+dialogues have no id in common.
 """
 
 from __future__ import annotations
