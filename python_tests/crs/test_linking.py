@@ -7,7 +7,8 @@ import pytest
 
 from crs_fast.crs.datasets import load_dataset, located_share
 from crs_fast.crs.dialogue import Item, Mention, Turn
-from crs_fast.crs.linking import TitleIndex, link_items, locate_items
+from crs_fast.crs.linking import TitleIndex, link_items
+from crs_fast.crs.locating import locate_items
 
 NAMES = [
     ("The Matrix", 1999),

@@ -35,7 +35,7 @@ from crs_fast.crs.datasets.jsonl import (
 )
 from crs_fast.crs.datasets.redial import info_fields
 from crs_fast.crs.dialogue import OTHER, ROLES, CrsDataset, Dialogue, Item, Turn, merge_turns
-from crs_fast.crs.linking import locate_items
+from crs_fast.crs.locating import locate_items
 
 _SPLITS = {"train": "train", "dev": "valid", "test": "test"}
 # How the table writes quotation marks, and what is left of characters its makers lost.
