@@ -91,6 +91,12 @@ class Region(torch.nn.Module):
         self.layer, self.index = layer, index
         self.run = _compiled(type(layer).forward)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # what decoders ask their layers for, the attention's type say
+            return getattr(super().__getattr__("layer"), name)
+
     def forward(
         self,
         hidden_states: torch.Tensor,

@@ -12,6 +12,8 @@ from unittest import mock
 
 import pytest
 import torch
+import transformers
+from packaging import version
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -22,6 +24,10 @@ from crs_fast.trie import SidTrie, TrieSlot
 from ..helpers import random_sids, tiny_model, vocab_of
 
 LEVELS, CODES, WORDS = 3, 6, 7
+RECORDED = ["llama", "qwen3", "mistral", "phi"]
+if version.parse(transformers.__version__).major >= 5:
+    # Before, GPT-2 looks for padding among the tokens and Gemma 2 makes a tensor a pass.
+    RECORDED += ["gpt2", "gemma2"]
 
 
 class NoWaiting(TorchDispatchMode):
@@ -88,7 +94,7 @@ def both(model, trie, vocab, prompt, **how):
     return got
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma2", "mistral", "phi"])
+@pytest.mark.parametrize("kind", RECORDED)
 @pytest.mark.parametrize("normalize", ["vocab", "level", "legal"])
 def test_one_recording_serves_prompts_of_like_length(made, kind, normalize):
     arguments = system(kind)
