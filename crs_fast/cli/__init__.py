@@ -113,6 +113,12 @@ def _train(commands) -> None:
     parser.add_argument("--minutes", type=float, help="stop training after so long")
     parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate")
     parser.add_argument("--lora-rank", type=int, default=16, help="0 tunes every weight")
+    parser.add_argument(
+        "--qlora", action="store_true", help="LoRA on the backbone in 4 bits (crs_fast[qlora], GPU)"
+    )
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="less memory, more time"
+    )
     parser.add_argument("--tokens-per-batch", type=int, default=8192)
     parser.add_argument("--max-length", type=int, default=768)
     parser.add_argument("--save-steps", type=int, default=0, help="steps between checkpoints")

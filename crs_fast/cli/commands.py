@@ -39,6 +39,8 @@ def train(args: Namespace) -> int:
         max_minutes=args.minutes,
         learning_rate=args.lr,
         lora_rank=args.lora_rank or None,
+        qlora=args.qlora,
+        gradient_checkpointing=args.gradient_checkpointing,
         tokens_per_batch=args.tokens_per_batch,
         max_length=args.max_length,
         save_steps=args.save_steps,
@@ -47,7 +49,7 @@ def train(args: Namespace) -> int:
     )
     result = train_recommender(
         dataset,
-        load_backbone(args.model),
+        load_backbone(args.model, four_bit=args.qlora),
         args.out,
         sids=_sid_config(args),
         training=config,

@@ -34,6 +34,12 @@ def add(commands: Any) -> None:
     parser.add_argument("--max-length", type=int, default=768)
     parser.add_argument("--tokens-per-batch", type=int, default=8192)
     parser.add_argument("--lora-rank", type=int, default=0, help="0 tunes every weight")
+    parser.add_argument(
+        "--qlora", action="store_true", help="LoRA on the backbone in 4 bits (crs_fast[qlora], GPU)"
+    )
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="less memory, more time"
+    )
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on the CPU too")
     parser.add_argument("--context-dropout", type=float, default=0.0)
     parser.add_argument("--levels", type=int, default=4, help="codes a semantic ID")
@@ -68,6 +74,8 @@ def run(args: Namespace) -> int:
         sids=SidConfig(args.levels, args.codes, args.method, args.encoder),
         training=TrainConfig(
             lora_rank=args.lora_rank or None,
+            qlora=args.qlora,
+            gradient_checkpointing=args.gradient_checkpointing,
             max_length=args.max_length,
             tokens_per_batch=args.tokens_per_batch,
             context_dropout=args.context_dropout,

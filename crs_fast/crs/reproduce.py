@@ -120,6 +120,9 @@ def make_setting(
     plan: Plan, dataset: CrsDataset, held: frozenset[str] = frozenset(), out: Path | None = None
 ) -> Setting:
     """The common ground of every arm; SIDs once made stay in `out`."""
+    four_bit = plan.training.qlora
+    if four_bit and plan.model == "tiny":
+        raise ValueError("reproduce: model must be a path or a hub name with qlora (got 'tiny')")
 
     def kept(name: str, make: Callable[[], Catalogue]) -> Catalogue:
         folder = None if out is None else out / "catalogue" / name
@@ -144,7 +147,9 @@ def make_setting(
 
     def backbone() -> Any:
         if plan.model != "tiny":
-            model, tokenizer = load_backbone(plan.model)
+            model, tokenizer = load_backbone(plan.model, four_bit=four_bit)
+            if four_bit:
+                return model, tokenizer  # it is on its GPU already
         else:
             texts = [turn.text for d in dataset.splits["train"] for turn in d.turns]
             model, tokenizer = tiny_backbone(texts, **TINY)
@@ -270,6 +275,8 @@ def _write_config(plan: Plan, out: Path) -> None:
     file = out / "config.json"
     if file.is_file():
         old = json.loads(file.read_text())
+        # Switches that came after the experiment began stand at their defaults.
+        old["training"] = asdict(TrainConfig()) | old["training"]
         odd = [k for k in config if k not in MAY_CHANGE and config[k] != old.get(k)]
         if odd:
             raise ValueError(

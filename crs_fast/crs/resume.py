@@ -45,5 +45,5 @@ def newest_checkpoint(folder: Path, config: TrainConfig) -> str | None:
 def _weights(config: TrainConfig) -> dict[str, Any]:
     if not config.lora_rank:
         return {"lora_rank": None, "embeddings": config.embeddings}
-    names = ("lora_rank", "lora_alpha", "lora_dropout")
+    names = ("lora_rank", "lora_alpha", "lora_dropout", "qlora")
     return {name: getattr(config, name) for name in names}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.crs.dialogue import CrsDataset, Dialogue
-from crs_fast.crs.lora import add_lora, merge_lora
+from crs_fast.crs.lora import add_lora, in_four_bits, merge_lora
 from crs_fast.crs.packing import (
     Packed,
     batches,
@@ -55,6 +55,8 @@ class TrainConfig:
         accumulate: batches a step.
         lora_rank: rank on all linear layers, where old embedding rows stay frozen and only the
             new tokens' rows train; None tunes every weight.
+        qlora: the adapter stands on a backbone in 4 bits (`load_backbone(..., four_bit=True)`),
+            which is unpacked to bfloat16 when it is merged.
         embeddings: "all" tunes every row; "new" leaves the rows of old tokens as they are (LoRA
             always does).
         code_noise: share of the code tokens a model is fed while it learns to write a SID that are
@@ -82,6 +84,7 @@ class TrainConfig:
     lora_rank: int | None = 16
     lora_alpha: int = 32
     lora_dropout: float = 0.05
+    qlora: bool = False
     embeddings: str = "all"
     code_noise: float = 0.0
     seed: int = 0
@@ -91,6 +94,12 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     logging_steps: int = 10
     save_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.qlora and not self.lora_rank:
+            raise ValueError(
+                f"TrainConfig: lora_rank must be at least 1 with qlora (got {self.lora_rank})"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +146,14 @@ def train(
             become those of an uninterrupted run.
 
     Raises:
-        ValueError: no instance to train on, or a checkpoint of another kind of training.
+        ValueError: no instance to train on, `config.qlora` and a backbone of plain weights (or
+            the reverse, without LoRA), or a checkpoint of another kind of training.
         ImportError: accelerate, peft (for LoRA) or matplotlib is missing (`crs_fast[train]`).
     """
     config = config or TrainConfig()
     model, tokenizer = backbone
+    if config.qlora and not in_four_bits(model):
+        raise ValueError("train: the backbone must be in 4 bits with qlora (got plain weights)")
     builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), config.max_length)
     return train_instances(
         model,
@@ -183,6 +195,8 @@ def train_instances(
         ValueError: the checkpoint to go on from holds other weights than `config` trains.
     """
     _require_extra(config)
+    if in_four_bits(model) and not config.lora_rank:
+        raise ValueError("train: lora_rank must be set for a model in 4 bits (got None)")
     from transformers import set_seed
 
     from crs_fast.crs.trainer import save_loss_curve

@@ -146,3 +146,17 @@ def test_held_out_items_have_tables_of_their_own(data, tmp_path):
     assert 0 < n < found["paper"]["gcrs"]["n"]
     # Every item is reachable: with as many beams as items all are ranked.
     assert found["held out"]["gcrs"]["recall@10"] == 1.0
+
+
+def test_an_experiment_from_before_a_switch_goes_on(data, tmp_path):
+    """A setting that its config.json does not know yet counts as left at its default."""
+    copying = plan(data, arms=("copy",))
+    reproduce(copying, tmp_path, str)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    assert config["training"].pop("qlora") is False
+    file.write_text(json.dumps(config))
+    reproduce(copying, tmp_path, str)
+    other = replace(copying, training=TrainConfig(lora_rank=4, qlora=True))
+    with pytest.raises(ValueError, match="same experiment"):
+        module._write_config(other, tmp_path)

@@ -65,6 +65,7 @@ class RetrievalHead(torch.nn.Module):
     def __init__(self, model: Any, item_embeddings: torch.Tensor) -> None:
         super().__init__()
         self.backbone = model.base_model
+        self._model = (model,)  # in a tuple, or its head would be one of this module's
         hidden = model.get_input_embeddings().weight.shape[1]
         self.head = ItemHead(hidden, item_embeddings)
 
@@ -79,6 +80,14 @@ class RetrievalHead(torch.nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.backbone.dtype
+
+    def gradient_checkpointing_enable(self, how: dict[str, Any]) -> None:
+        self.backbone.gradient_checkpointing_enable(how)
+
+    def dequantize(self) -> RetrievalHead:
+        """Unpack a backbone in 4 bits, in place."""
+        self._model[0].dequantize()
+        return self
 
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.backbone.get_input_embeddings()
