@@ -56,6 +56,7 @@ def run(args: Namespace) -> int:
 
     from crs_fast.crs.arms import choose_arms
     from crs_fast.crs.pipeline import SidConfig
+    from crs_fast.crs.processes import first_process
     from crs_fast.crs.reproduce import Plan, reproduce, tokens_for
     from crs_fast.crs.train import TrainConfig
 
@@ -92,6 +93,8 @@ def run(args: Namespace) -> int:
 
     say(f"{plan.tokens} training tokens a run")
     reproduce(plan, out, say, args.keep_models)
+    if not first_process():
+        return 0
     print((out / "results.md").read_text())
     figures = json.loads((out / "results.json").read_text())
     print(json.dumps({"out": str(out), "recommendation": figures["recommendation"]}))

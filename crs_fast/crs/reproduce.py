@@ -13,7 +13,6 @@ A run that is done is not run again; one that was cut off goes on from its newes
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -44,6 +43,13 @@ from crs_fast.crs.pipeline import (
     save_catalogue,
 )
 from crs_fast.crs.predictions import read_predictions, write_predictions
+from crs_fast.crs.processes import (
+    first_alone,
+    first_process,
+    join_processes,
+    several_processes,
+    wait_for_all,
+)
 from crs_fast.crs.results import write_results
 from crs_fast.crs.score import protocol_targets
 from crs_fast.crs.token_rows import init_word_rows
@@ -96,19 +102,32 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
     """
     out = Path(out)
     arms = choose_arms(",".join(plan.arms))
-    _write_config(plan, out)
+    join_processes()
+    if not first_process():
+        say = _silent
+    with first_alone():
+        _write_config(plan, out)
     dataset, held = _dataset(plan)
     setting = make_setting(plan, dataset, held, out)
-    for seed in range(plan.seeds):
-        for arm in arms:
-            folder = out / "runs" / arm.name / f"seed{seed}"
-            if (seed and not arm.trains) or (folder / "done.json").is_file():
-                continue
-            say(f"{arm.name}, seed {seed}: {arm.about}")
-            _run(plan, setting, arm, seed, folder, out, say, keep_models)
-            if _first_process():
-                write_results(out, dataset, held)
+    missing = [
+        (seed, arm, folder)
+        for seed in range(plan.seeds)
+        for arm in arms
+        if (arm.trains or not seed)
+        and not ((folder := out / "runs" / arm.name / f"seed{seed}") / "done.json").is_file()
+    ]
+    wait_for_all()  # until all have looked
+    for seed, arm, folder in missing:
+        say(f"{arm.name}, seed {seed}: {arm.about}")
+        _run(plan, setting, arm, seed, folder, out, say, keep_models)
+        if first_process():
+            write_results(out, dataset, held)
+        wait_for_all()
     return out
+
+
+def _silent(text: str) -> None:
+    """What all but the first process say."""
 
 
 def _dataset(plan: Plan) -> tuple[CrsDataset, frozenset[str]]:
@@ -125,13 +144,13 @@ def make_setting(
         raise ValueError("reproduce: model must be a path or a hub name with qlora (got 'tiny')")
 
     def kept(name: str, make: Callable[[], Catalogue]) -> Catalogue:
-        folder = None if out is None else out / "catalogue" / name
-        if folder is not None and (folder / "sids.safetensors").is_file():
-            return load_catalogue(folder, plan.sids.method)
-        made = make()
-        if folder is not None:
-            save_catalogue(folder, made)
-        return made
+        if out is None:
+            return make()
+        folder = out / "catalogue" / name
+        with first_alone():
+            if not (folder / "sids.safetensors").is_file():
+                save_catalogue(folder, make())
+        return load_catalogue(folder, plan.sids.method)
 
     @cache
     def catalogue(signals: tuple[str, ...]) -> Catalogue:
@@ -178,7 +197,13 @@ def _encoded(texts: tuple[str, ...]) -> torch.Tensor:
 
 def tokens_for(plan: Plan, minutes: float) -> int:
     """How many tokens a run may train on so that all training takes about `minutes`, by the speed
-    of a few steps of the first arm that trains."""
+    of a few steps of the first arm that trains.
+
+    Raises:
+        ValueError: several processes, which would each find a number of their own.
+    """
+    if several_processes():
+        raise ValueError("reproduce: tokens must be given with several processes (got minutes)")
     setting = make_setting(plan, *_dataset(plan))
     training = [arm for arm in choose_arms(",".join(plan.arms)) if arm.trains]
     if not training:
@@ -206,7 +231,7 @@ def _run(
     rate = _rate(plan, setting, arm, out, say) if arm.trains else 0.0
     fitted = arm.fit(setting, folder, _config(plan, seed, rate))
     trained = time.perf_counter() - start
-    if not _first_process():
+    if not first_process():
         return
     folder.mkdir(parents=True, exist_ok=True)
     answers = fitted.answer(setting.dataset.splits["test"][: plan.limit], plan.replies)
@@ -245,8 +270,10 @@ def _rate(plan: Plan, setting: Setting, arm: Arm, out: Path, say: Say) -> float:
         file = folder / "validation.jsonl"
         if not file.is_file():
             fitted = arm.fit(setting, folder, _config(plan, 0, rate))
-            write_predictions(file, fitted.answer(dialogues, False)[""])
-            _forget_checkpoints(folder)
+            if first_process():
+                write_predictions(file, fitted.answer(dialogues, False)[""])
+                _forget_checkpoints(folder)
+            wait_for_all()
         targets = protocol_targets(read_predictions(file, dialogues), "paper")
         metrics = ranking_metrics(targets.ranks)
         tried[rate] = (metrics.recall[10], metrics.mrr[10])
@@ -257,10 +284,6 @@ def _rate(plan: Plan, setting: Setting, arm: Arm, out: Path, say: Say) -> float:
 def _forget_checkpoints(folder: Path) -> None:
     for checkpoint in folder.rglob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-
-
-def _first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _log_test(out: Path, arm: str, seed: int) -> None:

@@ -233,7 +233,7 @@ def train_instances(
         model.eval(),
         trainer.loss_file.history,
         trainer.state.global_step,
-        int(trainer.tokens_read),
+        trainer.tokens_of_all(),
         seconds,
     )
 

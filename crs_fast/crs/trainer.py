@@ -71,9 +71,9 @@ class LossFile(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.history = [entry for entry in state.log_history if "loss" in entry]
         if not state.is_world_process_zero:
             return
-        self.history = [entry for entry in state.log_history if "loss" in entry]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_lines(self.path, self.history)
 
@@ -149,8 +149,13 @@ class PackedTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
             logs["seconds"] = round(self.clock.seconds(), 3)
-            logs["tokens"] = self.clock.tokens + int(self.tokens_read)
+            logs["tokens"] = self.clock.tokens + self.tokens_of_all()
         super().log(logs, *args, **kwargs)
+
+    def tokens_of_all(self) -> int:
+        """Tokens read by this call's steps in all processes, each of which must ask."""
+        mine = torch.as_tensor(self.tokens_read, device=self.args.device)
+        return int(self.accelerator.reduce(mine))
 
 
 def save_loss_curve(history: list[dict[str, float]], path: Path) -> None:

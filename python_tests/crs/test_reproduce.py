@@ -2,6 +2,7 @@
 cut off."""
 
 import json
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -160,3 +161,20 @@ def test_an_experiment_from_before_a_switch_goes_on(data, tmp_path):
     other = replace(copying, training=TrainConfig(lora_rank=4, qlora=True))
     with pytest.raises(ValueError, match="same experiment"):
         module._write_config(other, tmp_path)
+
+
+def test_two_processes(data, tmp_path):
+    """All train, one writes, and the budget is that of both together."""
+    command = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "crs_fast.cli", "reproduce",
+               "--data", str(data), "--model", "tiny", "--arms", "copy,gcrs,resp", "--tokens",
+               "1500", "--tokens-per-batch", "300", "--lr", "1e-3", "2e-3", "--no-replies",
+               "--levels", "3", "--codes", "4", "--method", "rqkmeans",
+               "--out", str(tmp_path)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    log = [json.loads(line) for line in (tmp_path / "test_log.jsonl").read_text().splitlines()]
+    assert [line["arm"] for line in log] == ["copy", "gcrs", "resp"]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert abs(found["runs"]["gcrs/seed0"]["tokens"] - 1500) <= 600
+    # Half the steps that one process takes, as each step has a batch of both.
+    assert found["runs"]["gcrs/seed0"]["steps"] <= 1500 / 300
