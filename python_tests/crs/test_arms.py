@@ -274,5 +274,3 @@ def test_lora_serves_the_generative_arms(setting, tmp_path):
     config = replace(TRAINING, lora_rank=2)
     (answer,) = ARMS["gcrs"].fit(setting, tmp_path, config).answer((DIALOGUE,), True).values()
     assert len(answer[1].ranking) == 8
-    with pytest.raises(ValueError, match="lora_rank must be None"):
-        ARMS["retrieval"].fit(setting, tmp_path, config)
