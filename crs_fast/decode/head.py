@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .linear import linear
+from .linear import is_plain, linear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +48,7 @@ class LmHead:
 
 
 def _rows(module: Any, hidden: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
-    if type(module) is torch.nn.Linear and not module._forward_hooks:
+    if is_plain(module):
         if tokens is None:
             return linear(hidden, module.weight, module.bias)
         bias = None if module.bias is None else module.bias[tokens]
@@ -63,7 +63,7 @@ def _rows(module: Any, hidden: torch.Tensor, tokens: torch.Tensor | None) -> tor
 def _is_plain_lora(module: Any) -> bool:
     return (
         hasattr(module, "lora_A")
-        and type(getattr(module, "base_layer", None)) is torch.nn.Linear
+        and is_plain(getattr(module, "base_layer", module))
         and not getattr(module, "lora_variant", None)
     )
 

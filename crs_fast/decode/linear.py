@@ -22,6 +22,13 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     return out.view(*x.shape[:-1], -1)
 
 
+def is_plain(layer: torch.nn.Module) -> bool:
+    """Whether `layer` is a linear layer and nothing more: no hooks, no forward of its own."""
+    return type(layer) is torch.nn.Linear and not (
+        layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    )
+
+
 class SkinnyLinear(torch.nn.Module):
     """A stand-in for an `nn.Linear` that shares its parameters."""
 
@@ -32,12 +39,11 @@ class SkinnyLinear(torch.nn.Module):
 
     @staticmethod
     def can_replace(layer: torch.nn.Module) -> bool:
-        """Whether `layer` is a linear layer and nothing more, where the stand-in is faster."""
+        """Whether `layer` is plain, and the stand-in faster."""
         return (
-            type(layer) is torch.nn.Linear
+            is_plain(layer)
             and layer.weight.device.type == "cpu"
             and layer.weight.dtype == torch.float32
-            and not (layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -80,3 +80,13 @@ def test_linear(rows, dtype):
         wanted = torch.nn.functional.linear(x, weight, b)
         torch.testing.assert_close(linear(x, weight, b), wanted)
         torch.testing.assert_close(linear(x[:, None], weight, b), wanted[:, None])
+
+
+def test_a_head_with_a_forward_of_its_own_is_asked():
+    model = tiny_model("llama", 30)
+    forward = model.lm_head.forward
+    model.lm_head.forward = lambda hidden: forward(hidden) + torch.arange(30)
+    hidden, some = torch.randn(4, model.config.hidden_size), torch.tensor([3, 7])
+    wanted = model.lm_head(hidden)
+    assert torch.equal(LmHead(model)(hidden), wanted)
+    assert torch.equal(LmHead(model)(hidden, some), wanted[:, some])
