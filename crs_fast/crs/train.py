@@ -225,7 +225,8 @@ def train_instances(
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
-    save_loss_curve(trainer.loss_file.history, folder / "loss.png")
+    if trainer.is_world_process_zero():
+        save_loss_curve(trainer.loss_file.history, folder / "loss.png")
     model = merge_lora(trained)
     for hook in frozen or ():
         hook.remove()

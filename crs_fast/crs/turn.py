@@ -46,10 +46,7 @@ class TurnCache:
         if self.prompt is None:
             return TurnCache()
         self.prompt.crop()  # what a reply left behind
-        chosen = self.prompt.select(rows)
-        if chosen is self.prompt:  # `select` copies only where rows are left out or repeated
-            chosen = chosen.select([*rows, 0]).select(rows)
-        return TurnCache(chosen)
+        return TurnCache(self.prompt.copy(rows))
 
 
 class TurnBatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 import weakref
@@ -20,8 +21,7 @@ _lock = threading.Lock()
 def attempt(model: PreTrainedModel, way: str, case: Hashable, run: Callable[[], T]) -> T | None:
     """`run()`, or None where it fails or has failed before for this model and case. The first
     failure of a kind is a warning that names the way and the reason."""
-    with _lock:
-        known = _given_up.setdefault(model, set())
+    known = _known(model)
     if (way, case) in known:
         return None
     try:
@@ -29,11 +29,34 @@ def attempt(model: PreTrainedModel, way: str, case: Hashable, run: Callable[[], 
     except Exception as problem:
         # Whatever a model's code raises, the answer is the same: not this way. What is wrong with
         # the call itself, the plain way will say.
-        first = (str(problem).splitlines() or [""])[0]
         known.add((way, case))
-        reason = f"{type(problem).__name__}: {first}"
-        if (way, reason) not in known:
-            known.add((way, reason))
-            # Two frames below `recommend`, which stands under a decorator.
-            warnings.warn(f"recommend: {way} is given up for this call: {reason}", stacklevel=5)
+        first = (str(problem).splitlines() or [""])[0]
+        give_up(model, way, f"{type(problem).__name__}: {first}")
         return None
+
+
+def give_up(model: PreTrainedModel, way: str, reason: str) -> None:
+    """Warn whoever called the package, once a model and reason."""
+    known = _known(model)
+    if (way, reason) not in known:
+        known.add((way, reason))
+        message = f"recommend: {way} is given up for this call: {reason}"
+        warnings.warn(message, stacklevel=_level_of_caller())
+
+
+def _known(model: PreTrainedModel) -> set[Hashable]:
+    with _lock:
+        return _given_up.setdefault(model, set())
+
+
+def _level_of_caller() -> int:
+    """`stacklevel`, for who calls this, of the first frame that is neither ours nor that of a
+    library which calls us."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] in ("crs_fast", "torch", "transformers")

@@ -5,10 +5,10 @@
 
 A shape is what a recording can't change: batch, prompt length rounded up, beams, the trie's
 addresses (a `TrieSlot` keeps them across catalogues), the vocabulary, the filters' shape and how
-scores are made. A model keeps its newest few, in one memory pool, so together they take
-the memory of the largest. Weights may change in place; what else a model runs (adapters put on,
-switched or merged, weights moved) is compared while the device replays, and a difference drops the
-model's recordings.
+scores are made. A model keeps its newest few, in one memory pool, so together they take the memory
+of the largest. Weights may change in place; what else a model runs (adapters put on, switched or
+merged, weights moved) is compared while the device replays, and a difference drops the model's
+recordings.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.ops import FilterTensors
-from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
-from .attempt import attempt
+from .attempt import attempt, give_up
 from .capability import capability
 from .processor import check_codes
 from .prompt import Prompt, pad_right
-from .search import Beams, Query, bitmaps, search
+from .search import Beams, Query, Question, search
 from .tree_model import TreeModel
 
 if TYPE_CHECKING:
@@ -46,40 +45,33 @@ def replayed(
     model: PreTrainedModel,
     ids: torch.Tensor,
     mask: torch.Tensor,
-    trie: SidTrie,
-    vocab: SidVocab | None,
-    batch: int,
-    num_beams: int,
-    normalize: str,
-    temperature: float,
-    filters: ItemFilter | None,
+    asked: Question,
     compiled: bool = False,
 ) -> Beams | None:
     """`search` after a prompt, by a recording; None, with one warning a reason, where that can't
-    be. Arguments as `checked_inputs`, `Query.of` and `TreeModel` have them."""
+    be. Arguments as `checked_inputs` and `TreeModel` have them."""
     if not can_record(model.device):
-        attempt(model, "cuda_graph", "device", lambda: _refuse(model.device))
+        give_up(model, "cuda_graph", f"the model must be on a CUDA device (got {model.device})")
         return None
     with _lock:
         recordings = _of_model.setdefault(model, Recordings())
-    how = num_beams, normalize, temperature
-    mode = compiled, model.training, model.dtype
-    words = bitmaps(filters, batch, trie)
+    trie, vocab, words = asked.trie, asked.vocab, asked.bitmaps()
     check_codes(trie, vocab)  # a slot may hold another catalogue than when the search was recorded
     ids, mask, padded = pad_right(ids, mask)
     columns = rounded_up(ids.shape[1])
     padded = padded or columns > ids.shape[1]
+    how = asked.num_beams, asked.normalize, asked.temperature
+    mode = compiled, model.training, model.dtype
     # A recording keeps trie and vocabulary, so nothing else takes their addresses. Without a
     # vocabulary, the catalogue's codes are the tokens.
     catalogue = tuple((t.data_ptr(), t.shape) for t in trie.tensors)
     codes = id(vocab) if vocab is not None else tuple(trie.level_sizes())
     shape = None if words is None else words.words.shape
-    key = batch, columns, padded, how, mode, catalogue, codes, shape
+    key = asked.batch, columns, padded, how, mode, catalogue, codes, shape
 
     def make(pool: Any) -> Recording:
-        query = Query.of(trie, vocab, batch, *how, filters)
         lm = TreeModel(model, capability(model).attention or "", compiled)
-        return Recording(lm, batch, columns, padded, query, vocab, pool)
+        return Recording(lm, columns, padded, asked, pool)
 
     return attempt(
         model, "cuda_graph", key, lambda: recordings.run(model, key, make, ids, mask, words)
@@ -98,36 +90,34 @@ class Recording:
 
     Args:
         lm: of a model that `capability` accepts.
-        batch, columns: shape of the prompt.
+        columns: of the prompt.
         padded: whether rows may be shorter than that.
-        query: what is asked; its filters are replaced by room for others of the same shape.
-        vocab: kept, so that nothing else takes its identity.
+        asked: the question; its filters are replaced by room for others of the same shape, its
+            vocabulary is kept, so that nothing else takes its identity.
         pool: memory to record in.
     """
 
     def __init__(
         self,
         lm: TreeModel,
-        batch: int,
         columns: int,
         padded: bool,
-        query: Query,
-        vocab: SidVocab | None,
+        asked: Question,
         pool: Any,
     ) -> None:
         self.state = model_state(lm.model)
-        self._kept = vocab, weights(lm.model)
-        device = query.trie.bits.device
+        query, device = Query.of(asked), asked.trie.device
         with torch.inference_mode(False):  # else only other inference code could fill them
-            self.ids = torch.zeros(batch, columns, dtype=torch.int64, device=device)
-            self.mask = torch.ones(batch, columns, dtype=torch.bool, device=device)
+            self.ids = torch.zeros(asked.batch, columns, dtype=torch.int64, device=device)
+            self.mask = torch.ones(asked.batch, columns, dtype=torch.bool, device=device)
             if query.filters is not None:
                 words = FilterTensors(*(t.clone() for t in query.filters))
                 query = replace(query, filters=words)
-        self._query = query
-        room = query.num_beams * (len(query.levels) - 1)
+        # The graph knows addresses only: what lies there must stay.
+        weights = [t.detach() for module in lm.model.modules() for t in _tensors(module)]
+        self._filters, self._kept = query.filters, (asked.vocab, query, weights)
         self._replay = record(
-            lambda: search(Prompt.of(lm, self.ids, self.mask, padded, room), query), pool
+            lambda: search(Prompt.of(lm, self.ids, self.mask, padded, asked.room), query), pool
         )
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor, words: FilterTensors | None) -> Beams:
@@ -137,8 +127,8 @@ class Recording:
         self.mask[:, :length] = mask
         self.mask[:, length:] = False
         if words is not None:
-            assert self._query.filters is not None
-            for mine, other in zip(self._query.filters, words, strict=True):
+            assert self._filters is not None
+            for mine, other in zip(self._filters, words, strict=True):
                 mine.copy_(other)
         return Beams(*(t.clone() for t in self._replay()))
 
@@ -232,29 +222,19 @@ _of_model: weakref.WeakKeyDictionary[Any, Recordings] = weakref.WeakKeyDictionar
 _lock = threading.Lock()
 
 
-def weights(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Every parameter's and buffer's memory, held."""
-    return [
-        t.detach()
-        for module in model.modules()
-        for t in (*module._parameters.values(), *module._buffers.values())
-        if t is not None
-    ]
-
-
 def model_state(model: PreTrainedModel) -> list[Any]:
     """What a model would run, as far as a recording depends on it: its modules, where their weights
     lie, which attention it uses and what PEFT's adapters do."""
     state: list[Any] = [model.config._attn_implementation]
     for module in model.modules():
-        state.append(id(module))
-        for t in (*module._parameters.values(), *module._buffers.values()):
-            state.append(None if t is None else t.data_ptr())
+        state += [id(module), *(t.data_ptr() for t in _tensors(module))]
         adapter = [vars(module).get(name) for name in _ADAPTER]
         if any(value is not None for value in adapter):
             state.append(str(adapter))
     return state
 
 
-def _refuse(device: torch.device) -> None:
-    raise ValueError(f"the model must be on a CUDA device (got {device})")
+def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+    """A module's own parameters and buffers."""
+    own = (*module._parameters.values(), *module._buffers.values())
+    return [t for t in own if t is not None]

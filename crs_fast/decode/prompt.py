@@ -133,10 +133,12 @@ class Prompt:
 
     def select(self, rows: list[int]) -> Prompt:
         """A prompt of some rows; the cache is copied unless all rows are taken."""
+        return self if rows == list(range(self.ids.shape[0])) else self.copy(rows)
+
+    def copy(self, rows: list[int]) -> Prompt:
+        """A prompt with a cache of its own for some rows, in any order and any number of times."""
         from .cache import select_rows
 
-        if rows == list(range(self.ids.shape[0])):
-            return self
         chosen = copy.copy(self)
         index = torch.tensor(rows, device=self.ids.device)
         chosen.ids, chosen.mask = self.ids[index], self.mask[index]

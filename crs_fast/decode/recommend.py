@@ -10,7 +10,7 @@ from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from .output import RecommendOutput
 from .prompt import Prompt, checked_inputs
-from .search import Beams, Query, check_beams, search
+from .search import Beams, Query, Question, search
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,32 +71,27 @@ def recommend(
     from .fallback import generate_beams
     from .graph import replayed
 
-    check_beams(num_beams)
     ids, mask = checked_inputs(input_ids, attention_mask)
+    asked = Question(trie, vocab, ids.shape[0], num_beams, normalize, temperature, filters)
     window = sliding_window(model)
     too_long = window is not None and int(mask.sum(1).max()) + trie.num_levels > window
     if too_long or capability(model).attention is None:
         return generate_beams(
             model, ids, mask, trie, vocab, num_beams, normalize, temperature, filters
         )
-    question = trie, vocab, ids.shape[0], num_beams, normalize, temperature, filters
 
     def eagerly(compiled: bool = False) -> Beams:
-        room = num_beams * (trie.num_levels - 1)
-        return search(Prompt(model, ids, mask, room=room, compiled=compiled), Query.of(*question))
-
-    def compiled() -> Beams | None:
-        return attempt(model, "compile_layers", None, lambda: eagerly(True))
+        prompt = Prompt(model, ids, mask, room=asked.room, compiled=compiled)
+        return search(prompt, Query.of(asked))
 
     beams = None
     if cuda_graph and compile_layers:
-        beams = replayed(model, ids, mask, *question, compiled=True)
+        beams = replayed(model, ids, mask, asked, compiled=True)
     if cuda_graph and beams is None:
-        beams = replayed(model, ids, mask, *question)
+        beams = replayed(model, ids, mask, asked)
     if compile_layers and beams is None:
-        beams = compiled()
-    beams = eagerly() if beams is None else beams
-    return RecommendOutput.of(trie, beams.sids, beams.nodes, beams.scores, filters)
+        beams = attempt(model, "compile_layers", None, lambda: eagerly(compiled=True))
+    return asked.items(eagerly() if beams is None else beams)
 
 
 class BeamTree:
@@ -123,11 +118,9 @@ class BeamTree:
         filters: ItemFilter | None = None,
     ) -> None:
         batch = prompt.ids.shape[0]
-        query = Query.of(trie, vocab, batch, num_beams, normalize, temperature, filters)
-        self.prompt, self.beams = prompt, search(prompt, query)
-        self.output = RecommendOutput.of(
-            trie, self.beams.sids, self.beams.nodes, self.beams.scores, filters
-        )
+        asked = Question(trie, vocab, batch, num_beams, normalize, temperature, filters)
+        self.prompt, self.beams = prompt, search(prompt, Query.of(asked))
+        self.output = asked.items(self.beams)
 
     def keep(self, beams: torch.Tensor) -> None:
         """Make one beam of each request, int64 [B], the next columns of the prompt, and drop the

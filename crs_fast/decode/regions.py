@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from crs_fast.ops.tree_attention import fake_tree_attention
+
 if TYPE_CHECKING:
     from .tree_view import TreeState
 
@@ -146,11 +148,6 @@ def _attend(query, key, value, number, scale, softcap):
     return step.tree.attend(query, step.keys, step.values, scale, softcap)
 
 
-def _fake(query, key, value, number, scale, softcap):
-    batch, heads, beams, _ = query.shape
-    return query.new_empty(batch, beams, heads, value.shape[3])
-
-
 LIBRARY.impl("cached_tree_attention", _attend, "CPU")
 LIBRARY.impl("cached_tree_attention", _attend, "CUDA")
-torch.library.register_fake("crs_fast::cached_tree_attention", _fake, lib=LIBRARY)
+torch.library.register_fake("crs_fast::cached_tree_attention", fake_tree_attention, lib=LIBRARY)

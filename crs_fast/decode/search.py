@@ -11,14 +11,54 @@ import torch
 from crs_fast.ops import FilterTensors, TokenTensors, TrieTensors, trie_step
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
+from .output import RecommendOutput
 from .processor import token_tensors
 from .prompt import Prompt
 from .tree_view import TreeState
 
 
 @dataclass(frozen=True)
+class Question:
+    """What a caller asks of a batch of prompts; the fields are `recommend`'s arguments.
+
+    Raises:
+        ValueError: `num_beams` < 1.
+    """
+
+    trie: SidTrie
+    vocab: SidVocab | None
+    batch: int
+    num_beams: int
+    normalize: str
+    temperature: float
+    filters: ItemFilter | None
+
+    def __post_init__(self) -> None:
+        if self.num_beams < 1:
+            raise ValueError(f"recommend: num_beams must be at least 1 (got {self.num_beams})")
+
+    @property
+    def room(self) -> int:
+        """Tree slots a request takes; the last level's tokens are not fed."""
+        return self.num_beams * (self.trie.num_levels - 1)
+
+    def bitmaps(self) -> FilterTensors | None:
+        """One bitmap a request, on the trie's device."""
+        filters = self.filters
+        if filters is None:
+            return None
+        if filters.num_requests == 1 and self.batch > 1:
+            filters = ItemFilter.stack([filters] * self.batch)
+        return filters.over(self.trie).tensors
+
+    def items(self, beams: Beams) -> RecommendOutput:
+        """The answer."""
+        return RecommendOutput.of(self.trie, beams.sids, beams.nodes, beams.scores, self.filters)
+
+
+@dataclass(frozen=True)
 class Query:
-    """What is asked of a prompt, with the host's share of the work done.
+    """A question with the host's share of the work done.
 
     trie: the catalogue
     column int64 [L, C]: the LM token of each level's codes, -1 where there is none
@@ -37,29 +77,19 @@ class Query:
     temperature: float
 
     @classmethod
-    def of(
-        cls,
-        trie: SidTrie,
-        vocab: SidVocab | None,
-        batch: int,
-        num_beams: int,
-        normalize: str,
-        temperature: float,
-        filters: ItemFilter | None,
-    ) -> Query:
+    def of(cls, asked: Question) -> Query:
         """
         Raises:
-            ValueError: `num_beams` < 1, or a vocabulary that lacks codes of the trie.
+            ValueError: a vocabulary that lacks codes of the trie, or filters of another catalogue.
         """
-        check_beams(num_beams)
-        tokens = token_tensors(trie, vocab)
-        whole = normalize == "vocab"
+        tokens = token_tensors(asked.trie, asked.vocab)
         levels = [
-            (tokens, None) if whole else _few(tokens, level) for level in range(trie.num_levels)
+            (tokens, None) if asked.normalize == "vocab" else _few(tokens, level)
+            for level in range(asked.trie.num_levels)
         ]
         return cls(
-            trie.tensors, tokens.column, levels, bitmaps(filters, batch, trie), num_beams,
-            normalize, temperature,
+            asked.trie.tensors, tokens.column, levels, asked.bitmaps(), asked.num_beams,
+            asked.normalize, asked.temperature,
         )  # fmt: skip
 
 
@@ -90,6 +120,7 @@ def search(prompt: Prompt, query: Query) -> Beams:
     scores = torch.zeros(batch, 1, device=device)
     nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     sids = slots = fed = nodes.new_empty(batch, 1, 0)
+    lengths = prompt.mask.sum(1, keepdim=True)
     hidden = prompt.hidden  # [B * M, H]
     for level, (tokens, rows) in enumerate(query.levels):
         scores, nodes, parents, codes = trie_step(
@@ -105,24 +136,10 @@ def search(prompt: Prompt, query: Query) -> Beams:
         own = torch.arange(level * query.num_beams, (level + 1) * query.num_beams, device=device)
         slots = torch.cat([slots, own.expand(ids.shape)[..., None]], 2)
         fed = torch.cat([fed, ids[..., None]], 2)
-        positions = (prompt.mask.sum(1, keepdim=True) + level).expand(ids.shape)
+        positions = (lengths + level).expand(ids.shape)
         tree = TreeState(slots, prompt.length, prompt.visible)
         hidden = prompt.grow(ids, positions, tree).flatten(0, 1)
     return Beams(sids, scores, nodes, slots, fed)
-
-
-def bitmaps(filters: ItemFilter | None, batch: int, trie: SidTrie) -> FilterTensors | None:
-    """One bitmap a request, on the trie's device."""
-    if filters is None:
-        return None
-    if filters.num_requests == 1 and batch > 1:
-        filters = ItemFilter.stack([filters] * batch)
-    return filters.over(trie).tensors
-
-
-def check_beams(num_beams: int) -> None:
-    if num_beams < 1:
-        raise ValueError(f"recommend: num_beams must be at least 1 (got {num_beams})")
 
 
 def _few(tokens: TokenTensors, level: int) -> tuple[TokenTensors, torch.Tensor]:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .head import LmHead
+from .regions import enough_cases
+from .tree_view import TreeState, tree_view
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.cache_utils import Cache
-
-    from .tree_view import TreeState
 
 
 class TreeModel:
@@ -29,8 +29,6 @@ class TreeModel:
     def __init__(
         self, model: PreTrainedModel, attention: str = "tree", compiled: bool = False
     ) -> None:
-        from .tree_view import tree_view
-
         self.model = model
         # Up to transformers 4.57 some models name themselves, head and all.
         self.decoder = model.get_decoder().base_model
@@ -72,8 +70,6 @@ class TreeModel:
         cache: Cache,
         **kwargs: Any,
     ) -> torch.Tensor:
-        from .regions import enough_cases
-
         with enough_cases() if self.compiled else nullcontext():
             return decoder(
                 input_ids=ids,

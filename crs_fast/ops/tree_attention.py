@@ -60,7 +60,8 @@ def _attend(query, key, value, *rest):
     return _grouped(query, key, value, *rest)
 
 
-def _fake(query, key, value, *rest):
+def fake_tree_attention(query, key, value, *rest):
+    """The shape of the result, for tracing."""
     batch, heads, beams, _ = query.shape
     return query.new_empty(batch, beams, heads, value.shape[3])
 
@@ -117,4 +118,4 @@ def _grouped(query, key, value, ancestors, prompt_length, prompt_mask, scale, so
 
 LIBRARY.impl("tree_attention", _attend, "CPU")
 LIBRARY.impl("tree_attention", _attend, "CUDA")
-torch.library.register_fake("crs_fast::tree_attention", _fake, lib=LIBRARY)
+torch.library.register_fake("crs_fast::tree_attention", fake_tree_attention, lib=LIBRARY)

@@ -257,3 +257,25 @@ def test_a_model_and_its_recordings_go_together(monkeypatch):
     gc.collect()
     assert alive() is None
     assert recordings() is None
+
+
+def test_a_recording_keeps_what_it_reads(monkeypatch):
+    """A CUDA graph knows addresses, not tensors: catalogue, tokens and weights must outlive it."""
+    monkeypatch.setattr(graph, "can_record", lambda device: True)
+
+    def record(run, pool):
+        beams = run()
+        return lambda: beams
+
+    monkeypatch.setattr(graph, "record", record)
+    model, trie, vocab = system()
+    codes, weight = trie.tensors.codes.data_ptr(), model.lm_head.weight.data_ptr()
+    recommend(model, *prompts(9), trie=trie, vocab=vocab, num_beams=3, cuda_graph=True)
+    tensors = [weakref.ref(t) for t in trie.tensors]
+    del trie
+    gc.collect()
+    assert all(tensor() is not None for tensor in tensors)
+    (recording,) = graph._of_model[model]._made.values()
+    _, query, weights = recording._kept
+    assert query.trie.codes.data_ptr() == codes
+    assert weight in [t.data_ptr() for t in weights]
