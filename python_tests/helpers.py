@@ -121,3 +121,10 @@ def tiny_model(kind: str, vocab_size: int, seed: int = 0, **extra):
             if parameter.ndim > 1:
                 parameter.mul_(6.0)
     return model
+
+
+def left_padded(*lengths: int, tokens: int = FIRST_TOKEN, seed: int = 0):
+    """Random prompts of these lengths: ids int64 [B, P] of 1 .. `tokens` - 1, and mask bool."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1, tokens, (len(lengths), max(lengths)), generator=generator)
+    return ids, torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from crs_fast import __version__
 
+from .arguments import data_arguments, memory_arguments, sid_arguments
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit status. Bad input ends with one line on stderr."""
@@ -45,27 +47,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    parser.add_argument(
-        "--data", required=required, help="redial, inspired, starter, or a folder with items.jsonl"
-    )
-    parser.add_argument(
-        "--root", help="folder that holds redial/ and inspired/ (default: $CRS_FAST_DATA)"
-    )
-    parser.add_argument(
-        "--on-error", choices=("raise", "skip"), default="raise", help="what broken lines do"
-    )
-
-
-def _sid_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--levels", type=int, default=4, help="codes a semantic ID")
-    parser.add_argument("--codes", type=int, default=64, help="codewords a level")
-    parser.add_argument("--method", choices=("rqvae", "rqkmeans"), default="rqvae")
-    parser.add_argument(
-        "--encoder", help="sentence-transformers path or hub name (default: offline MiniLM)"
-    )
-
-
 def _quickstart(commands) -> None:
     parser = commands.add_parser(
         "quickstart", help="the whole system on embedded data, in minutes on a CPU"
@@ -84,14 +65,14 @@ def _quickstart(commands) -> None:
 
 def _quantize(commands) -> None:
     parser = commands.add_parser("quantize", help="give a catalogue semantic IDs, and a report")
-    _data_arguments(parser, required=False)
+    data_arguments(parser, required=False)
     parser.add_argument(
         "--embeddings",
         help="instead of --data: a .npy, .safetensors or .parquet file, floats [N, D]",
     )
     parser.add_argument("--key", help="tensor (.safetensors) or list column (.parquet) to take")
     parser.add_argument("--ids", help="column of item ids (.parquet; default: row numbers)")
-    _sid_arguments(parser)
+    sid_arguments(parser)
     parser.add_argument("--out", required=True, help="folder for the quantizer, trie and report")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -105,20 +86,15 @@ def _quantize(commands) -> None:
 
 def _train(commands) -> None:
     parser = commands.add_parser("train", help="train a recommender")
-    _data_arguments(parser)
-    _sid_arguments(parser)
+    data_arguments(parser)
+    sid_arguments(parser)
     parser.add_argument("--model", default="smollm2", help="hub name, path, or smollm2")
     parser.add_argument("--out", required=True, help="the model directory to write")
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--minutes", type=float, help="stop training after so long")
     parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate")
     parser.add_argument("--lora-rank", type=int, default=16, help="0 tunes every weight")
-    parser.add_argument(
-        "--qlora", action="store_true", help="LoRA on the backbone in 4 bits (crs_fast[qlora], GPU)"
-    )
-    parser.add_argument(
-        "--gradient-checkpointing", action="store_true", help="less memory, more time"
-    )
+    memory_arguments(parser)
     parser.add_argument("--tokens-per-batch", type=int, default=8192)
     parser.add_argument("--max-length", type=int, default=768)
     parser.add_argument("--save-steps", type=int, default=0, help="steps between checkpoints")
@@ -136,7 +112,7 @@ def _train(commands) -> None:
 
 def _evaluate(commands) -> None:
     parser = commands.add_parser("evaluate", help="evaluate a trained recommender")
-    _data_arguments(parser)
+    data_arguments(parser)
     parser.add_argument("--model", required=True, help="a directory that train wrote")
     parser.add_argument("--split", default="test", choices=("valid", "test"))
     parser.add_argument("--out", help="folder for tables and predictions (default: --model)")
@@ -156,7 +132,7 @@ def _evaluate(commands) -> None:
 def _score(commands) -> None:
     from .score import add
 
-    add(commands, _data_arguments)
+    add(commands, data_arguments)
 
 
 def _reproduce(commands) -> None:

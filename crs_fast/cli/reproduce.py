@@ -9,6 +9,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from .arguments import memory_arguments, sid_arguments
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -34,18 +36,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--max-length", type=int, default=768)
     parser.add_argument("--tokens-per-batch", type=int, default=8192)
     parser.add_argument("--lora-rank", type=int, default=0, help="0 tunes every weight")
-    parser.add_argument(
-        "--qlora", action="store_true", help="LoRA on the backbone in 4 bits (crs_fast[qlora], GPU)"
-    )
-    parser.add_argument(
-        "--gradient-checkpointing", action="store_true", help="less memory, more time"
-    )
+    memory_arguments(parser)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on the CPU too")
     parser.add_argument("--context-dropout", type=float, default=0.0)
-    parser.add_argument("--levels", type=int, default=4, help="codes a semantic ID")
-    parser.add_argument("--codes", type=int, default=64, help="codewords a level")
-    parser.add_argument("--method", choices=("rqvae", "rqkmeans"), default="rqvae")
-    parser.add_argument("--encoder", help="sentence-transformers path or hub name (MiniLM)")
+    sid_arguments(parser)
     parser.add_argument("--save-steps", type=int, default=100, help="steps between checkpoints")
     parser.add_argument("--keep-models", action="store_true", help="keep the last checkpoints")
     parser.set_defaults(run=run)

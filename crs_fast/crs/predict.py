@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,17 +46,13 @@ def predict(
     predictions, modes = blank_predictions(dialogues), bundle.builder.layout.mode
     wanted = [p for p in predictions if modes or replies or p.gold_items]
     contexts = _contexts(bundle, dialogues, wanted, max_new_tokens)
-    recs, limit = [bool(p.gold_items) for p in wanted], tokens_per_batch
-    parts = chunks(contexts, [p.dialogue for p in wanted], limit)
-    for chunk in show_progress(parts, "dialogues", progress):
-        for members, turns in walk(bundle, contexts, recs, chunk, limit):
-            mine = [wanted[i] for i in members]
-            if modes:
-                _note_modes(turns, mine)
-            asked = [bool(p.gold_items) or (free_rankings and p.chooses_rec) for p in mine]
-            _rank(bundle, turns, mine, asked, num_beams, normalize)
-            if replies:
-                _reply(bundle, turns, mine, max_new_tokens)
+    for _, turns, mine in _asked_in_batches(
+        bundle, contexts, wanted, tokens_per_batch, "dialogues", progress
+    ):
+        asked = [bool(p.gold_items) or (free_rankings and p.chooses_rec) for p in mine]
+        _rank(bundle, turns, mine, asked, num_beams, normalize)
+        if replies:
+            _reply(bundle, turns, mine, max_new_tokens)
     return predictions
 
 
@@ -80,32 +76,48 @@ def predict_in_words(
     # Without a mode a prefix has no token, and generation must be fed one: the context's last.
     cut = 0 if modes else 1
     heads = [context[: len(context) - cut] for context in contexts]
-    recs, limit = [bool(p.gold_items) for p in predictions], tokens_per_batch
-    parts = chunks(heads, [p.dialogue for p in predictions], limit)
-    for chunk in show_progress(parts, "own words", progress):
-        for members, turns in walk(bundle, heads, recs, chunk, limit):
-            mine = [predictions[i] for i in members]
-            if modes:
-                _note_modes(turns, mine)
-            openings = [
-                contexts[i][len(heads[i]) :]
-                + (builder.prefix(REC, p.gold_items[0]) if p.gold_items else builder.prefix(CHAT))
-                for i, p in zip(members, mine, strict=True)
+    for members, turns, mine in _asked_in_batches(
+        bundle, heads, predictions, tokens_per_batch, "own words", progress
+    ):
+        openings = [
+            contexts[i][len(heads[i]) :]
+            + (builder.prefix(REC, p.gold_items[0]) if p.gold_items else builder.prefix(CHAT))
+            for i, p in zip(members, mine, strict=True)
+        ]
+        said = turns.write(openings, max_new_tokens=max_new_tokens)
+        _note(bundle, said, mine)
+        found = [row for row, tokens in enumerate(said) if builder.begin in tokens]
+        for row, p in enumerate(mine):
+            if not modes:
+                p.rec_probability = float(row in found)
+        found = [row for row in found if mine[row].gold_items]
+        if found:
+            before = [
+                [*heads[members[r]], *openings[r], *said[r][: said[r].index(builder.begin)]]
+                for r in found
             ]
-            said = turns.write(openings, max_new_tokens=max_new_tokens)
-            _note(bundle, said, mine)
-            found = [row for row, tokens in enumerate(said) if builder.begin in tokens]
-            for row, p in enumerate(mine):
-                if not modes:
-                    p.rec_probability = float(row in found)
-            found = [row for row in found if mine[row].gold_items]
-            if found:
-                before = [
-                    [*heads[members[r]], *openings[r], *said[r][: said[r].index(builder.begin)]]
-                    for r in found
-                ]
-                _rank_after(bundle, turns, found, before, mine, num_beams, normalize)
+            _rank_after(bundle, turns, found, before, mine, num_beams, normalize)
     return predictions
+
+
+def _asked_in_batches(
+    bundle: Bundle,
+    contexts: Sequence[Sequence[int]],
+    predictions: Sequence[Prediction],
+    limit: int,
+    name: str,
+    progress: bool,
+) -> Iterator[tuple[list[int], TurnBatch, list[Prediction]]]:
+    """Batches of turns: their indices, what answers for them, and their predictions, in which the
+    mode is noted already where the layout has one."""
+    recs = [bool(p.gold_items) for p in predictions]
+    parts = chunks(contexts, [p.dialogue for p in predictions], limit)
+    for chunk in show_progress(parts, name, progress):
+        for members, turns in walk(bundle, contexts, recs, chunk, limit):
+            mine = [predictions[i] for i in members]
+            if bundle.builder.layout.mode:
+                _note_modes(turns, mine)
+            yield members, turns, mine
 
 
 def _rank_after(

@@ -21,7 +21,7 @@ from crs_fast.decode import graph, recommend
 from crs_fast.decode.search import Beams
 from crs_fast.trie import SidTrie, TrieSlot
 
-from ..helpers import random_sids, tiny_model, vocab_of
+from ..helpers import left_padded, random_sids, tiny_model, vocab_of
 
 LEVELS, CODES, WORDS = 3, 6, 7
 RECORDED = ["llama", "qwen3", "mistral", "phi"]
@@ -76,13 +76,6 @@ def system(kind="llama", items=80, seed=4):
     return tiny_model(kind, WORDS + LEVELS * CODES), trie, vocab_of(LEVELS, CODES)
 
 
-def prompts(*lengths, seed=0):
-    """Prompts padded on the left."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, WORDS, (len(lengths), max(lengths)), generator=generator)
-    return ids, torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]
-
-
 def both(model, trie, vocab, prompt, **how):
     """By a recording and eagerly; they agree."""
     how = dict(trie=trie, vocab=vocab, num_beams=7, **how)
@@ -99,16 +92,16 @@ def both(model, trie, vocab, prompt, **how):
 def test_one_recording_serves_prompts_of_like_length(made, kind, normalize):
     arguments = system(kind)
     for lengths in ((9, 5), (3, 12), (16, 16), (16, 1)):
-        both(*arguments, prompts(*lengths), normalize=normalize)
+        both(*arguments, left_padded(*lengths), normalize=normalize)
     # One with room for padding; (16, 16) fills a recording of its own.
     assert len(made) == 2
-    both(*arguments, prompts(17, 4), normalize=normalize)
+    both(*arguments, left_padded(17, 4), normalize=normalize)
     assert len(made) == 3
 
 
 def test_filters_and_temperature(made):
     model, trie, vocab = system()
-    prompt = prompts(9, 5)
+    prompt = left_padded(9, 5)
     for deny in ([0, 1], [5], list(range(30))):
         both(model, trie, vocab, prompt, filters=trie.filter(deny=deny))
     assert len(made) == 1
@@ -125,8 +118,8 @@ def test_catalogues_of_a_slot(made, with_vocab):
     for seed in range(3):
         trie = SidTrie.from_sids(random_sids(seed, 150, LEVELS, CODES).unique(dim=0))
         slot.load(trie)
-        answers.append(both(model, slot.trie, vocab, prompts(9, 5)).sids)
-        wanted = recommend(model, *prompts(9, 5), trie=trie, vocab=vocab, num_beams=7)
+        answers.append(both(model, slot.trie, vocab, left_padded(9, 5)).sids)
+        wanted = recommend(model, *left_padded(9, 5), trie=trie, vocab=vocab, num_beams=7)
         assert torch.equal(answers[-1], wanted.sids)
     assert len(made) == 1
     assert not torch.equal(answers[0], answers[1])
@@ -136,23 +129,23 @@ def test_a_slot_with_codes_that_the_vocabulary_lacks(made):
     model, _, vocab = system()
     slot = TrieSlot(200, num_levels=LEVELS, num_codes=2 * CODES)
     slot.load(SidTrie.from_sids(random_sids(0, 50, LEVELS, CODES).unique(dim=0)))
-    both(model, slot.trie, vocab, prompts(9, 5))
+    both(model, slot.trie, vocab, left_padded(9, 5))
     slot.load(SidTrie.from_sids(random_sids(0, 150, LEVELS, 2 * CODES).unique(dim=0)))
     with pytest.raises(ValueError, match="vocab must have a token for each code"):
-        recommend(model, *prompts(9, 5), trie=slot.trie, vocab=vocab, cuda_graph=True)
+        recommend(model, *left_padded(9, 5), trie=slot.trie, vocab=vocab, cuda_graph=True)
 
 
 def test_a_model_keeps_its_newest_recordings(made):
     model, trie, vocab = system()
     for beams in [*range(1, graph.MAX_RECORDINGS + 2), 1]:
-        recommend(model, *prompts(9), trie=trie, vocab=vocab, num_beams=beams, cuda_graph=True)
+        recommend(model, *left_padded(9), trie=trie, vocab=vocab, num_beams=beams, cuda_graph=True)
     assert len(graph._of_model[model]._made) == graph.MAX_RECORDINGS
     assert len(made) == graph.MAX_RECORDINGS + 2
 
 
 def test_weights_and_adapters_that_change(made):
     model, trie, vocab = system()
-    prompt = prompts(9, 5)
+    prompt = left_padded(9, 5)
     first = both(model, trie, vocab, prompt)
     with torch.no_grad():
         model.lm_head.weight.mul_(0.5)  # in place
@@ -179,15 +172,15 @@ def test_weights_and_adapters_that_change(made):
 def test_inference_mode_and_after_it(made):
     arguments = system()
     with torch.inference_mode():
-        both(*arguments, prompts(9, 5))
-    both(*arguments, prompts(7, 8))
+        both(*arguments, left_padded(9, 5))
+    both(*arguments, left_padded(7, 8))
     assert len(made) == 1
 
 
 def test_threads_share_recordings(made):
     model, trie, vocab = system()
     how = dict(trie=trie, vocab=vocab, num_beams=7)
-    cases = [prompts(9, 5, seed=seed) for seed in range(4)]
+    cases = [left_padded(9, 5, seed=seed) for seed in range(4)]
     wanted = [recommend(model, *case, **how).sids for case in cases]
     wrong = []
 
@@ -216,22 +209,22 @@ def test_what_can_not_be_recorded_runs_eagerly_and_is_not_tried_again(made, monk
     monkeypatch.setattr(graph, "record", record)
     arguments = system()
     with pytest.warns(UserWarning, match="RuntimeError: operation not permitted") as caught:
-        both(*arguments, prompts(9, 5))
+        both(*arguments, left_padded(9, 5))
     assert len(caught) == 1
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        both(*arguments, prompts(9, 5))
+        both(*arguments, left_padded(9, 5))
     assert len(tries) == 1
 
 
 def test_on_the_cpu_it_says_that_it_runs_eagerly():
     arguments = system()
     with pytest.warns(UserWarning, match="the model must be on a CUDA device"):
-        both(*arguments, prompts(9, 5))
+        both(*arguments, left_padded(9, 5))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        both(*arguments, prompts(9, 5))
+        both(*arguments, left_padded(9, 5))
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 127, 128, 129, 500, 4000])
@@ -251,7 +244,7 @@ def test_a_model_and_its_recordings_go_together(monkeypatch):
 
     monkeypatch.setattr(graph, "record", record)
     model, trie, vocab = system()
-    recommend(model, *prompts(9), trie=trie, vocab=vocab, num_beams=3, cuda_graph=True)
+    recommend(model, *left_padded(9), trie=trie, vocab=vocab, num_beams=3, cuda_graph=True)
     recordings, alive = weakref.ref(graph._of_model[model]), weakref.ref(model)
     del model
     gc.collect()
@@ -270,7 +263,7 @@ def test_a_recording_keeps_what_it_reads(monkeypatch):
     monkeypatch.setattr(graph, "record", record)
     model, trie, vocab = system()
     codes, weight = trie.tensors.codes.data_ptr(), model.lm_head.weight.data_ptr()
-    recommend(model, *prompts(9), trie=trie, vocab=vocab, num_beams=3, cuda_graph=True)
+    recommend(model, *left_padded(9), trie=trie, vocab=vocab, num_beams=3, cuda_graph=True)
     tensors = [weakref.ref(t) for t in trie.tensors]
     del trie
     gc.collect()

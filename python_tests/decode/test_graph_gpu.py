@@ -9,7 +9,7 @@ import torch
 from crs_fast.decode import recommend
 from crs_fast.trie import SidTrie, TrieSlot
 
-from ..helpers import random_sids, tiny_model, vocab_of
+from ..helpers import left_padded, random_sids, tiny_model, vocab_of
 
 pytestmark = pytest.mark.gpu
 
@@ -23,10 +23,7 @@ def system(kind="qwen3"):
 
 
 def prompts(*lengths, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, 7, (len(lengths), max(lengths)), generator=generator)
-    mask = torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]
-    return ids.cuda(), mask.cuda()
+    return tuple(t.cuda() for t in left_padded(*lengths, seed=seed))
 
 
 def check(model, trie, vocab, prompt, **how):

@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from crs_fast.decode import recommend
 from crs_fast.trie import SidTrie
 
-from ..helpers import random_sids, tiny_model, vocab_of
+from ..helpers import left_padded, random_sids, tiny_model, vocab_of
 
 LEVELS, CODES = 4, 6
 
@@ -23,13 +23,6 @@ def fresh_compiler():
 def system(kind, **extra):
     trie = SidTrie.from_sids(random_sids(4, 200, LEVELS, CODES).unique(dim=0))
     return tiny_model(kind, 7 + LEVELS * CODES, **extra), trie, vocab_of(LEVELS, CODES)
-
-
-def prompts(*lengths, seed=0):
-    """Prompts padded on the left."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1, 7, (len(lengths), max(lengths)), generator=generator)
-    return ids, torch.arange(max(lengths)) >= max(lengths) - torch.tensor(lengths)[:, None]
 
 
 def both(model, trie, vocab, prompt, **how):
@@ -60,40 +53,40 @@ def traced(monkeypatch):
 def test_against_eager_layers(kind, traced):
     arguments = system(kind)
     for normalize in ("vocab", "level"):
-        both(*arguments, prompts(12, 12), normalize=normalize)
-        both(*arguments, prompts(9, 4), normalize=normalize)
+        both(*arguments, left_padded(12, 12), normalize=normalize)
+        both(*arguments, left_padded(9, 4), normalize=normalize)
 
 
 def test_all_layers_and_lengths_share_few_compilations(traced):
     arguments = system("llama", num_hidden_layers=12)
-    both(*arguments, prompts(12, 12))
+    both(*arguments, left_padded(12, 12))
     assert counters["stats"]["unique_graphs"] == 2  # a prompt's pass, a step's
     for length in (9, 17, 30):
-        both(*arguments, prompts(length, 4, seed=length))
+        both(*arguments, left_padded(length, 4, seed=length))
     assert counters["stats"]["unique_graphs"] <= 3  # prompts of any length
     assert not counters["graph_break"]
 
 
 def test_generated_code():
-    both(*system("llama"), prompts(12, 5))
+    both(*system("llama"), left_padded(12, 5))
 
 
 def test_a_model_that_can_not_be_compiled_runs_eagerly_and_says_so_once(traced):
     model, trie, vocab = system("gpt2")  # hands its layers the cache by position
     how = dict(trie=trie, vocab=vocab, num_beams=9)
-    wanted = recommend(model, *prompts(12, 5), **how)
+    wanted = recommend(model, *left_padded(12, 5), **how)
     with pytest.warns(UserWarning, match="compile_layers is given up") as caught:
-        got = recommend(model, *prompts(12, 5), compile_layers=True, **how)
+        got = recommend(model, *left_padded(12, 5), compile_layers=True, **how)
     assert len(caught) == 1
     assert caught[0].filename == __file__
     assert torch.equal(got.sids, wanted.sids)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        recommend(model, *prompts(12, 5), compile_layers=True, **how)
+        recommend(model, *left_padded(12, 5), compile_layers=True, **how)
 
 
 def test_hooks_are_not_skipped(traced):
     model, trie, vocab = system("llama")
     model.model.layers[1].register_forward_hook(lambda *_: None)
     with pytest.warns(UserWarning, match="must have no hooks"):
-        recommend(model, *prompts(5), trie=trie, vocab=vocab, compile_layers=True)
+        recommend(model, *left_padded(5), trie=trie, vocab=vocab, compile_layers=True)

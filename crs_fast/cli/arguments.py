@@ -1,0 +1,35 @@
+"""Arguments that several commands take."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument(
+        "--data", required=required, help="redial, inspired, starter, or a folder with items.jsonl"
+    )
+    parser.add_argument(
+        "--root", help="folder that holds redial/ and inspired/ (default: $CRS_FAST_DATA)"
+    )
+    parser.add_argument(
+        "--on-error", choices=("raise", "skip"), default="raise", help="what broken lines do"
+    )
+
+
+def sid_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--levels", type=int, default=4, help="codes a semantic ID")
+    parser.add_argument("--codes", type=int, default=64, help="codewords a level")
+    parser.add_argument("--method", choices=("rqvae", "rqkmeans"), default="rqvae")
+    parser.add_argument(
+        "--encoder", help="sentence-transformers path or hub name; without it offline MiniLM"
+    )
+
+
+def memory_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--qlora", action="store_true", help="LoRA on the backbone in 4 bits (crs_fast[qlora], GPU)"
+    )
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="less memory, more time"
+    )
