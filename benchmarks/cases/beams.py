@@ -39,6 +39,7 @@ class System:
         qwen3: str = "0.6B",
     ) -> None:
         full, cuda = size == "full", device == "cuda"
+        self.full = full
         self.beams, self.prompt = (beams, prompt) if full else (4, 8)
         self.batch, self.levels = batch if full else 2, levels
         items, codes = (1_000_000 if cuda else 20_000, codes) if full else (200, 8)
@@ -166,7 +167,7 @@ def beams(num_beams: int, size: str, device: str) -> tuple[str, Ways]:
 
 
 def trees(of: System, normalize: str, device: str) -> Ways:
-    """`recommend`; on a GPU also recorded, and compiled and recorded."""
+    """`recommend`; compiled too at full size, and on a GPU recorded, and both."""
 
     def run(**faster: bool) -> torch.Tensor:
         return recommend(
@@ -180,6 +181,8 @@ def trees(of: System, normalize: str, device: str) -> Ways:
         ways[f"recommend, {normalize}, graph, compiled"] = partial(
             run, cuda_graph=True, compile_layers=True
         )
+    elif of.full:  # compiling takes longer than everything at toy size
+        ways[f"recommend, {normalize}, compiled"] = partial(run, compile_layers=True)
     return ways
 
 
