@@ -3,6 +3,7 @@
     <out>/config.json                            everything that was decided, versions included
     <out>/catalogue/                             embeddings, SIDs and quantizer
     <out>/runs/<arm>/seed<k>/<way>.jsonl         predictions of a run, one file a way of decoding
+    <out>/runs/<arm>/rate<r>/validation.jsonl    of each learning rate, where there are several
     <out>/runs/<arm>/seed<k>/done.json           budget, tokens read, seconds, learning rate, loss
     <out>/test_log.jsonl                         one line each time the test split was answered
     <out>/results.json, results.md, *.png        written anew after every run
@@ -31,7 +32,6 @@ from crs_fast.crs.arms.joint import join
 from crs_fast.crs.backbones import load_backbone, tiny_backbone
 from crs_fast.crs.cold_start import hold_out
 from crs_fast.crs.datasets import load_dataset
-from crs_fast.crs.datasets.jsonl import write_lines
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import write_text
 from crs_fast.crs.metrics import ranking_metrics
@@ -186,7 +186,6 @@ def make_setting(
         pretrained=plan.model != "tiny",
         num_beams=plan.num_beams,
         max_new_tokens=plan.max_new_tokens,
-        tokens_per_batch=plan.training.tokens_per_batch,
     )
 
 
@@ -227,21 +226,25 @@ def _run(
     say: Say,
     keep_models: bool,
 ) -> None:
-    start = time.perf_counter()
-    rate = _rate(plan, setting, arm, out, say) if arm.trains else 0.0
-    fitted = arm.fit(setting, folder, _config(plan, seed, rate))
-    trained = time.perf_counter() - start
+    rate, work = 0.0, folder
+    if arm.trains:
+        rate = _rate(plan, setting, arm, out, say)
+        if seed == 0 and len(plan.learning_rates) > 1:
+            work = _trial(out, arm, rate)  # trained there already
+    fitted = arm.fit(setting, work, _config(plan, seed, rate))
     if not first_process():
         return
+    start = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     answers = fitted.answer(setting.dataset.splits["test"][: plan.limit], plan.replies)
     for way, predictions in answers.items():
         write_predictions(folder / f"{way or 'predictions'}.jsonl", predictions)
     _log_test(out, arm.name, seed)
-    seconds = dict(train=round(trained, 1), answer=round(time.perf_counter() - start - trained, 1))
+    seconds = {"train": 0.0, "answer": round(time.perf_counter() - start, 1)}
     done: dict[str, Any] = {"seed": seed, "seconds": seconds}
     if fitted.training is not None:
         last = fitted.training.losses[-1]
+        seconds["train"] = round(last["seconds"], 1)
         done |= {
             "budget": plan.tokens,
             "tokens": last["tokens"],
@@ -250,7 +253,7 @@ def _run(
             "loss": last["loss"],
         }
         if not keep_models:
-            _forget_checkpoints(folder)
+            _forget_checkpoints(work)
     write_text(folder / "done.json", json.dumps(done, indent=1) + "\n")
     say(f"  {json.dumps(done)}")
 
@@ -260,25 +263,35 @@ def _config(plan: Plan, seed: int, rate: float) -> TrainConfig:
 
 
 def _rate(plan: Plan, setting: Setting, arm: Arm, out: Path, say: Say) -> float:
-    """The learning rate with the best R@10 (then MRR@10) on validation, all tried with seed 0."""
+    """The learning rate with the best R@10 (then MRR@10) on validation, all tried with seed 0. Only
+    its checkpoints stay."""
     if len(plan.learning_rates) == 1:
         return plan.learning_rates[0]
     tried: dict[float, tuple[float, float]] = {}
     dialogues = setting.dataset.splits["valid"][: plan.limit]
     for rate in plan.learning_rates:
-        folder = out / "runs" / arm.name / f"rate{rate:g}"
+        folder = _trial(out, arm, rate)
         file = folder / "validation.jsonl"
         if not file.is_file():
             fitted = arm.fit(setting, folder, _config(plan, 0, rate))
             if first_process():
                 write_predictions(file, fitted.answer(dialogues, False)[""])
-                _forget_checkpoints(folder)
             wait_for_all()
         targets = protocol_targets(read_predictions(file, dialogues), "paper")
         metrics = ranking_metrics(targets.ranks)
         tried[rate] = (metrics.recall[10], metrics.mrr[10])
         say(f"  learning rate {rate:g}: validation R@10 {100 * tried[rate][0]:.2f}")
-    return max(tried, key=tried.__getitem__)
+    best = max(tried, key=tried.__getitem__)
+    if first_process():
+        for rate in tried:
+            if rate != best:
+                _forget_checkpoints(_trial(out, arm, rate))
+    return best
+
+
+def _trial(out: Path, arm: Arm, rate: float) -> Path:
+    """Where a learning rate is tried."""
+    return out / "runs" / arm.name / f"rate{rate:g}"
 
 
 def _forget_checkpoints(folder: Path) -> None:
@@ -287,10 +300,9 @@ def _forget_checkpoints(folder: Path) -> None:
 
 
 def _log_test(out: Path, arm: str, seed: int) -> None:
-    file = out / "test_log.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-    now = time.strftime("%FT%TZ", time.gmtime())
-    write_lines(file, [*lines, {"time": now, "arm": arm, "seed": seed}])
+    line = {"time": time.strftime("%FT%TZ", time.gmtime()), "arm": arm, "seed": seed}
+    with open(out / "test_log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
 def _write_config(plan: Plan, out: Path) -> None:

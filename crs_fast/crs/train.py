@@ -223,7 +223,7 @@ def train_instances(
     if trainer.is_world_process_zero():
         note_weights(folder, config)
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train_from(checkpoint)
     seconds = time.perf_counter() - start
     if trainer.is_world_process_zero():
         save_loss_curve(trainer.loss_file.history, folder / "loss.png")

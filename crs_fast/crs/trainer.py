@@ -17,6 +17,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
 from crs_fast.crs.datasets.jsonl import write_lines
 from crs_fast.crs.files import replacing
@@ -43,12 +44,16 @@ class Clock(TrainerCallback):
         """Of the time limit, 0 without one."""
         return self.seconds() / self.limit if self.limit else 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def go_on_from(self, state: TrainerState) -> None:
+        """Start now, after the runs that `state` tells of."""
         self.spent = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
         self.tokens = int(max((entry.get("tokens", 0) for entry in state.log_history), default=0))
         self.started = time.perf_counter()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.go_on_from(state)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -61,6 +66,11 @@ class Clock(TrainerCallback):
             control.should_save = args.save_strategy != "no"
 
 
+def losses_of(state: TrainerState) -> list[dict[str, float]]:
+    """The lines about the loss among all that was logged."""
+    return [entry for entry in state.log_history if "loss" in entry]
+
+
 class LossFile(TrainerCallback):
     """`loss.jsonl`: one line a log, rewritten whole so that a resumed run leaves no doubles."""
 
@@ -71,7 +81,7 @@ class LossFile(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.history = [entry for entry in state.log_history if "loss" in entry]
+        self.history = losses_of(state)
         if not state.is_world_process_zero:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +124,26 @@ class PackedTrainer(Trainer):
             self.add_callback(LossBar())
         self.add_callback(clock)
         self.add_callback(loss_file)
+
+    def train_from(self, checkpoint: str | None) -> None:
+        """Train what is left after a checkpoint; from the start if it is None. After the last step
+        nothing is left, where `Trainer.train` would take one step more."""
+        if checkpoint is None:
+            self.train()
+            return
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+        self.clock.go_on_from(state)
+        if state.global_step < self._last_step() and self.clock.share() < 1:
+            self.train(resume_from_checkpoint=checkpoint)
+            return
+        self._load_from_checkpoint(checkpoint)
+        self.state = state
+        self.loss_file.history = losses_of(state)
+
+    def _last_step(self) -> int:
+        batches = len(self.get_train_dataloader())
+        an_epoch = math.ceil(batches / self.args.gradient_accumulation_steps)
+        return math.ceil(self.args.num_train_epochs * an_epoch)
 
     def compute_loss(
         self,

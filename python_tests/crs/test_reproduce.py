@@ -106,13 +106,24 @@ def test_a_run_that_was_cut_off_goes_on(data, tmp_path, monkeypatch):
 
 
 def test_rates_are_chosen_on_validation(data, tmp_path):
-    said = []
-    reproduce(plan(data, arms=("gcrs",), learning_rates=(1e-9, 1e-2)), tmp_path, said.append)
+    said, out = [], tmp_path / "rates"
+    rates = (1e-9, 1e-2)
+    reproduce(plan(data, arms=("gcrs",), learning_rates=rates), out, said.append)
     tried = [line for line in said if "validation" in line]
     assert len(tried) == 2
-    done = json.loads((tmp_path / "runs/gcrs/seed0/done.json").read_text())
-    assert done["learning_rate"] in (1e-9, 1e-2)
-    assert len((tmp_path / "test_log.jsonl").read_text().splitlines()) == 1
+    done = json.loads((out / "runs/gcrs/seed0/done.json").read_text())
+    assert done["learning_rate"] in rates
+    assert len((out / "test_log.jsonl").read_text().splitlines()) == 1
+    assert not list(out.glob("runs/gcrs/*/training/checkpoint-*"))
+
+    # The chosen rate's trial is the run: what it answers is what a run at that rate alone would.
+    alone = plan(data, arms=("gcrs",), learning_rates=(done["learning_rate"],))
+    reproduce(alone, tmp_path / "alone", said.append)
+    again = json.loads((tmp_path / "alone/runs/gcrs/seed0/done.json").read_text())
+    for key in ("tokens", "steps", "loss"):
+        assert done[key] == again[key]
+    file = "runs/gcrs/seed0/predictions.jsonl"
+    assert (out / file).read_text() == (tmp_path / "alone" / file).read_text()
 
 
 def test_seeds_are_averaged_and_paired(data, tmp_path):
