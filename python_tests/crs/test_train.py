@@ -131,6 +131,22 @@ def test_resume_equals_an_uninterrupted_run(tmp_path, rank):
         torch.testing.assert_close(two, one, rtol=0, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("rank", [None, 4])
+@pytest.mark.parametrize("minutes", [None, 0.5 / 60])
+def test_a_training_that_is_over_takes_no_further_step(tmp_path, rank, minutes):
+    epochs = 10_000 if minutes else 1.4  # a last step in the middle of an epoch
+    config = replace(FULL, lora_rank=rank, save_steps=10**6, epochs=epochs, max_minutes=minutes)
+    whole = run(system(), tmp_path, config)
+    again = run(system(), tmp_path, config, resume=True)
+    assert (again.tokens, again.steps) == (0, whole.steps)
+    assert again.losses == whole.losses
+    for one, two in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
+    if not minutes:
+        longer = run(system(), tmp_path, replace(config, epochs=2), resume=True)
+        assert longer.steps > whole.steps
+
+
 def test_resume_without_a_checkpoint_starts(tmp_path):
     assert run(system(), tmp_path, replace(FULL, epochs=1), resume=True).steps > 0
 
