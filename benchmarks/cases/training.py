@@ -1,4 +1,5 @@
-"""One pass of training (loss and gradients) over dialogues: instances apart, and as branches."""
+"""Training: one pass (loss and gradients) over dialogues, instances apart and as branches; and
+whole steps of SmolLM2's shape in bfloat16."""
 
 from __future__ import annotations
 
@@ -9,8 +10,10 @@ from typing import Any
 import torch
 
 from crs_fast.crs.backbones import tiny_backbone
+from crs_fast.crs.compiled import compiled_layers
 from crs_fast.crs.datasets import load_dataset
 from crs_fast.crs.packing import (
+    PAD,
     Packed,
     batches,
     collate,
@@ -19,7 +22,7 @@ from crs_fast.crs.packing import (
     pack,
     separate,
 )
-from crs_fast.crs.sequence import ControlTokens, SequenceBuilder
+from crs_fast.crs.sequence import ControlTokens, Instance, SequenceBuilder
 from crs_fast.trie import SidVocab
 
 from .case import Case, Ways
@@ -30,35 +33,34 @@ SHAPES = {
     ("full", "cuda"): dict(hidden_size=576, layers=30, heads=9, vocab_size=4096),
 }
 DIALOGUES = {("toy", "cpu"): 2, ("full", "cpu"): 8, ("full", "cuda"): 256}
+SMOLLM2 = dict(
+    hidden_size=576,
+    intermediate_size=1536,
+    num_hidden_layers=30,
+    num_attention_heads=9,
+    num_key_value_heads=3,
+    vocab_size=49_152 + 256 + 16,
+    tie_word_embeddings=True,
+)
+STEP_TOKENS = 24_576
+STEPS = 4
 
 
 def training(size: str, device: str) -> tuple[str, Ways]:
     """ReDial's first training dialogues where `CRS_FAST_DATA` is set, else the starter's."""
-    source = "redial" if os.environ.get("CRS_FAST_DATA") and size == "full" else "starter"
-    dataset = load_dataset(source)
-    dialogues = dataset.splits["train"][: DIALOGUES.get((size, device), 2)]
     shape = SHAPES.get((size, device), SHAPES["toy", "cpu"])
-    texts = [turn.text for d in dialogues for turn in d.turns]
-    model, tokenizer = tiny_backbone(texts, **shape)
-    vocab, control = (
-        SidVocab.extend(tokenizer, model, 4, 64),
-        ControlTokens.extend(tokenizer, model),
-    )
-    generator = torch.Generator().manual_seed(0)
-    codes = torch.randint(64, (len(dataset.items), 4), generator=generator).tolist()
-    sids = {item.item_id: row for item, row in zip(dataset.items, codes, strict=True)}
-    builder = SequenceBuilder(tokenizer, vocab, control, sids)
-    groups = [builder.instances(dialogue) for dialogue in dialogues]
+    source, model, eos, groups = _instances(size, DIALOGUES.get((size, device), 2), shape)
     model.train().to(device)
     limit = 2048 if device == "cpu" else 32_768
 
     def way(packs: list[Packed], together: Callable[..., dict[str, torch.Tensor]]) -> Any:
         # Like lengths together in both ways: padding is not what is compared.
-        ready = [
-            {k: v.to(device) for k, v in together(b, builder.eos).items()}
-            for b in batches(packs, limit, range(len(packs)))
-        ]
+        ready = _on_device(packs, together, limit, eos, device)
         return lambda: _gradients(model, ready)
+
+    def compiled() -> float:
+        with compiled_layers(model):
+            return ways["trunk + branches"]()
 
     apart = [p for group in groups for p in separate(group)]
     packed = [p for group in groups for p in pack(group, limit)]
@@ -66,14 +68,83 @@ def training(size: str, device: str) -> tuple[str, Ways]:
         "separate instances": way(apart, collate_separate),
         "trunk + branches": way(packed, collate),
     }
+    if size == "full":  # compiling takes a minute
+        ways["trunk + branches, compiled"] = compiled
     _check(model, ways)
     tokens = sum(map(len, apart)), sum(map(len, packed))
     instances = sum(map(len, groups))
     return (
-        f"{len(dialogues)} {source} dialogues, {instances} instances, {tokens[0]} tokens apart, "
+        f"{len(groups)} {source} dialogues, {instances} instances, {tokens[0]} tokens apart, "
         f"{tokens[1]} as trunk + branches; {shape['layers']} layers x {shape['hidden_size']}",
         ways,
     )
+
+
+def training_step(size: str, device: str) -> tuple[str, Ways]:
+    """A few optimizer steps in bfloat16, eager and with compiled layers; random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    small = SHAPES["toy", "cpu"]
+    source, toy, eos, groups = _instances(size, 2 if size == "toy" else 400, small)
+    packs = [p for group in groups for p in pack(group, STEP_TOKENS)]
+    model = toy if size == "toy" else LlamaForCausalLM(LlamaConfig(**SMOLLM2))
+    model.train().to(device)
+    ready = _on_device(packs, collate, STEP_TOKENS, eos, device)[-STEPS:]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def steps() -> None:
+        for batch in ready:
+            with torch.autocast(device, torch.bfloat16):
+                total, count = next_token_loss(model, batch)
+            (total / count).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def compiled_steps() -> None:
+        with compiled_layers(model):
+            steps()
+
+    ways: Ways = {"eager": steps}
+    if size == "full":
+        ways["compiled layers"] = compiled_steps
+    tokens = sum(int((batch["branch"] != PAD).sum()) for batch in ready)
+    goal = 1e3 * tokens / 250_000
+    return (
+        f"{len(ready)} steps on {tokens} tokens of {source} (250,000 tokens/s: {goal:.0f} ms)",
+        ways,
+    )
+
+
+def _instances(
+    size: str, dialogues: int, shape: dict[str, int]
+) -> tuple[str, Any, int, list[list[Instance]]]:
+    """Where dialogues come from, a small model with tokens for their items, its end token and
+    their instances."""
+    source = "redial" if os.environ.get("CRS_FAST_DATA") and size == "full" else "starter"
+    dataset = load_dataset(source)
+    some = dataset.splits["train"][:dialogues]
+    model, tokenizer = tiny_backbone([turn.text for d in some for turn in d.turns], **shape)
+    vocab = SidVocab.extend(tokenizer, model, 4, 64)
+    control = ControlTokens.extend(tokenizer, model)
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(64, (len(dataset.items), 4), generator=generator).tolist()
+    sids = {item.item_id: row for item, row in zip(dataset.items, codes, strict=True)}
+    builder = SequenceBuilder(tokenizer, vocab, control, sids)
+    return source, model, builder.eos, [builder.instances(dialogue) for dialogue in some]
+
+
+def _on_device(
+    packs: list[Packed],
+    together: Callable[..., dict[str, torch.Tensor]],
+    limit: int,
+    eos: int,
+    device: str,
+) -> list[dict[str, torch.Tensor]]:
+    return [
+        {k: v.to(device) for k, v in together(some, eos).items()}
+        for some in batches(packs, limit, range(len(packs)))
+    ]
 
 
 def _gradients(model: Any, ready: Sequence[dict[str, torch.Tensor]]) -> float:
@@ -92,9 +163,13 @@ def _check(model: Any, ways: Ways) -> None:
     for run in ways.values():
         losses.append(run())
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    one, two = gradients
-    if abs(losses[0] - losses[1]) > 1e-5 * losses[0] or (one - two).norm() > 1e-4 * one.norm():
-        raise AssertionError("training: the ways disagree, nothing was timed")
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        apart = (gradient - gradients[0]).norm()
+        if abs(loss - losses[0]) > 1e-5 * losses[0] or apart > 1e-4 * gradients[0].norm():
+            raise AssertionError("training: the ways disagree, nothing was timed")
 
 
-CASES = [Case("training", training, ("cpu", "cuda"))]
+CASES = [
+    Case("training", training, ("cpu", "cuda")),
+    Case("training_step", training_step, ("cuda",)),
+]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from crs_fast import __version__
 
-from .arguments import data_arguments, memory_arguments, sid_arguments
+from .arguments import data_arguments, machine_arguments, sid_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +94,7 @@ def _train(commands) -> None:
     parser.add_argument("--minutes", type=float, help="stop training after so long")
     parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate")
     parser.add_argument("--lora-rank", type=int, default=16, help="0 tunes every weight")
-    memory_arguments(parser)
+    machine_arguments(parser)
     parser.add_argument("--tokens-per-batch", type=int, default=8192)
     parser.add_argument("--max-length", type=int, default=768)
     parser.add_argument("--save-steps", type=int, default=0, help="steps between checkpoints")

@@ -26,10 +26,13 @@ def sid_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def memory_arguments(parser: argparse.ArgumentParser) -> None:
+def machine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--qlora", action="store_true", help="LoRA on the backbone in 4 bits (crs_fast[qlora], GPU)"
     )
     parser.add_argument(
         "--gradient-checkpointing", action="store_true", help="less memory, more time"
+    )
+    parser.add_argument(
+        "--compile-layers", action="store_true", help="torch.compile: a minute first, then faster"
     )

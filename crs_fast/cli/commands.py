@@ -41,6 +41,7 @@ def train(args: Namespace) -> int:
         lora_rank=args.lora_rank or None,
         qlora=args.qlora,
         gradient_checkpointing=args.gradient_checkpointing,
+        compile_layers=args.compile_layers,
         tokens_per_batch=args.tokens_per_batch,
         max_length=args.max_length,
         save_steps=args.save_steps,

@@ -9,7 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from .arguments import memory_arguments, sid_arguments
+from .arguments import machine_arguments, sid_arguments
 
 
 def add(commands: Any) -> None:
@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--max-length", type=int, default=768)
     parser.add_argument("--tokens-per-batch", type=int, default=8192)
     parser.add_argument("--lora-rank", type=int, default=0, help="0 tunes every weight")
-    memory_arguments(parser)
+    machine_arguments(parser)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on the CPU too")
     parser.add_argument("--context-dropout", type=float, default=0.0)
     sid_arguments(parser)
@@ -71,6 +71,7 @@ def run(args: Namespace) -> int:
             lora_rank=args.lora_rank or None,
             qlora=args.qlora,
             gradient_checkpointing=args.gradient_checkpointing,
+            compile_layers=args.compile_layers,
             max_length=args.max_length,
             tokens_per_batch=args.tokens_per_batch,
             context_dropout=args.context_dropout,

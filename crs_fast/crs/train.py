@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from crs_fast.crs.compiled import compiled_layers
 from crs_fast.crs.dialogue import CrsDataset, Dialogue
 from crs_fast.crs.lora import add_lora, in_four_bits, merge_lora
 from crs_fast.crs.packing import (
@@ -66,6 +68,8 @@ class TrainConfig:
             Helps a small model from scratch over to wordings it was not trained on.
         packed: all instances of a dialogue in one sequence (see `crs_fast.crs.packing`). A model
             that gives another loss for it is trained on separate instances, with a warning.
+        compile_layers: run the decoder layers under `torch.compile`: the same losses, faster once
+            it is compiled (a minute or so).
         save_steps: steps between checkpoints (`<output_dir>/training/checkpoint-*`, the newest
             two are kept); 0 for none.
     """
@@ -92,6 +96,7 @@ class TrainConfig:
     context_dropout: float = 0.0
     packed: bool = True
     gradient_checkpointing: bool = False
+    compile_layers: bool = False
     logging_steps: int = 10
     save_steps: int = 0
 
@@ -223,7 +228,8 @@ def train_instances(
     if trainer.is_world_process_zero():
         note_weights(folder, config)
     start = time.perf_counter()
-    trainer.train_from(checkpoint)
+    with compiled_layers(trained) if config.compile_layers else nullcontext():
+        trainer.train_from(checkpoint)
     seconds = time.perf_counter() - start
     if trainer.is_world_process_zero():
         save_loss_curve(trainer.loss_file.history, folder / "loss.png")
@@ -320,7 +326,7 @@ def _arguments(folder: Path, config: TrainConfig, progress: bool) -> TrainingArg
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch",
+        optim="adamw_torch_fused",
         bf16=bf16,
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
