@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crs_fast.crs.dialogue import CrsDataset, Dialogue
+from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import write_text
-from crs_fast.crs.gold_replies import gold_reply_nll
-from crs_fast.crs.metrics import perplexity
+from crs_fast.crs.gold_replies import note_gold_nll
 from crs_fast.crs.model import Recommender
 from crs_fast.crs.predict import predict
 from crs_fast.crs.predictions import Prediction, write_predictions
@@ -23,7 +21,7 @@ from crs_fast.crs.score import Baseline, mode_figures, recommendation_figures, t
 class Evaluation:
     """Figures of one run.
 
-    recommendation, mode, text: see `crs_fast.crs.score`; text has perplexities too
+    recommendation, mode, text: see `crs_fast.crs.score`
     """
 
     dataset: str
@@ -107,7 +105,9 @@ def evaluate(
     recommendation = recommendation_figures(dataset, split, predictions, baselines)
     text: dict[str, Any] = {}
     if replies:
-        text = _text(recommender, dialogues, predictions, progress)
+        note_gold_nll(recommender.bundle, dialogues, predictions, progress=progress)
+        text = {"mode of replies": "gold mode, the model's own top item"}
+        text |= text_figures(predictions)
     settings = dict(num_beams=num_beams, normalize=normalize, dialogues=len(dialogues))
     return Evaluation(
         dataset.name,
@@ -119,18 +119,3 @@ def evaluate(
         text,
         predictions,
     )
-
-
-def _text(
-    recommender: Recommender,
-    dialogues: Sequence[Dialogue],
-    predictions: Sequence[Prediction],
-    progress: bool,
-) -> dict[str, Any]:
-    figures: dict[str, Any] = {"mode of replies": "gold mode, the model's own top item"}
-    figures |= text_figures(predictions)
-    scored = gold_reply_nll(recommender.bundle, dialogues, predictions, progress=progress)
-    for name, (nll, words) in scored.items():
-        figures[f"perplexity given {name} mode and item"] = perplexity(nll, words)
-        figures["word tokens"] = words
-    return figures

@@ -25,6 +25,8 @@ from crs_fast.crs.sequence import Instance
 
 IGNORE = -100
 PAD = -1
+Arrange = Callable[..., list["Packed"]]
+Collate = Callable[..., dict[str, torch.Tensor]]
 
 
 @dataclass(slots=True)
@@ -67,8 +69,8 @@ def _takes(packed: Packed, instance: Instance, max_tokens: int | None) -> bool:
     return fits and packed.trunk[: len(instance.context)] == instance.context
 
 
-def separate(instances: Iterable[Instance]) -> list[Packed]:
-    """Every instance as a sequence of its own: ordinary causal sequences."""
+def separate(instances: Iterable[Instance], max_tokens: int | None = None) -> list[Packed]:
+    """Every instance as a sequence of its own, whatever its length: ordinary causal sequences."""
     return [Packed(i.context, [(len(i.context), i.response)]) for i in instances]
 
 
@@ -109,6 +111,12 @@ def collate_separate(packs: Sequence[Packed], pad_id: int = 0) -> dict[str, torc
         "attention_mask": padded(([1] * len(row[0]) for row in rows), 0),
         "labels": padded((row[4] for row in rows), IGNORE),
     }
+
+
+def reading(packed: bool) -> tuple[Arrange, Collate]:
+    """How instances become sequences, and sequences a batch, for a model that reads them packed or
+    one that can't."""
+    return (pack, collate) if packed else (separate, collate_separate)
 
 
 def drop_context(batch: dict[str, torch.Tensor], share: float, token: int) -> None:
@@ -234,8 +242,8 @@ def read_after(
         [C, ...] on the CPU, row i for context i.
     """
     few = [Instance(0, None, tuple(context), (0,)) for context in contexts[:4]]
-    packed = packing_is_exact(model, few, max(map(len, contexts), default=0))
-    arrange, together = (pack, collate) if packed else (separate, collate_separate)
+    longest = max(map(len, contexts), default=0)
+    arrange, together = reading(packing_is_exact(model, few, longest))
     packs: list[Packed] = []
     for _, members in itertools.groupby(range(len(contexts)), key=groups.__getitem__):
         # A response of one token is only a label, so it can carry the context's number.

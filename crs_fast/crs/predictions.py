@@ -11,8 +11,10 @@ One JSON object a line, one line a recommender turn (consecutive messages of one
 dialogue must be there. `gold` is for human readers: scoring takes it from the data. All else may be
 null or absent: `mode` ("rec" or "chat": the system's own choice), `ranking` (items best first, as
 if the mode were "rec"; missing counts as empty), `new_ranking` (the same searched without the items
-named before; where missing, `ranking` less those), `reply` (items as `<movie>`), `reply_items`, and
-`intent` (what the turn is for, finer than its mode, by the data set's names).
+named before; where missing, `ranking` less those), `reply` (items as `<movie>`), `reply_items`,
+`intent` (what the turn is for, finer than its mode, by the data set's names), and `gold_nll`, how
+unlikely the system finds the gold reply, `{"gold": [nats, words], "own": [nats, words]}`: summed
+over its word tokens, after the gold mode and item and after the system's own.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from crs_fast.crs.dialogue import Dialogue
 from crs_fast.crs.targets import recommender_turns
 
 PLACEHOLDER = "<movie>"
+Nll = tuple[float, int]  # nats, tokens
 
 
 @dataclass(slots=True)
@@ -44,6 +47,8 @@ class Prediction:
     reply_items: the items of the reply
     invalid_items: SID fragments in the reply that are no item
     intent, gold_intent: the system's own and the data set's; None where there is none
+    gold_nll: of the gold reply's word tokens, after "gold" or "own" mode and item; None where not
+        asked for
     """
 
     dialogue: int
@@ -60,6 +65,7 @@ class Prediction:
     invalid_items: int = 0
     intent: str | None = None
     gold_intent: str | None = None
+    gold_nll: dict[str, Nll] | None = None
 
     @property
     def mode(self) -> str | None:
@@ -111,6 +117,7 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
                 "reply_items": p.reply_items,
                 "invalid_items": p.invalid_items,
                 **({"intent": p.intent} if p.intent else {}),
+                **({"gold_nll": p.gold_nll} if p.gold_nll else {}),
             }
             for p in predictions
         ),
@@ -164,3 +171,7 @@ def _fill(prediction: Prediction, record: dict[str, Any]) -> None:
     prediction.reply_items = record.get("reply_items") or []
     prediction.invalid_items = record.get("invalid_items") or 0
     prediction.intent = record.get("intent")
+    if record.get("gold_nll"):
+        prediction.gold_nll = {
+            name: (float(nats), int(tokens)) for name, (nats, tokens) in record["gold_nll"].items()
+        }

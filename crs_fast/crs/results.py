@@ -160,7 +160,12 @@ def results_markdown(figures: dict[str, Any]) -> str:
         rows = [["replies", *columns]]
         for method, text in figures["text"].items():
             rows.append([method, *(f"{text[c]:.4g}" if c in text else "–" for c in columns)])
-        parts += ["### Replies (gold mode, own top item), first seed\n", markdown_table(rows)]
+        parts += [
+            "### Replies (gold mode, own top item), first seed\n",
+            "Perplexity is of the gold replies' words; given gold mode and item it tells the arms "
+            "that are given much from those that are given little, so compare arms by their own.\n",
+            markdown_table(rows),
+        ]
     rows = [["run", "tokens read", "steps", "learning rate", "last loss", "train s", "answer s"]]
     for name, run in figures["runs"].items():
         trained = [str(run.get(key, "–")) for key in ("tokens", "steps", "learning_rate")]

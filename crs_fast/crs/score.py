@@ -28,6 +28,7 @@ from crs_fast.crs.metrics import (
     DEFAULT_KS,
     bootstrap_interval,
     distinct_n,
+    perplexity,
     ranking_metrics,
     sacre_bleu,
     target_values,
@@ -262,8 +263,9 @@ def intent_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def text_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """SacreBLEU, Distinct-1..4, invalid items, and the share of REC replies that name the system's
-    own top item; {} where there are no replies."""
+    """SacreBLEU, Distinct-1..4, invalid items, the share of REC replies that name the system's own
+    top item, and, where `gold_nll` is there, the gold replies' perplexity given the gold mode and
+    item and given the system's own; {} where there are no replies."""
     written = [p for p in predictions if p.reply is not None]
     if not written:
         return {}
@@ -278,4 +280,9 @@ def text_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
     if rec:
         mentioned = sum(p.ranking[0] in p.reply_items for p in rec if p.ranking)
         figures["replies that name the top item"] = mentioned / len(rec)
+    scored = [p.gold_nll for p in written if p.gold_nll]
+    for name in scored[0] if scored else ():
+        nats, words = (sum(part) for part in zip(*(nll[name] for nll in scored), strict=True))
+        figures[f"perplexity given {name} mode and item"] = perplexity(nats, words)
+        figures["word tokens"] = words
     return figures

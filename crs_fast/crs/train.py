@@ -18,14 +18,12 @@ from crs_fast.crs.compiled import compiled_layers
 from crs_fast.crs.dialogue import CrsDataset, Dialogue
 from crs_fast.crs.lora import add_lora, in_four_bits, merge_lora
 from crs_fast.crs.packing import (
+    Collate,
     Packed,
     batches,
-    collate,
-    collate_separate,
     drop_context,
-    pack,
     packing_is_exact,
-    separate,
+    reading,
     swap_codes,
 )
 from crs_fast.crs.resume import newest_checkpoint, note_weights
@@ -214,8 +212,8 @@ def train_instances(
     packed = config.packed and packing_is_exact(model, groups[0], config.max_length)
     if config.packed and not packed:
         logger.warning("train: this model can't read packed dialogues; instances stay separate")
-    limit = config.tokens_per_batch
-    packs = [p for group in groups for p in (pack(group, limit) if packed else separate(group))]
+    arrange, together = reading(packed)
+    packs = [p for group in groups for p in arrange(group, config.tokens_per_batch)]
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trained, frozen = model, None
@@ -227,7 +225,7 @@ def train_instances(
         frozen = freeze_old_rows(model, new_rows)
     disturb = _disturbance(config, pad_id, codes)
     weights = _label_weights(trained, codes, config.code_weight)
-    trainer = _trainer(trained, packs, packed, pad_id, disturb, weights, folder, config, progress)
+    trainer = _trainer(trained, packs, together, pad_id, disturb, weights, folder, config, progress)
     if trainer.is_world_process_zero():
         note_weights(folder, config)
     start = time.perf_counter()
@@ -294,7 +292,7 @@ def _require_extra(config: TrainConfig) -> None:
 def _trainer(
     model: Any,
     packs: list[Packed],
-    packed: bool,
+    together: Collate,
     pad_id: int,
     disturb: Callable[[dict[str, torch.Tensor]], None],
     weights: torch.Tensor | None,
@@ -306,7 +304,6 @@ def _trainer(
 
     order = list(range(len(packs)))
     random.Random(config.seed).shuffle(order)
-    together = collate if packed else collate_separate
     if config.max_tokens:
         config = replace(config, epochs=config.max_tokens / sum(map(len, packs)))
 

@@ -1,21 +1,15 @@
 """Evaluation protocols on a tiny random model: counts and figures against plain recomputation."""
 
 import json
-import math
 
 import pytest
-import torch
 
 from crs_fast.crs.bundle import Bundle
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.evaluate import evaluate
-from crs_fast.crs.gold_replies import gold_reply_nll
-from crs_fast.crs.metrics import perplexity
 from crs_fast.crs.model import Recommender
-from crs_fast.crs.predict import predict
 from crs_fast.crs.predictions import blank_predictions
 from crs_fast.crs.targets import recommendation_targets, target_ranks
-from crs_fast.crs.token_rows import new_tokens
 
 from .tiny_system import DIALOGUE, ITEMS, dialogues, system
 
@@ -95,34 +89,6 @@ def test_free_mode_counts_a_wrong_chat_as_a_miss(recommender, dataset):
     assert result.mode["rec -> rec"] == result.mode["chat -> rec"] == 0
     assert result.mode["rec -> chat"] == 5
     assert result.mode["accuracy"] == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize("own", [False, True])
-def test_perplexity_counts_word_tokens_only_and_equals_plain_forwards(recommender, dataset, own):
-    bundle = recommender.bundle
-    builder, dialogues_ = bundle.builder, dataset.splits["test"]
-    predictions = predict(bundle, dialogues_, replies=False, free_rankings=True, progress=False)
-    scored = gold_reply_nll(bundle, dialogues_, predictions, progress=False)
-    got, words = scored["own" if own else "gold"]
-    special = {*new_tokens(bundle.vocab, bundle.control), builder.eos}
-    total, count = 0.0, 0
-    for p in predictions:
-        item = p.gold_items[0] if p.gold_items else None
-        if own:
-            item = p.ranking[0] if p.chooses_rec else None
-        turn = dialogues_[p.dialogue].turns[p.turn]
-        context = builder.context(dialogues_[p.dialogue].turns[: p.turn])
-        response = builder.response(turn, item)
-        with torch.no_grad():
-            logits = bundle.model(torch.tensor([context + response])).logits[0]
-        logprobs = logits.log_softmax(1)
-        for at, token in enumerate(response, len(context)):
-            if token not in special:
-                total -= float(logprobs[at - 1, token])
-                count += 1
-    assert words == count
-    assert got == pytest.approx(total, rel=1e-4)
-    assert perplexity(got, words) == pytest.approx(math.exp(total / count), rel=1e-4)
 
 
 def test_saved_files_hold_the_figures(evaluation, tmp_path):

@@ -14,6 +14,7 @@ from crs_fast.crs.arms.setting import Fitted, Setting
 from crs_fast.crs.arms.titles import TitleVocab, title_tokens, title_trie
 from crs_fast.crs.bundle import Bundle
 from crs_fast.crs.dialogue import Dialogue, Item
+from crs_fast.crs.gold_replies import note_gold_nll
 from crs_fast.crs.pipeline import Catalogue
 from crs_fast.crs.predict import predict, predict_in_words
 from crs_fast.crs.predictions import Prediction
@@ -91,10 +92,14 @@ class GenerativeArm:
                 tokens_per_batch=setting.tokens_per_batch,
                 progress=setting.progress,
             )
-            replies = replies and self.layout == GCRS and not self.titles
-            out = {"": predict(bundle, dialogues, replies=replies, free_rankings=replies, **common)}
+            replies = replies and self.layout.words and not self.titles
+            whole = replies and self.layout.item
+            out = {"": predict(bundle, dialogues, replies=whole, free_rankings=whole, **common)}
             if self.layout.words and not self.layout.item:
                 out["own words"] = predict_in_words(bundle, dialogues, **common)
+            if replies:
+                written = list(out.values())[-1]
+                note_gold_nll(bundle, dialogues, written, progress=setting.progress)
             return out
 
         return Fitted(answer, result)
