@@ -186,21 +186,16 @@ def batches(
     return out
 
 
-def next_token_loss(
-    model: Any, batch: dict[str, torch.Tensor], weights: torch.Tensor | None = None
-) -> tuple[torch.Tensor, int]:
-    """Summed cross-entropy of a batch of `collate` or `collate_separate`, each label's times its
-    token's weight (`weights`, [V]; None for 1), and its label count."""
-    losses = token_losses(model, batch, weights)
+def next_token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """Summed cross-entropy of a batch of `collate` or `collate_separate`, and its label count."""
+    losses = token_losses(model, batch)
     return losses.sum(), losses.numel()
 
 
-def token_losses(
-    model: Any, batch: dict[str, torch.Tensor], weights: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Cross-entropy of each label of a batch, in nats, times its token's weight: [n], in the order
-    of `batch["labels"] != -100` by rows."""
-    return F.cross_entropy(*label_logits(model, batch), weight=weights, reduction="none")
+def token_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Cross-entropy of each label of a batch, in nats: [n], in the order of
+    `batch["labels"] != -100` by rows."""
+    return F.cross_entropy(*label_logits(model, batch), reduction="none")
 
 
 def label_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -61,7 +61,6 @@ class TrainConfig:
             always does).
         code_noise: share of the code tokens a model is fed while it learns to write a SID that are
             replaced by another code of the level, anew in each batch; what it must write stays.
-        code_weight: what the loss of a code token counts, where that of any other token counts 1.
         bf16: autocast to bfloat16; None means on a GPU that has it, and not on the CPU.
         context_dropout: share of the context's tokens replaced by padding, anew in each batch.
             Helps a small model from scratch over to wordings it was not trained on.
@@ -90,7 +89,6 @@ class TrainConfig:
     qlora: bool = False
     embeddings: str = "all"
     code_noise: float = 0.0
-    code_weight: float = 1.0
     seed: int = 0
     bf16: bool | None = None
     context_dropout: float = 0.0
@@ -193,7 +191,7 @@ def train_instances(
         groups: instances, those of one dialogue together.
         new_rows: token ids whose embedding rows are new.
         pad_id: a token for padding.
-        codes: for `config.code_noise` and `config.code_weight`, the tokens of each level's codes.
+        codes: for `config.code_noise`, the tokens of each level's codes.
         whole: names of modules that train whole under LoRA too.
 
     Raises:
@@ -224,8 +222,7 @@ def train_instances(
     elif config.embeddings == "new":
         frozen = freeze_old_rows(model, new_rows)
     disturb = _disturbance(config, pad_id, codes)
-    weights = _label_weights(trained, codes, config.code_weight)
-    trainer = _trainer(trained, packs, together, pad_id, disturb, weights, folder, config, progress)
+    trainer = _trainer(trained, packs, together, pad_id, disturb, folder, config, progress)
     if trainer.is_world_process_zero():
         note_weights(folder, config)
     start = time.perf_counter()
@@ -258,17 +255,6 @@ def _disturbance(
     return disturb
 
 
-def _label_weights(
-    model: Any, codes: Sequence[torch.Tensor], code_weight: float
-) -> torch.Tensor | None:
-    """What each token's loss counts, float32 [V]; None where all count the same."""
-    if code_weight == 1 or not codes:
-        return None
-    weights = torch.ones(model.config.vocab_size, device=model.device)
-    weights[torch.cat([level.to(model.device) for level in codes])] = code_weight
-    return weights
-
-
 def _instances(
     builder: SequenceBuilder, dialogues: CrsDataset | Sequence[Dialogue]
 ) -> list[list[Instance]]:
@@ -295,7 +281,6 @@ def _trainer(
     together: Collate,
     pad_id: int,
     disturb: Callable[[dict[str, torch.Tensor]], None],
-    weights: torch.Tensor | None,
     folder: Path,
     config: TrainConfig,
     progress: bool,
@@ -320,7 +305,6 @@ def _trainer(
         clock=Clock(config.max_minutes * 60 if config.max_minutes else None),
         loss_file=LossFile(folder / "loss.jsonl"),
         warmup=config.warmup_ratio,
-        weights=weights,
     )
 
 

@@ -107,22 +107,15 @@ class LossBar(ProgressCallback):
 class PackedTrainer(Trainer):
     """`Trainer` over ready-made batches (per_device_train_batch_size is 1: one batch).
 
-    The loss is the mean over all labels of a step, each times the weight of its token (`weights`,
-    [V]; None for 1). The learning rate goes up linearly over
+    The loss is the mean over all labels of a step. The learning rate goes up linearly over
     `warmup`, then down a cosine to zero, in the larger of the shares of steps and time done.
     """
 
     def __init__(
-        self,
-        *args: Any,
-        clock: Clock,
-        loss_file: LossFile,
-        warmup: float,
-        weights: torch.Tensor | None = None,
-        **kwargs: Any,
+        self, *args: Any, clock: Clock, loss_file: LossFile, warmup: float, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.clock, self.loss_file, self.warmup, self.weights = clock, loss_file, warmup, weights
+        self.clock, self.loss_file, self.warmup = clock, loss_file, warmup
         self.model_accepts_loss_kwargs = True  # makes Trainer count a step's labels
         self.tokens_read: torch.Tensor | int = 0
         self.remove_callback(ProgressCallback)
@@ -162,7 +155,7 @@ class PackedTrainer(Trainer):
         branch = inputs.get("branch")
         read = branch != PAD if branch is not None else inputs["attention_mask"] > 0
         self.tokens_read += read.sum()
-        total, count = next_token_loss(model, inputs, self.weights)
+        total, count = next_token_loss(model, inputs)
         if num_items_in_batch is None:
             return total / count
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crs_fast.crs.dialogue import SEEKER, CrsDataset, Dialogue, Turn
-from crs_fast.crs.packing import collate, next_token_loss, pack, token_losses
+from crs_fast.crs.packing import collate, next_token_loss, pack
 from crs_fast.crs.token_rows import init_sid_rows, new_tokens
 from crs_fast.crs.train import TrainConfig, train
 
@@ -63,21 +63,6 @@ def test_first_logged_loss_is_the_mean_over_labels(tmp_path):
     parts = system()
     config = replace(FULL, tokens_per_batch=10**6, epochs=1)
     expected = mean_loss(parts[0], parts[-1], dialogues(8))
-    result = run(parts, tmp_path, config, dialogues(8))
-    assert result.losses[0]["loss"] == pytest.approx(expected, rel=1e-3)
-
-
-def test_code_tokens_may_count_more(tmp_path):
-    parts = system()
-    model, vocab, builder = parts[0], parts[3], parts[-1]
-    batch = collate([p for d in dialogues(8) for p in pack(builder.instances(d))])
-    labels = batch["labels"][batch["labels"] != -100]
-    codes = torch.isin(labels, vocab.code_tokens())
-    assert 0 < codes.sum() < len(labels)
-    with torch.no_grad():
-        losses = token_losses(model.eval(), batch)
-    expected = float((losses * torch.where(codes, 4.0, 1.0)).mean())
-    config = replace(FULL, tokens_per_batch=10**6, epochs=1, code_weight=4.0)
     result = run(parts, tmp_path, config, dialogues(8))
     assert result.losses[0]["loss"] == pytest.approx(expected, rel=1e-3)
 

@@ -26,7 +26,6 @@ _ALL: tuple[Arm, ...] = (
     GenerativeArm("all-rows", "gcrs, old tokens' embeddings tuned too", all_rows=True),
     GenerativeArm("random-rows", "gcrs, SID rows start at random", informed_rows=False),
     GenerativeArm("code-noise", "gcrs, 10 % of fed codes replaced at random", code_noise=0.1),
-    GenerativeArm("code-weight", "gcrs, losses of code tokens count 4 times", code_weight=4.0),
     GenerativeArm("align", "gcrs, also trained on item text -> SID -> title", align=True),
     GenerativeArm(
         "co-mention", "gcrs, SIDs of text and co-mentions", signals=("text", "co-mention")

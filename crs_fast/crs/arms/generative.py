@@ -33,7 +33,7 @@ class GenerativeArm:
         titles: items are written as their titles under the same trie constraint, not as SIDs.
         all_rows: tune the old tokens' embedding rows too (a backbone from scratch always does).
         informed_rows: SID rows start from the embeddings of the items below them, else at random.
-        code_noise, code_weight: see `TrainConfig`.
+        code_noise: see `TrainConfig`.
         align: also train on item text -> SID and SID -> title.
         signals: what SIDs are made of: "text", "co-mention".
         joint: spend half the budget on another data set's dialogues first; SIDs are of both
@@ -49,7 +49,6 @@ class GenerativeArm:
     all_rows: bool = False
     informed_rows: bool = True
     code_noise: float = 0.0
-    code_weight: float = 1.0
     align: bool = False
     signals: tuple[str, ...] = ("text",)
     joint: bool = False
@@ -62,7 +61,6 @@ class GenerativeArm:
             config,
             embeddings="all" if self.all_rows or not setting.pretrained else "new",
             code_noise=self.code_noise,
-            code_weight=self.code_weight,
         )
         bundle, stages = self._stages(setting, config)
         tokens = 0
