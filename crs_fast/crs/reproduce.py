@@ -153,11 +153,14 @@ def make_setting(
         return load_catalogue(folder, plan.sids.method)
 
     @cache
-    def catalogue(signals: tuple[str, ...]) -> Catalogue:
-        return kept(
-            "+".join(signals),
-            lambda: make_catalogue(dataset, plan.sids, signals=signals, held=held),
-        )
+    def catalogue(signals: tuple[str, ...], shape: tuple[int, int] | None = None) -> Catalogue:
+        sids, name = plan.sids, "+".join(signals)
+        if shape:
+            sids, name = (
+                replace(sids, levels=shape[0], codes=shape[1]),
+                f"{name}-{shape[0]}x{shape[1]}",
+            )
+        return kept(name, lambda: make_catalogue(dataset, sids, signals=signals, held=held))
 
     @cache
     def joint() -> tuple[CrsDataset, Catalogue]:

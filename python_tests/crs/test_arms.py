@@ -71,11 +71,15 @@ def test_join():
 
 @pytest.fixture(scope="module")
 def setting():
-    x = embeddings()
-    quantizer, sids, report = build_sids(x, 3, 4, "rqkmeans")
+    def catalogue(signals, shape=None):
+        # Eight items fill no 64 codes: the levels are as asked for, of 4 codes.
+        levels = shape[0] if shape else 3
+        quantizer, sids, report = build_sids(embeddings(), levels, 4, "rqkmeans")
+        return Catalogue(embeddings(), sids, quantizer, report)
+
     return Setting(
         DATASET,
-        lambda signals: Catalogue(x, sids, quantizer, report),
+        catalogue,
         lambda: tiny_backbone(TEXTS, hidden_size=32, layers=2, heads=2, vocab_size=300),
         TRAINING,
         joint,

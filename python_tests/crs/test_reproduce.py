@@ -11,7 +11,7 @@ from crs_fast.cli import main
 from crs_fast.crs import reproduce as module
 from crs_fast.crs.datasets import load_dataset, write_dialogues, write_items
 from crs_fast.crs.pipeline import SidConfig, load_catalogue
-from crs_fast.crs.reproduce import Plan, reproduce
+from crs_fast.crs.reproduce import Plan, make_setting, reproduce
 from crs_fast.crs.results import read_runs, seed_figures
 from crs_fast.crs.score import paired_runs, protocol_targets
 from crs_fast.crs.train import TrainConfig
@@ -69,6 +69,12 @@ def test_results_and_resuming(data, tmp_path):
     assert {"torch", "crs_fast", "device"} <= config["versions"].keys()
     catalogue = load_catalogue(tmp_path / "catalogue/text", "rqkmeans")
     assert catalogue.sids.shape == (8, 3)
+    setting = make_setting(plan(data), load_dataset(str(data)), out=tmp_path)
+    other = setting.catalogue(("text",), (2, 5))
+    assert other.sids.shape == (8, 2)
+    assert other.quantizer.codebooks.shape[:2] == (2, 5)
+    assert (tmp_path / "catalogue/text-2x5/sids.safetensors").is_file()
+    assert setting.catalogue(("text",)).sids.equal(catalogue.sids)
 
     # Nothing is run twice; a second seed and a further arm join what is there.
     before = {f: f.read_bytes() for f in tmp_path.glob("runs/**/*.jsonl")}

@@ -30,6 +30,10 @@ _ALL: tuple[Arm, ...] = (
     GenerativeArm(
         "co-mention", "gcrs, SIDs of text and co-mentions", signals=("text", "co-mention")
     ),
+    *(
+        GenerativeArm(f"sids-{n}x{k}", f"gcrs, SIDs of {n} levels of {k} codes", shape=(n, k))
+        for n, k in ((3, 64), (5, 64), (4, 128))
+    ),
     GenerativeArm("redial-first", "gcrs, half its budget spent on ReDial first", joint=True),
     OracleArm(),
     FineIntentsArm(),

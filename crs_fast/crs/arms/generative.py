@@ -36,6 +36,7 @@ class GenerativeArm:
         code_noise: see `TrainConfig`.
         align: also train on item text -> SID and SID -> title.
         signals: what SIDs are made of: "text", "co-mention".
+        shape: levels and codes of its SIDs; None for everybody's.
         joint: spend half the budget on another data set's dialogues first; SIDs are of both
             catalogues, and only the data set's own items can be recommended.
         instances: what a dialogue is trained on.
@@ -51,6 +52,7 @@ class GenerativeArm:
     code_noise: float = 0.0
     align: bool = False
     signals: tuple[str, ...] = ("text",)
+    shape: tuple[int, int] | None = None
     joint: bool = False
     instances: Callable[[SequenceBuilder, Dialogue], list[Instance]] = SequenceBuilder.instances
     fine_modes: tuple[str, ...] = ()
@@ -110,7 +112,7 @@ class GenerativeArm:
         if self.titles:
             return with_titles(setting, config, self.layout), [own]
         if not self.joint:
-            catalogue = setting.catalogue(self.signals)
+            catalogue = setting.catalogue(self.signals, self.shape)
             how = (self.layout, self.informed_rows)
             return extended(setting, config, catalogue, *how, fine_modes=self.fine_modes), [own]
         if setting.joint is None:

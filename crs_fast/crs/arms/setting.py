@@ -27,7 +27,8 @@ class Setting:
     """One experiment: every arm gets the same of all this.
 
     dataset: catalogue and dialogues
-    catalogue: makes the items' SIDs from the names of their signals, ("text",) by default; cached
+    catalogue: makes the items' SIDs from the names of their signals, ("text",) say, and a shape
+        (levels, codes) where it is not everybody's; cached
     joint: the data set joined with another to train on first (see `join`), and its SIDs; cached
     backbone: loads the language model afresh
     training: seed and learning rate are the run's, the rest is everybody's
@@ -36,7 +37,7 @@ class Setting:
     """
 
     dataset: CrsDataset
-    catalogue: Callable[[tuple[str, ...]], Catalogue]
+    catalogue: Callable[..., Catalogue]
     backbone: Callable[[], Backbone]
     training: TrainConfig
     joint: Callable[[], tuple[CrsDataset, Catalogue]] | None = None
