@@ -65,7 +65,7 @@ class GenerativeArm:
             code_noise=self.code_noise,
         )
         bundle, stages = self._stages(setting, config)
-        tokens = 0
+        spent: dict[str, float] = dict.fromkeys(("tokens", "seconds"), 0)
         for number, dialogues in enumerate(stages):
             groups = [self.instances(bundle.builder, d) for d in dialogues]
             if self.align:
@@ -82,8 +82,8 @@ class GenerativeArm:
                 progress=setting.progress,
             )
             bundle = replace(bundle, model=result.model)
-            tokens += int(result.losses[-1]["tokens"])
-        result.losses[-1]["tokens"] = tokens
+            spent = {name: spent[name] + result.losses[-1][name] for name in spent}
+        result.losses[-1] |= spent
 
         def answer(dialogues: Sequence[Dialogue], replies: bool) -> dict[str, list[Prediction]]:
             common: dict[str, Any] = dict(
