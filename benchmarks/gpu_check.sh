@@ -20,5 +20,5 @@ status=0
 find python_tests -name "*_gpu.py" -print0 |
   xargs -0 timeout 170 python3 -m pytest -q -m gpu -p no:cacheprovider || status=1
 echo "== benchmarks"
-timeout 200 python3 benchmarks/run.py --device cuda --seconds 120 --repeats 5 || status=1
+timeout 210 python3 benchmarks/run.py --device cuda --seconds 110 --repeats 5 || status=1
 exit "$status"

@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import torch
+
+from crs_fast.decode.regions import enough_cases
 
 BACKEND = "inductor"
 
 
-@contextmanager
-def compiled_layers(model: Any) -> Iterator[None]:
-    """Inside, each decoder layer of `model` runs compiled, with the same weights under the same
-    names. All layers of a kind share one compilation, whatever the batch and its length (a batch
-    of one may cost a second).
-
+def decoder_layers(model: Any) -> list[torch.nn.Module]:
+    """
     Raises:
-        ValueError: the model has no decoder layers of transformers.
+        ValueError: the model has none of transformers' kind.
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers: list[torch.nn.Module] = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     if not layers:
-        raise ValueError("train: compile_layers needs decoder layers of transformers (found none)")
+        raise ValueError(
+            "train: model must have decoder layers of transformers with compile_layers "
+            f"(got none in {type(model).__name__})"
+        )
+    return layers
+
+
+def compile_layers(layers: Sequence[Any]) -> None:
+    """From now on each of the layers runs compiled, with the same weights under the same names. All
+    layers of a kind share one compilation, whatever the batch and its length (a batch of one may
+    cost a second)."""
     for layer in layers:
         layer.compile(dynamic=True, backend=BACKEND)
-    try:
+
+
+@contextmanager
+def compiled(layers: Sequence[Any]) -> Iterator[None]:
+    """Inside, each of the layers runs compiled."""
+    if not layers:
         yield
+        return
+    compile_layers(layers)
+    try:
+        with enough_cases():
+            yield
     finally:
         for layer in layers:
             layer._compiled_call_impl = None

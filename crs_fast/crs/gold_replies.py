@@ -36,14 +36,16 @@ def note_gold_nll(
     """
     groups = itertools.groupby(predictions, key=lambda p: p.dialogue)
     parts = [(dialogues[d], list(turns)) for d, turns in groups]
-    packed: bool | None = None
+    if not parts:
+        return
+    longest, several = max(parts, key=lambda part: len(part[1]))
+    few = [_reply_instance(bundle, longest, turn, False) for turn in several[:4]]
+    packed = packing_is_exact(bundle.model, few, bundle.builder.max_length)
     for dialogue, turns in show_progress(parts, "gold replies", progress):
         ways = {
             "gold": [_reply_instance(bundle, dialogue, turn, False) for turn in turns],
             "own": [_reply_instance(bundle, dialogue, turn, True) for turn in turns],
         }
-        if packed is None:
-            packed = packing_is_exact(bundle.model, ways["gold"], bundle.builder.max_length)
         # Where the model chose as the gold reply did, the two are one and scored once.
         scored = _score(bundle, {i for instances in ways.values() for i in instances}, packed)
         for at, turn in enumerate(turns):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -236,7 +237,12 @@ def read_after(
     Returns:
         [C, ...] on the CPU, row i for context i.
     """
-    few = [Instance(0, None, tuple(context), (0,)) for context in contexts[:4]]
+    most = Counter(groups).most_common(1)
+    few = [
+        Instance(0, None, tuple(context), (0,))
+        for context, group in zip(contexts, groups, strict=True)
+        if group == most[0][0]
+    ]
     longest = max(map(len, contexts), default=0)
     arrange, together = reading(packing_is_exact(model, few, longest))
     packs: list[Packed] = []
@@ -272,7 +278,8 @@ def _takes_argument(model: Any, name: str) -> bool:
 
 @torch.no_grad()
 def packing_is_exact(model: Any, instances: Sequence[Instance], max_length: int) -> bool:
-    """Whether a model gives packed `instances` the loss of separate ones.
+    """Whether a model gives packed `instances` the loss of separate ones. The first four are tried;
+    they should be of one dialogue, for alone they are packed as they stand.
 
     Models with relative positions by index (ALiBi), recurrent layers or flash attention don't; a
     sliding window shorter than `max_length` is ignored by a 4-D mask, so it counts as no.
@@ -280,6 +287,7 @@ def packing_is_exact(model: Any, instances: Sequence[Instance], max_length: int)
     window = getattr(model.config, "sliding_window", None)
     if window and window < max_length and getattr(model.config, "use_sliding_window", True):
         return False
+    instances = instances[:4]
     device, training = model.device, model.training
     model.eval()
     try:

@@ -14,11 +14,13 @@ if the mode were "rec"; missing counts as empty), `new_ranking` (the same search
 named before; where missing, `ranking` less those), `reply` (items as `<movie>`), `reply_items`,
 `intent` (what the turn is for, finer than its mode, by the data set's names), and `gold_nll`, how
 unlikely the system finds the gold reply, `{"gold": [nats, words], "own": [nats, words]}`: summed
-over its word tokens, after the gold mode and item and after the system's own.
+over its word tokens, after the gold mode and item and after the system's own; perplexity is of
+the turns that have it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,7 +173,23 @@ def _fill(prediction: Prediction, record: dict[str, Any]) -> None:
     prediction.reply_items = record.get("reply_items") or []
     prediction.invalid_items = record.get("invalid_items") or 0
     prediction.intent = record.get("intent")
-    if record.get("gold_nll"):
-        prediction.gold_nll = {
-            name: (float(nats), int(tokens)) for name, (nats, tokens) in record["gold_nll"].items()
-        }
+    prediction.gold_nll = _gold_nll(record.get("gold_nll"))
+
+
+def _gold_nll(value: Any) -> dict[str, Nll] | None:
+    if value is None:
+        return None
+    try:
+        found = {name: (float(nats), words) for name, (nats, words) in value.items()}
+        good = found.keys() == {"gold", "own"} and all(
+            0 <= nats < math.inf and isinstance(words, int) and words >= 0
+            for nats, words in found.values()
+        )
+    except (AttributeError, TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(
+            'gold_nll must be {"gold": [nats, words], "own": [nats, words]}, each at least 0, '
+            f"or null (got {value!r})"
+        )
+    return found

@@ -3,7 +3,8 @@
     <out>/config.json                            everything that was decided, versions included
     <out>/catalogue/                             embeddings, SIDs and quantizer
     <out>/runs/<arm>/seed<k>/<way>.jsonl         predictions of a run, one file a way of decoding
-    <out>/runs/<arm>/rate<r>/validation.jsonl    of each learning rate, where there are several
+    <out>/runs/<arm>/rate<r>/validation.jsonl    of each learning rate, where there are several; the
+                                                 best one's training is that of seed 0
     <out>/runs/<arm>/seed<k>/done.json           budget, tokens read, seconds, learning rate, loss
     <out>/test_log.jsonl                         one line each time the test split was answered
     <out>/results.json, results.md, *.png        written anew after every run
@@ -91,7 +92,9 @@ class Plan:
     num_beams: int = 50
     max_new_tokens: int = 40
     sids: SidConfig = field(default_factory=SidConfig)
-    training: TrainConfig = field(default_factory=lambda: TrainConfig(lora_rank=None))
+    training: TrainConfig = field(
+        default_factory=lambda: TrainConfig(lora_rank=None, save_steps=100)
+    )
 
 
 def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool = False) -> Path:
@@ -153,7 +156,7 @@ def make_setting(
         return load_catalogue(folder, plan.sids.method)
 
     @cache
-    def catalogue(signals: tuple[str, ...], shape: tuple[int, int] | None = None) -> Catalogue:
+    def catalogue(signals: tuple[str, ...], shape: tuple[int, int] | None) -> Catalogue:
         sids, name = plan.sids, "+".join(signals)
         if shape:
             sids, name = (
@@ -211,7 +214,8 @@ def tokens_for(plan: Plan, minutes: float) -> int:
     if not training:
         return 1
     few = 4 * plan.training.tokens_per_batch
-    config = replace(plan.training, max_tokens=few, save_steps=0)
+    # Compiling would take longer than those steps.
+    config = replace(plan.training, max_tokens=few, save_steps=0, compile_layers=False)
     with tempfile.TemporaryDirectory() as folder:
         result = training[0].fit(setting, Path(folder), config).training
     assert result is not None
@@ -267,7 +271,8 @@ def _config(plan: Plan, seed: int, rate: float) -> TrainConfig:
 
 def _rate(plan: Plan, setting: Setting, arm: Arm, out: Path, say: Say) -> float:
     """The learning rate with the best R@10 (then MRR@10) on validation, all tried with seed 0. Only
-    its checkpoints stay."""
+    its checkpoints stay, and the last one is seed 0's model; with `save_steps` 0 there is none, and
+    it is trained again."""
     if len(plan.learning_rates) == 1:
         return plan.learning_rates[0]
     tried: dict[float, tuple[float, float]] = {}

@@ -281,8 +281,10 @@ def text_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
         mentioned = sum(p.ranking[0] in p.reply_items for p in rec if p.ranking)
         figures["replies that name the top item"] = mentioned / len(rec)
     scored = [p.gold_nll for p in written if p.gold_nll]
-    for name in scored[0] if scored else ():
-        nats, words = (sum(part) for part in zip(*(nll[name] for nll in scored), strict=True))
-        figures[f"perplexity given {name} mode and item"] = perplexity(nats, words)
-        figures["word tokens"] = words
+    for name in ("gold", "own"):
+        words = sum(nll[name][1] for nll in scored)
+        if words:
+            nats = sum(nll[name][0] for nll in scored)
+            figures[f"perplexity given {name} mode and item"] = perplexity(nats, words)
+            figures["word tokens"] = words
     return figures

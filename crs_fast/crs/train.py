@@ -6,7 +6,6 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crs_fast.crs.compiled import compiled_layers
+from crs_fast.crs.compiled import compiled, decoder_layers
 from crs_fast.crs.dialogue import CrsDataset, Dialogue
 from crs_fast.crs.lora import add_lora, in_four_bits, merge_lora
 from crs_fast.crs.packing import (
@@ -26,6 +25,7 @@ from crs_fast.crs.packing import (
     reading,
     swap_codes,
 )
+from crs_fast.crs.processes import several_processes
 from crs_fast.crs.resume import newest_checkpoint, note_weights
 from crs_fast.crs.sequence import ControlTokens, Instance, SequenceBuilder, trie_sids
 from crs_fast.crs.token_rows import freeze_old_rows, new_tokens
@@ -48,8 +48,9 @@ class TrainConfig:
         epochs: passes over the dialogues.
         max_tokens: train on about so many tokens (without padding) instead of `epochs`: the same
             budget for models that read dialogues in different ways.
-        max_minutes: stop cleanly after so many minutes, or None. The learning rate follows the
-            larger of the share of steps and the share of time, so it reaches zero either way.
+        max_minutes: stop cleanly after so many minutes, or None; in one process only. The learning
+            rate follows the larger of the share of steps and the share of time, so it reaches zero
+            either way.
         learning_rate: peak, after a linear warm-up over `warmup_ratio`; then a cosine to zero.
         tokens_per_batch: padded tokens a batch holds at most (one sequence at least).
         accumulate: batches a step.
@@ -66,8 +67,8 @@ class TrainConfig:
             Helps a small model from scratch over to wordings it was not trained on.
         packed: all instances of a dialogue in one sequence (see `crs_fast.crs.packing`). A model
             that gives another loss for it is trained on separate instances, with a warning.
-        compile_layers: run the decoder layers under `torch.compile`: the same losses, faster once
-            it is compiled (a minute or so).
+        compile_layers: run the decoder layers under `torch.compile`: the same losses up to rounding
+            and the draws of dropout, faster once it is compiled (a minute or so).
         save_steps: steps between checkpoints (`<output_dir>/training/checkpoint-*`, the newest
             two are kept); 0 for none.
     """
@@ -195,11 +196,16 @@ def train_instances(
         whole: names of modules that train whole under LoRA too.
 
     Raises:
-        ValueError: the checkpoint to go on from holds other weights than `config` trains.
+        ValueError: the checkpoint to go on from holds other weights than `config` trains, a time
+            limit with several processes (each has a clock of its own), or no layers to compile.
     """
     _require_extra(config)
     if in_four_bits(model) and not config.lora_rank:
         raise ValueError("train: lora_rank must be set for a model in 4 bits (got None)")
+    if config.max_minutes and several_processes():
+        raise ValueError(
+            f"train: max_minutes must be None with several processes (got {config.max_minutes})"
+        )
     from transformers import set_seed
 
     from crs_fast.crs.trainer import save_loss_curve
@@ -207,7 +213,8 @@ def train_instances(
     folder = Path(output_dir) / "training"
     checkpoint = newest_checkpoint(folder, config) if resume else None
     set_seed(config.seed)
-    packed = config.packed and packing_is_exact(model, groups[0], config.max_length)
+    layers = decoder_layers(model) if config.compile_layers else []
+    packed = config.packed and packing_is_exact(model, max(groups, key=len), config.max_length)
     if config.packed and not packed:
         logger.warning("train: this model can't read packed dialogues; instances stay separate")
     arrange, together = reading(packed)
@@ -226,7 +233,7 @@ def train_instances(
     if trainer.is_world_process_zero():
         note_weights(folder, config)
     start = time.perf_counter()
-    with compiled_layers(trained) if config.compile_layers else nullcontext():
+    with compiled(layers):
         trainer.train_from(checkpoint)
     seconds = time.perf_counter() - start
     if trainer.is_world_process_zero():

@@ -93,6 +93,8 @@ def test_free_mode_counts_a_wrong_chat_as_a_miss(recommender, dataset):
 
 def test_saved_files_hold_the_figures(evaluation, tmp_path):
     evaluation.save(tmp_path)
+    for name in ("gold", "own"):
+        assert evaluation.text[f"perplexity given {name} mode and item"] > 1
     saved = json.loads((tmp_path / "evaluation.json").read_text())
     assert saved == json.loads(json.dumps(evaluation.to_dict()))
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]

@@ -23,6 +23,7 @@ from crs_fast.crs.dialogue import (
     Turn,
     merge_turns,
 )
+from crs_fast.crs.gold_replies import note_gold_nll
 from crs_fast.crs.packing import collate_separate, label_logits, separate
 from crs_fast.crs.pipeline import Catalogue
 from crs_fast.crs.predict import predict
@@ -160,6 +161,22 @@ def test_tables_show_intents(tmp_path, capsys):
     assert "| fine-intents | 3 | 3 | 33.3 |" in (tmp_path / "out" / "results.md").read_text()
 
 
+def test_own_perplexity_takes_the_own_intent(fine):
+    """Not the gold one, which would tell the model what to say."""
+    dialogue = told(DIALOGUE, INTENTS)
+    predictions = blank_predictions([dialogue])
+    wrong = []
+    for intent in (None, "explain"):
+        for p in predictions:
+            p.rec_probability, p.intent = 0.0, intent
+        note_gold_nll(fine, [dialogue], predictions, progress=False)
+        wrong.append([p.gold_nll for p in predictions])
+    plain, explaining = wrong
+    for one, two in zip(plain, explaining, strict=True):
+        assert one["gold"] == pytest.approx(two["gold"])
+        assert one["own"] != pytest.approx(two["own"])
+
+
 def test_a_bundle_keeps_its_modes(fine, tmp_path):
     parts = (fine.model, fine.tokenizer), fine.trie, fine.vocab, fine.control, ITEMS
     back = load_bundle(save_bundle(tmp_path / "model", *parts))
@@ -173,7 +190,7 @@ def setting():
     quantizer, sids, report = build_sids(x, 3, 4, "rqkmeans")
     return Setting(
         CrsDataset("mine", ITEMS, {"train": tuple(dialogues(16)), "test": ()}),
-        lambda signals: Catalogue(x, sids, quantizer, report),
+        lambda signals, shape: Catalogue(x, sids, quantizer, report),
         lambda: tiny_backbone(TEXTS, hidden_size=32, layers=2, heads=2, vocab_size=300),
         TrainConfig(),
         pretrained=False,

@@ -15,6 +15,7 @@ from crs_fast.crs.reproduce import Plan, make_setting, reproduce
 from crs_fast.crs.results import read_runs, seed_figures
 from crs_fast.crs.score import paired_runs, protocol_targets
 from crs_fast.crs.train import TrainConfig
+from crs_fast.crs.trainer import PackedTrainer
 
 from .tiny_system import DIALOGUE, ITEMS, dialogues
 
@@ -74,7 +75,7 @@ def test_results_and_resuming(data, tmp_path):
     assert other.sids.shape == (8, 2)
     assert other.quantizer.codebooks.shape[:2] == (2, 5)
     assert (tmp_path / "catalogue/text-2x5/sids.safetensors").is_file()
-    assert setting.catalogue(("text",)).sids.equal(catalogue.sids)
+    assert setting.catalogue(("text",), None).sids.equal(catalogue.sids)
 
     # Nothing is run twice; a second seed and a further arm join what is there.
     before = {f: f.read_bytes() for f in tmp_path.glob("runs/**/*.jsonl")}
@@ -111,14 +112,22 @@ def test_a_run_that_was_cut_off_goes_on(data, tmp_path, monkeypatch):
     assert (tmp_path / "cut" / file).read_text() == (tmp_path / "whole" / file).read_text()
 
 
-def test_rates_are_chosen_on_validation(data, tmp_path):
-    said, out = [], tmp_path / "rates"
+def test_rates_are_chosen_on_validation(data, tmp_path, monkeypatch):
+    said, out, steps = [], tmp_path / "rates", []
     rates = (1e-9, 1e-2)
+    step = PackedTrainer.training_step
+
+    def counted(*args, **kwargs):
+        steps.append(1)
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(PackedTrainer, "training_step", counted)
     reproduce(plan(data, arms=("gcrs",), learning_rates=rates), out, said.append)
     tried = [line for line in said if "validation" in line]
     assert len(tried) == 2
     done = json.loads((out / "runs/gcrs/seed0/done.json").read_text())
     assert done["learning_rate"] in rates
+    assert len(steps) == len(rates) * done["steps"]  # the run itself takes none
     assert len((out / "test_log.jsonl").read_text().splitlines()) == 1
     assert not list(out.glob("runs/gcrs/*/training/checkpoint-*"))
 

@@ -1,6 +1,7 @@
 """Scoring a predictions file: figures counted by hand, and what a file may not be."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -174,6 +175,17 @@ def test_the_file_brings_back_every_figure(tmp_path):
         (lambda lines: [lines[0].replace("[]", '["i1", "i1"]', 1), *lines[1:]], None),
         (lambda lines: [_with(lines[0], ranking=["i1", "i1"])], "must name an item once"),
         (lambda lines: [_with(lines[0], mode="maybe")], "mode must be one of"),
+        *(
+            (lambda lines, nll=nll: [_with(lines[0], gold_nll=nll)], "gold_nll must be")
+            for nll in (
+                [1, 2],
+                {"gold": 3, "own": 3},
+                {"gold": [1.0, 2]},
+                {"gold": [1.0, 2], "own": [-1.0, 2]},
+                {"gold": [1.0, 2], "own": [1.0, 2.5]},
+                {"gold": [1.0, 2], "own": [float("nan"), 2]},
+            )
+        ),
     ],
 )
 def test_refused_files(tmp_path, change, message):
@@ -185,6 +197,18 @@ def test_refused_files(tmp_path, change, message):
         return
     with pytest.raises(ValueError, match=message):
         read_predictions(tmp_path / "p.jsonl", TEST)
+
+
+def test_perplexity_is_of_the_turns_that_have_one():
+    predictions = answers(4)
+    assert not [name for name in text_figures(predictions) if "perplexity" in name]
+    predictions[0].gold_nll = {"gold": (2.0, 4), "own": (3.0, 4)}
+    predictions[1].gold_nll = {"gold": (0.0, 0), "own": (0.0, 0)}
+    predictions[3].gold_nll = {"gold": (4.0, 2), "own": (6.0, 2)}
+    figures = text_figures(predictions)
+    assert figures["perplexity given gold mode and item"] == pytest.approx(math.exp(6 / 6))
+    assert figures["perplexity given own mode and item"] == pytest.approx(math.exp(9 / 6))
+    assert figures["word tokens"] == 6
 
 
 def _with(line, **changes):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crs_fast.crs.dialogue import SEEKER, CrsDataset, Dialogue, Turn
-from crs_fast.crs.packing import collate, next_token_loss, pack
+from crs_fast.crs.packing import collate, next_token_loss, pack, packing_is_exact
 from crs_fast.crs.token_rows import init_sid_rows, new_tokens
 from crs_fast.crs.train import TrainConfig, train
 
@@ -158,6 +158,27 @@ def test_time_limit_stops_cleanly_at_a_low_rate(tmp_path):
     assert result.losses[-1]["step"] == result.steps
     rates = [entry["learning_rate"] for entry in result.losses]
     assert rates[-1] < 0.2 * max(rates)
+
+
+def test_no_time_limit_with_several_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"max_minutes must be None .* \(got 1\)"):
+        run(system(), tmp_path, replace(FULL, max_minutes=1))
+
+
+def test_packing_is_judged_by_a_dialogue_of_several_turns(tmp_path, monkeypatch):
+    """Alone, an instance is packed as it stands, and any model could read it."""
+    tried = []
+
+    def judge(model, instances, max_length):
+        tried.append(len(instances))
+        return packing_is_exact(model, instances, max_length)
+
+    monkeypatch.setattr("crs_fast.crs.train.packing_is_exact", judge)
+    first = dialogues(1)[0]
+    short = replace(first, turns=first.turns[:2])
+    run(system(), tmp_path, replace(FULL, epochs=1), [short, *dialogues(4)])
+    assert tried[0] > 1
 
 
 def test_unpacked_training_reads_more_tokens(tmp_path):

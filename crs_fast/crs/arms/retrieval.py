@@ -124,10 +124,11 @@ class RetrievalArm:
     trains = True
 
     def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
-        bundle = extended(setting, config, setting.catalogue(("text",)), Layout(words=False))
+        catalogue = setting.catalogue(("text",), None)
+        bundle = extended(setting, config, catalogue, Layout(words=False))
         index = {item.item_id: i for i, item in enumerate(bundle.items)}
         torch.manual_seed(config.seed)
-        model = RetrievalHead(bundle.model, setting.catalogue(("text",)).embeddings)
+        model = RetrievalHead(bundle.model, catalogue.embeddings)
         groups = [
             [
                 # The "token" that follows a context is the item's place in the catalogue.

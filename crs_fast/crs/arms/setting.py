@@ -28,7 +28,7 @@ class Setting:
 
     dataset: catalogue and dialogues
     catalogue: makes the items' SIDs from the names of their signals, ("text",) say, and a shape
-        (levels, codes) where it is not everybody's; cached
+        (levels, codes), None for everybody's; cached
     joint: the data set joined with another to train on first (see `join`), and its SIDs; cached
     backbone: loads the language model afresh
     training: seed and learning rate are the run's, the rest is everybody's
@@ -37,7 +37,7 @@ class Setting:
     """
 
     dataset: CrsDataset
-    catalogue: Callable[..., Catalogue]
+    catalogue: Callable[[tuple[str, ...], tuple[int, int] | None], Catalogue]
     backbone: Callable[[], Backbone]
     training: TrainConfig
     joint: Callable[[], tuple[CrsDataset, Catalogue]] | None = None
