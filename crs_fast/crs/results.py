@@ -14,6 +14,7 @@ from crs_fast.crs.arms import ARMS
 from crs_fast.crs.arms.setting import ORACLE
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import replacing, write_text
+from crs_fast.crs.metrics import DEFAULT_KS, bootstrap_interval, target_values
 from crs_fast.crs.predictions import Prediction, read_predictions
 from crs_fast.crs.report import (
     TITLES,
@@ -117,8 +118,9 @@ def _belongs(name: str, predictions: Sequence[Prediction], protocol: str) -> boo
 
 
 def seed_figures(runs: Sequence[Targets]) -> dict[str, Any]:
-    """`target_figures` averaged over seeds, with `seeds` and, of several, `<figure> sd`. The 95 %
-    interval is of the first seed: it is about dialogues, not seeds."""
+    """`target_figures` averaged over seeds, with `seeds` and, of several, `<figure> sd`. In the
+    95 % intervals, which are about dialogues and not seeds, a target counts by the share of the
+    runs that hit it."""
     figures = [target_figures(run) for run in runs]
     out = {**figures[0], "seeds": len(runs)}
     if len(runs) > 1 and out["n"]:
@@ -127,6 +129,9 @@ def seed_figures(runs: Sequence[Targets]) -> dict[str, Any]:
                 values = [f[name] for f in figures]
                 out[name] = float(np.mean(values))
                 out[f"{name} sd"] = float(np.std(values, ddof=1))
+        for k in DEFAULT_KS:
+            shares = np.mean([target_values(run.ranks, k) for run in runs], 0)
+            out[f"recall@{k} interval"] = bootstrap_interval(shares, runs[0].dialogues)
     return out
 
 

@@ -5,11 +5,13 @@ import json
 import subprocess
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from crs_fast.cli import main
 from crs_fast.crs import reproduce as module
 from crs_fast.crs.datasets import load_dataset, write_dialogues, write_items
+from crs_fast.crs.metrics import bootstrap_interval
 from crs_fast.crs.pipeline import SidConfig, load_catalogue
 from crs_fast.crs.reproduce import Plan, make_setting, reproduce
 from crs_fast.crs.results import read_runs, seed_figures
@@ -149,6 +151,9 @@ def test_seeds_are_averaged_and_paired(data, tmp_path):
     one, two = ((t.ranks == 1).mean() for t in targets["gcrs"])
     assert figures["recall@1"] == pytest.approx((one + two) / 2)
     assert figures["recall@1 sd"] == pytest.approx(abs(one - two) / 2**0.5)
+    shares = np.mean([t.ranks == 1 for t in targets["gcrs"]], 0)
+    expected = bootstrap_interval(shares, targets["gcrs"][0].dialogues)
+    assert figures["recall@1 interval"] == expected
     paired = paired_runs(targets["gcrs"], targets["copy"])
     copied = (targets["copy"][0].ranks == 1).mean()
     assert paired["difference@1"] == pytest.approx((one + two) / 2 - copied)
