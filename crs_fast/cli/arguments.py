@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 
 def data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -36,3 +37,11 @@ def machine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compile-layers", action="store_true", help="torch.compile: a minute first, then faster"
     )
+
+
+def training_config(args: argparse.Namespace) -> dict[str, Any]:
+    """What train and reproduce tell `TrainConfig` alike."""
+    names = ("qlora", "gradient_checkpointing", "compile_layers", "tokens_per_batch", "max_length",
+             "save_steps")  # fmt: skip
+    config = {name: getattr(args, name) for name in names}
+    return {**config, "lora_rank": args.lora_rank or None, "bf16": args.bf16 or None}

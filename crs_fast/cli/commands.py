@@ -6,6 +6,8 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
+from .arguments import training_config
+
 
 def read_dataset(args: Namespace):
     """The data set that the arguments name; prints what was read."""
@@ -38,15 +40,8 @@ def train(args: Namespace) -> int:
         epochs=args.epochs,
         max_minutes=args.minutes,
         learning_rate=args.lr,
-        lora_rank=args.lora_rank or None,
-        qlora=args.qlora,
-        gradient_checkpointing=args.gradient_checkpointing,
-        compile_layers=args.compile_layers,
-        tokens_per_batch=args.tokens_per_batch,
-        max_length=args.max_length,
-        save_steps=args.save_steps,
-        bf16=args.bf16 or None,
         seed=args.seed,
+        **training_config(args),
     )
     result = train_recommender(
         dataset,

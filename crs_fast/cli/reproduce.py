@@ -9,7 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from .arguments import machine_arguments, sid_arguments
+from .arguments import machine_arguments, sid_arguments, training_config
 
 
 def add(commands: Any) -> None:
@@ -67,17 +67,7 @@ def run(args: Namespace) -> int:
         hold_out=args.hold_out,
         replies=not args.no_replies,
         sids=SidConfig(args.levels, args.codes, args.method, args.encoder),
-        training=TrainConfig(
-            lora_rank=args.lora_rank or None,
-            qlora=args.qlora,
-            gradient_checkpointing=args.gradient_checkpointing,
-            compile_layers=args.compile_layers,
-            max_length=args.max_length,
-            tokens_per_batch=args.tokens_per_batch,
-            context_dropout=args.context_dropout,
-            bf16=args.bf16 or None,
-            save_steps=args.save_steps,
-        ),
+        training=TrainConfig(context_dropout=args.context_dropout, **training_config(args)),
     )
     if not plan.tokens:
         plan = replace(plan, tokens=_budget(plan, args.minutes, out, tokens_for))

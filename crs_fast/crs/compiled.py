@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from crs_fast.decode.regions import enough_cases
+from crs_fast.decode.regions import enough_cases, is_layer
 
 BACKEND = "inductor"
 
@@ -18,11 +18,7 @@ def decoder_layers(model: Any) -> list[torch.nn.Module]:
     Raises:
         ValueError: the model has none of transformers' kind.
     """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers: list[torch.nn.Module] = [
-        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
-    ]
+    layers = [module for module in model.modules() if is_layer(module)]
     if not layers:
         raise ValueError(
             "train: model must have decoder layers of transformers with compile_layers "

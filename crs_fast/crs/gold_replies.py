@@ -39,7 +39,7 @@ def note_gold_nll(
     if not parts:
         return
     longest, several = max(parts, key=lambda part: len(part[1]))
-    few = [_reply_instance(bundle, longest, turn, False) for turn in several[:4]]
+    few = [_reply_instance(bundle, longest, turn, False) for turn in several]
     packed = packing_is_exact(bundle.model, few, bundle.builder.max_length)
     for dialogue, turns in show_progress(parts, "gold replies", progress):
         ways = {
@@ -65,7 +65,8 @@ def _score(
         batch = together([sequence], bundle.builder.eos)
         batch["labels"] = batch["labels"].masked_fill(torch.isin(batch["labels"], special), IGNORE)
         counted = batch["labels"] != IGNORE
-        branch = batch["branch"][counted] if packed else counted[counted].long()
+        # A sequence apart has one branch, number 1.
+        branch = batch["branch"][counted] if packed else torch.ones_like(batch["labels"])[counted]
         sums = torch.zeros(len(sequence.branches) + 1)
         if bool(counted.any()):
             on_device = {k: v.to(bundle.model.device) for k, v in batch.items()}

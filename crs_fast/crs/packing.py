@@ -222,7 +222,7 @@ def read_after(
     contexts: Sequence[Sequence[int]],
     groups: Sequence[int],
     read: Callable[[torch.Tensor], torch.Tensor],
-    tokens_per_batch: int,
+    tokens_per_batch: int = 8192,
     pad_id: int = 0,
 ) -> torch.Tensor:
     """What a model expects after each context, contexts of one group on one trunk where the model
@@ -292,11 +292,9 @@ def packing_is_exact(model: Any, instances: Sequence[Instance], max_length: int)
     model.eval()
     try:
         losses = []
-        for packs, together in (
-            (pack(instances), collate),
-            (separate(instances), collate_separate),
-        ):
-            parts = [together([packed]) for packed in packs]
+        for packed in (True, False):
+            arrange, together = reading(packed)
+            parts = [together([sequence]) for sequence in arrange(instances)]
             batches_ = [{k: v.to(device) for k, v in part.items()} for part in parts]
             losses.append(sum(float(next_token_loss(model, batch)[0]) for batch in batches_))
     except (TypeError, ValueError, RuntimeError, NotImplementedError):

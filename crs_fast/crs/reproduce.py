@@ -159,10 +159,8 @@ def make_setting(
     def catalogue(signals: tuple[str, ...], shape: tuple[int, int] | None) -> Catalogue:
         sids, name = plan.sids, "+".join(signals)
         if shape:
-            sids, name = (
-                replace(sids, levels=shape[0], codes=shape[1]),
-                f"{name}-{shape[0]}x{shape[1]}",
-            )
+            levels, codes = shape
+            sids, name = replace(sids, levels=levels, codes=codes), f"{name}-{levels}x{codes}"
         return kept(name, lambda: make_catalogue(dataset, sids, signals=signals, held=held))
 
     @cache

@@ -14,7 +14,7 @@ from crs_fast.crs.arms import ARMS
 from crs_fast.crs.arms.setting import ORACLE
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import replacing, write_text
-from crs_fast.crs.metrics import DEFAULT_KS, bootstrap_interval, target_values
+from crs_fast.crs.metrics import ranking_metrics
 from crs_fast.crs.predictions import Prediction, read_predictions
 from crs_fast.crs.report import (
     TITLES,
@@ -32,8 +32,8 @@ from crs_fast.crs.score import (
     named_items,
     paired_runs,
     protocol_targets,
+    recall_intervals,
     same_films,
-    target_figures,
     text_figures,
 )
 
@@ -121,17 +121,15 @@ def seed_figures(runs: Sequence[Targets]) -> dict[str, Any]:
     """`target_figures` averaged over seeds, with `seeds` and, of several, `<figure> sd`. In the
     95 % intervals, which are about dialogues and not seeds, a target counts by the share of the
     runs that hit it."""
-    figures = [target_figures(run) for run in runs]
-    out = {**figures[0], "seeds": len(runs)}
-    if len(runs) > 1 and out["n"]:
-        for name in figures[0]:
-            if "@" in name and not name.endswith("interval"):
-                values = [f[name] for f in figures]
-                out[name] = float(np.mean(values))
-                out[f"{name} sd"] = float(np.std(values, ddof=1))
-        for k in DEFAULT_KS:
-            shares = np.mean([target_values(run.ranks, k) for run in runs], 0)
-            out[f"recall@{k} interval"] = bootstrap_interval(shares, runs[0].dialogues)
+    if not runs[0].keys:
+        return {"n": 0, "seeds": len(runs)}
+    figures = [ranking_metrics(run.ranks).to_dict() for run in runs]
+    out = {**figures[0], **recall_intervals(runs), "seeds": len(runs)}
+    for name in figures[0] if len(runs) > 1 else ():
+        if "@" in name:
+            values = [f[name] for f in figures]
+            out[name] = float(np.mean(values))
+            out[f"{name} sd"] = float(np.std(values, ddof=1))
     return out
 
 

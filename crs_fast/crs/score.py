@@ -169,11 +169,21 @@ def target_figures(targets: Targets) -> dict[str, Any]:
     """`n`, `hits@k`, `recall@k`, `ndcg@k`, `mrr@k`, and 95 % intervals of recall."""
     if not targets.keys:
         return {"n": 0}
-    figures: dict[str, Any] = dict(ranking_metrics(targets.ranks).to_dict())
-    for k in DEFAULT_KS:
-        values = target_values(targets.ranks, k)
-        figures[f"recall@{k} interval"] = bootstrap_interval(values, targets.dialogues)
-    return figures
+    return {**ranking_metrics(targets.ranks).to_dict(), **recall_intervals([targets])}
+
+
+def recall_intervals(runs: Sequence[Targets]) -> dict[str, tuple[float, float]]:
+    """`recall@k interval`, 95 % by bootstrap over dialogues, of several runs (seeds) on the same
+    targets: a target counts by the share of the runs that hit it."""
+    return {
+        f"recall@{k} interval": bootstrap_interval(_hit_shares(runs, k), runs[0].dialogues)
+        for k in DEFAULT_KS
+    }
+
+
+def _hit_shares(runs: Sequence[Targets], k: int) -> np.ndarray:
+    """For each target, the share of the runs that hit it within k."""
+    return np.mean([target_values(run.ranks, k) for run in runs], 0)
 
 
 def paired_difference(
@@ -210,7 +220,7 @@ def paired_runs(
     if not runs[0].keys:
         return out
     for k in ks:
-        a, b = (np.mean([target_values(r.ranks, k) for r in side], 0) for side in (ours, theirs))
+        a, b = _hit_shares(ours, k), _hit_shares(theirs, k)
         out[f"difference@{k}"] = float((a - b).mean())
         out[f"difference@{k} interval"] = bootstrap_interval(a - b, runs[0].dialogues)
         out[f"ratio@{k}"] = float(a.sum() / b.sum()) if b.any() else None

@@ -127,6 +127,13 @@ class Region(torch.nn.Module):
             del _steps[number]
 
 
+def is_layer(module: torch.nn.Module) -> bool:
+    """Whether `module` is a decoder layer of transformers."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return isinstance(module, GradientCheckpointingLayer)
+
+
 @contextmanager
 def enough_cases() -> Iterator[None]:
     """Room for all kinds of passes in dynamo's cache."""

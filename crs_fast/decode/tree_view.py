@@ -13,7 +13,7 @@ import torch
 from crs_fast.ops.tree_attention import tree_attention
 
 from .linear import SkinnyLinear
-from .regions import CompiledPrompt, CompiledStep, Region
+from .regions import CompiledPrompt, CompiledStep, Region, is_layer
 
 NAME = "crs_fast_tree"
 # Arguments of attention functions that change nothing about what is attended to. A sliding window
@@ -93,7 +93,7 @@ def tree_view(decoder: torch.nn.Module, compiled: bool = False) -> torch.nn.Modu
         ours.__dict__["_modules"] = children
         if attends:
             ours.__dict__["config"] = config_of(config)
-        if compiled and _is_layer(module):
+        if compiled and is_layer(module):
             return Region(ours, next(regions))
         return ours
 
@@ -101,12 +101,6 @@ def tree_view(decoder: torch.nn.Module, compiled: bool = False) -> torch.nn.Modu
     if compiled and next(regions) == 0:
         raise ValueError("compiled layers must be decoder layers of transformers (found none)")
     return whole
-
-
-def _is_layer(module: torch.nn.Module) -> bool:
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    return isinstance(module, GradientCheckpointingLayer)
 
 
 def tree_attention_forward(

@@ -89,7 +89,6 @@ class GenerativeArm:
             common: dict[str, Any] = dict(
                 num_beams=setting.num_beams,
                 max_new_tokens=setting.max_new_tokens,
-                tokens_per_batch=setting.tokens_per_batch,
                 progress=setting.progress,
             )
             replies = replies and self.layout.words and not self.titles
@@ -98,7 +97,7 @@ class GenerativeArm:
             if self.layout.words and not self.layout.item:
                 out["own words"] = predict_in_words(bundle, dialogues, **common)
             if replies:
-                written = list(out.values())[-1]
+                written = out.get("own words", out[""])
                 note_gold_nll(bundle, dialogues, written, progress=setting.progress)
             return out
 

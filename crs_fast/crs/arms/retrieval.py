@@ -159,8 +159,7 @@ class RetrievalArm:
                 [bundle.builder.context(dialogues[p.dialogue].turns[: p.turn]) for p in asked],
                 [p.dialogue for p in asked],
                 lambda logits: logits,
-                setting.tokens_per_batch,
-                bundle.builder.eos,
+                pad_id=bundle.builder.eos,
             )  # [n, N]
             for p, row in zip(asked, scores, strict=True):
                 p.ranking = _best(row, ids, setting.num_beams)

@@ -33,7 +33,7 @@ class Setting:
     backbone: loads the language model afresh
     training: seed and learning rate are the run's, the rest is everybody's
     pretrained: whether the backbone knows a language already
-    num_beams, max_new_tokens, tokens_per_batch: of answering
+    num_beams, max_new_tokens: of answering
     """
 
     dataset: CrsDataset
@@ -44,7 +44,6 @@ class Setting:
     pretrained: bool = True
     num_beams: int = 50
     max_new_tokens: int = 40
-    tokens_per_batch: int = 8192
     progress: bool = False
 
 
