@@ -168,16 +168,16 @@ def make_setting(
         both = join(dataset, load_dataset("redial", plan.root))
         return both, kept("joint", lambda: make_catalogue(both, plan.sids, held=held))
 
-    def backbone() -> Any:
+    def backbone(seed: int) -> Any:
         if plan.model != "tiny":
             model, tokenizer = load_backbone(plan.model, four_bit=four_bit)
             if four_bit:
                 return model, tokenizer  # it is on its GPU already
         else:
             texts = [turn.text for d in dataset.splits["train"] for turn in d.turns]
-            model, tokenizer = tiny_backbone(texts, **TINY)
+            model, tokenizer = tiny_backbone(texts, **TINY, seed=seed)
             words = [str(tokenizer.decode([i])).strip() or " " for i in range(len(tokenizer))]
-            init_word_rows(model, _encoded(tuple(words)))
+            init_word_rows(model, _encoded(tuple(words)), seed)
         module: Any = model
         return module.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 

@@ -80,7 +80,7 @@ def setting():
     return Setting(
         DATASET,
         catalogue,
-        lambda: tiny_backbone(TEXTS, hidden_size=32, layers=2, heads=2, vocab_size=300),
+        lambda seed: tiny_backbone(TEXTS, hidden_size=32, heads=2, layers=2, vocab_size=300),
         TRAINING,
         joint,
         pretrained=False,
@@ -227,14 +227,14 @@ def test_titles_are_ranked_by_their_own_probability(setting):
 
 
 def test_like_titles_get_their_year(setting):
-    _, tokenizer = setting.backbone()
+    _, tokenizer = setting.backbone(0)
     items = (Item("a", "Heat", 1995), Item("b", "heat", 1972), Item("c", "Ronin", 1998))
     titles = {k: tokenizer.decode(v) for k, v in title_tokens(items, tokenizer).items()}
     assert titles == {"a": " Heat (1995)", "b": " heat (1972)", "c": " Ronin"}
 
 
 def test_retrieval_head_scores_every_item(setting):
-    model = RetrievalHead(setting.backbone()[0], embeddings())
+    model = RetrievalHead(setting.backbone(0)[0], embeddings())
     head = model.head
     instances = [Instance(0, "i2", (5, 6, 7), (2,)), Instance(0, "i5", (8, 9), (5,))]
     logits, labels = label_logits(model, collate_separate(separate(instances)))

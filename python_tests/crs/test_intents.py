@@ -191,7 +191,7 @@ def setting():
     return Setting(
         CrsDataset("mine", ITEMS, {"train": tuple(dialogues(16)), "test": ()}),
         lambda signals, shape: Catalogue(x, sids, quantizer, report),
-        lambda: tiny_backbone(TEXTS, hidden_size=32, layers=2, heads=2, vocab_size=300),
+        lambda seed: tiny_backbone(TEXTS, hidden_size=32, heads=2, layers=2, vocab_size=300),
         TrainConfig(),
         pretrained=False,
         max_new_tokens=6,

@@ -7,17 +7,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from crs_fast.cli import main
 from crs_fast.crs import reproduce as module
+from crs_fast.crs.arms.generative import extended
 from crs_fast.crs.datasets import load_dataset, write_dialogues, write_items
 from crs_fast.crs.metrics import bootstrap_interval
 from crs_fast.crs.pipeline import SidConfig, load_catalogue
 from crs_fast.crs.reproduce import Plan, make_setting, reproduce
 from crs_fast.crs.results import read_runs, seed_figures
 from crs_fast.crs.score import paired_runs, protocol_targets
+from crs_fast.crs.sequence import GCRS
 from crs_fast.crs.train import TrainConfig
 from crs_fast.crs.trainer import PackedTrainer
+from crs_fast.quantize import encode_texts
 
 from .tiny_system import DIALOGUE, ITEMS, dialogues
 
@@ -141,6 +145,28 @@ def test_rates_are_chosen_on_validation(data, tmp_path, monkeypatch):
         assert done[key] == again[key]
     file = "runs/gcrs/seed0/predictions.jsonl"
     assert (out / file).read_text() == (tmp_path / "alone" / file).read_text()
+
+
+def test_a_seed_starts_everything_anew(data):
+    """Words and items of every seed lie in one space, each seed's in another; all else that starts
+    at random differs too."""
+    setting = make_setting(plan(data), load_dataset(str(data)))
+    starts = []
+    for seed in (0, 1, 1):
+        config = replace(setting.training, seed=seed)
+        bundle = extended(setting, config, setting.catalogue(("text",), None), GCRS)
+        starts.append(bundle.model.state_dict())
+        tokens = [str(bundle.tokenizer.decode([i])).strip() or " " for i in range(256)]
+        texts = encode_texts(tokens)
+        rows = bundle.model.get_input_embeddings().weight[:256]
+        generator = torch.Generator().manual_seed(seed)
+        drawn = texts[:256] @ torch.randn(texts.shape[1], rows.shape[1], generator=generator)
+        cosine = torch.cosine_similarity(rows - rows.mean(0), drawn - drawn.mean(0))
+        assert cosine.mean() > 0.95
+    first, second, again = starts
+    assert all(second[name].equal(again[name]) for name in second)
+    layer = "model.layers.0.self_attn.q_proj.weight"
+    assert not first[layer].equal(second[layer])
 
 
 def test_seeds_are_averaged_and_paired(data, tmp_path):

@@ -137,7 +137,7 @@ def extended(
             the data set's can be recommended.
         fine_modes: see `ControlTokens`.
     """
-    model, tokenizer = setting.backbone()
+    model, tokenizer = setting.backbone(config.seed)
     own, items = setting.dataset.items, items or setting.dataset.items
     levels, codes = catalogue.sids.shape[1], int(catalogue.quantizer.codebooks.shape[1])
     vocab = SidVocab.extend(tokenizer, model, levels, codes)
@@ -155,7 +155,7 @@ def extended(
 
 def with_titles(setting: Setting, config: TrainConfig, layout: Layout) -> Bundle:
     """The backbone with tokens for modes and for where a title begins and ends."""
-    model, tokenizer = setting.backbone()
+    model, tokenizer = setting.backbone(config.seed)
     items = setting.dataset.items
     control = ControlTokens.extend(tokenizer, model)
     titles = title_tokens(items, tokenizer)

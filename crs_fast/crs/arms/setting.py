@@ -30,7 +30,7 @@ class Setting:
     catalogue: makes the items' SIDs from the names of their signals, ("text",) say, and a shape
         (levels, codes), None for everybody's; cached
     joint: the data set joined with another to train on first (see `join`), and its SIDs; cached
-    backbone: loads the language model afresh
+    backbone: loads the language model afresh; the seed is of what it starts at random
     training: seed and learning rate are the run's, the rest is everybody's
     pretrained: whether the backbone knows a language already
     num_beams, max_new_tokens: of answering
@@ -38,7 +38,7 @@ class Setting:
 
     dataset: CrsDataset
     catalogue: Callable[[tuple[str, ...], tuple[int, int] | None], Catalogue]
-    backbone: Callable[[], Backbone]
+    backbone: Callable[[int], Backbone]
     training: TrainConfig
     joint: Callable[[], tuple[CrsDataset, Catalogue]] | None = None
     pretrained: bool = True
