@@ -55,11 +55,13 @@ def run(args: Namespace) -> int:
     from crs_fast.crs.train import TrainConfig
 
     out = Path(args.out or f"reproduce_{Path(args.data).name}_{Path(args.model).name}")
+    arms = choose_arms(args.arms)
+    known = _budget(args, out, any(arm.trains for arm in arms))
     plan = Plan(
         data=args.data,
         model=args.model,
-        arms=tuple(arm.name for arm in choose_arms(args.arms)),
-        tokens=args.tokens or 0,
+        arms=tuple(arm.name for arm in arms),
+        tokens=1 if known is None else known,
         root=args.root,
         seeds=args.seeds,
         learning_rates=tuple(args.lr),
@@ -69,8 +71,8 @@ def run(args: Namespace) -> int:
         sids=SidConfig(args.levels, args.codes, args.method, args.encoder),
         training=TrainConfig(context_dropout=args.context_dropout, **training_config(args)),
     )
-    if not plan.tokens:
-        plan = replace(plan, tokens=_budget(plan, args.minutes, out, tokens_for))
+    if known is None:
+        plan = replace(plan, tokens=tokens_for(plan, args.minutes))
     start = time.perf_counter()
 
     def say(text: str) -> None:
@@ -86,10 +88,15 @@ def run(args: Namespace) -> int:
     return 0
 
 
-def _budget(plan: Any, minutes: float | None, out: Path, tokens_for: Any) -> int:
-    """The budget of the experiment that is there already, else from the time given."""
-    if (out / "config.json").is_file():
-        return int(json.loads((out / "config.json").read_text())["tokens"])
-    if minutes is None:
+def _budget(args: Namespace, out: Path, trains: bool) -> int | None:
+    """The tokens asked for, else those of the experiment that is there already, 0 where nothing
+    trains; None where they follow from the time given."""
+    if args.tokens is not None:
+        return int(args.tokens)
+    config = out / "config.json"
+    known = int(json.loads(config.read_text())["tokens"]) if config.is_file() else 0
+    if known or not trains:
+        return known
+    if args.minutes is None:
         raise ValueError("reproduce: --tokens or --minutes must be given (got neither)")
-    return int(tokens_for(plan, minutes))
+    return None

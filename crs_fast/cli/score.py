@@ -39,16 +39,16 @@ def run(args: Namespace) -> int:
     if not dataset.splits.get(args.split):
         raise ValueError(f"score: the data must have a split {args.split!r} (got none)")
     dialogues = dataset.splits[args.split]
-    ours = read_predictions(args.predictions, dialogues)
+    ours = read_predictions(args.predictions, dialogues, dataset.items)
     figures: dict[str, Any] = {
         "recommendation": recommendation_figures(dataset, args.split, ours, name="system"),
         "mode": mode_figures(ours),
         "intents": intent_figures(ours),
         "text": text_figures(ours),
     }
-    print(scores_markdown(f"{dataset.name}, {args.split}", **figures))
+    print(scores_markdown(dataset.name, args.split, **figures))
     if args.against:
-        theirs = read_predictions(args.against, dialogues)
+        theirs = read_predictions(args.against, dialogues, dataset.items)
         seen = named_items(dataset.splits["train"])
         figures["against"] = {
             protocol: paired_difference(ours, theirs, protocol, seen=seen)

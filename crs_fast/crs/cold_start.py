@@ -4,7 +4,7 @@ SIDs from the frozen quantizer, as an item would that joins the catalogue after 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -36,8 +36,14 @@ def hold_out(dataset: CrsDataset, share: float, seed: int = 0) -> tuple[CrsDatas
     if not pool:
         raise ValueError("hold_out: a test target must be named in training (got none)")
     held = frozenset(random.Random(seed).sample(pool, max(1, round(share * len(pool)))))
-    train = tuple(cut for d in dataset.splits["train"] if (cut := _before(d, held)).turns)
+    train = without(dataset.splits["train"], held)
     return replace(dataset, splits={**dataset.splits, "train": train}), held
+
+
+def without(dialogues: Iterable[Dialogue], held: frozenset[str]) -> tuple[Dialogue, ...]:
+    """Dialogues to train on: each ends before the first turn that names an item held out, and those
+    of which nothing is left are gone."""
+    return tuple(cut for d in dialogues if (cut := _before(d, held)).turns)
 
 
 def _before(dialogue: Dialogue, held: frozenset[str]) -> Dialogue:

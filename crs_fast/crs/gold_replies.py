@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
 
 from crs_fast.crs.bundle import Bundle
 from crs_fast.crs.dialogue import Dialogue
-from crs_fast.crs.packing import IGNORE, packing_is_exact, reading, token_losses
+from crs_fast.crs.packing import (
+    IGNORE,
+    Collate,
+    Packed,
+    batches,
+    packing_is_exact,
+    reading,
+    token_losses,
+)
 from crs_fast.crs.predict import show_progress
 from crs_fast.crs.predictions import Nll, Prediction
 from crs_fast.crs.sequence import Instance
 from crs_fast.crs.token_rows import new_tokens
+from crs_fast.crs.walk import batch_tokens
 
 Tokens = tuple[int, ...]
+WAYS = {"gold": False, "own": True}  # whether mode and item are the model's own
 
 
 @torch.no_grad()
@@ -41,41 +51,47 @@ def note_gold_nll(
     longest, several = max(parts, key=lambda part: len(part[1]))
     few = [_reply_instance(bundle, longest, turn, False) for turn in several]
     packed = packing_is_exact(bundle.model, few, bundle.builder.max_length)
-    for dialogue, turns in show_progress(parts, "gold replies", progress):
-        ways = {
-            "gold": [_reply_instance(bundle, dialogue, turn, False) for turn in turns],
-            "own": [_reply_instance(bundle, dialogue, turn, True) for turn in turns],
-        }
+    arrange, together = reading(packed)
+    packs: list[Packed] = []
+    found: list[tuple[Prediction, dict[str, Instance]]] = []
+    for dialogue, turns in parts:
+        mine = [
+            {name: _reply_instance(bundle, dialogue, turn, own) for name, own in WAYS.items()}
+            for turn in turns
+        ]
+        found += zip(turns, mine, strict=True)
         # Where the model chose as the gold reply did, the two are one and scored once.
-        scored = _score(bundle, {i for instances in ways.values() for i in instances}, packed)
-        for at, turn in enumerate(turns):
-            found = {name: instances[at] for name, instances in ways.items()}
-            turn.gold_nll = {name: scored[i.context, i.response] for name, i in found.items()}
+        once = {instance for ways in mine for instance in ways.values()}
+        ordered = sorted(once, key=lambda i: (i.turn_index, i.response))
+        packs += arrange(ordered, 4 * bundle.builder.max_length)
+    limit = max(batch_tokens(bundle.model.device) // 4, 1)  # each token of a reply has its logits
+    scored: dict[tuple[Tokens, Tokens], Nll] = {}
+    for some in show_progress(batches(packs, limit, range(len(packs))), "gold replies", progress):
+        scored |= _score(bundle, some, together)
+    for turn, ways in found:
+        turn.gold_nll = {name: scored[i.context, i.response] for name, i in ways.items()}
 
 
 def _score(
-    bundle: Bundle, instances: set[Instance], packed: bool
-) -> dict[tuple[Tokens, Tokens], Nll]:
-    """(context, response) -> the response's word tokens' NLL and count, of one dialogue."""
-    arrange, together = reading(packed)
+    bundle: Bundle, packs: Sequence[Packed], together: Collate
+) -> Iterable[tuple[tuple[Tokens, Tokens], Nll]]:
+    """(context, response) of every branch -> the response's word tokens' NLL and count."""
     special = torch.tensor([*new_tokens(bundle.vocab, bundle.control), bundle.builder.eos])
-    ordered = sorted(instances, key=lambda i: (i.turn_index, i.response))
-    scored: dict[tuple[Tokens, Tokens], Nll] = {}
-    for sequence in arrange(ordered, 4 * bundle.builder.max_length):
-        batch = together([sequence], bundle.builder.eos)
-        batch["labels"] = batch["labels"].masked_fill(torch.isin(batch["labels"], special), IGNORE)
-        counted = batch["labels"] != IGNORE
-        # A sequence apart has one branch, number 1.
-        branch = batch["branch"][counted] if packed else torch.ones_like(batch["labels"])[counted]
-        sums = torch.zeros(len(sequence.branches) + 1)
-        if bool(counted.any()):
-            on_device = {k: v.to(bundle.model.device) for k, v in batch.items()}
-            sums.index_add_(0, branch, token_losses(bundle.model, on_device).cpu())
-        words = torch.bincount(branch, minlength=len(sums))
-        for number, (length, response) in enumerate(sequence.branches, start=1):
-            key = (sequence.trunk[:length], response)
-            scored[key] = (float(sums[number]), int(words[number]))
-    return scored
+    batch = together(packs, bundle.builder.eos)
+    batch["labels"] = batch["labels"].masked_fill(torch.isin(batch["labels"], special), IGNORE)
+    rows, columns = (batch["labels"] != IGNORE).nonzero(as_tuple=True)
+    most = max(len(packed.branches) for packed in packs)
+    # A sequence apart has one branch.
+    branch = batch["branch"][rows, columns] - 1 if "branch" in batch else torch.zeros_like(rows)
+    place = rows * most + branch
+    sums = torch.zeros(len(packs) * most)
+    if len(rows):
+        on_device = {k: v.to(bundle.model.device) for k, v in batch.items()}
+        sums.index_add_(0, place, token_losses(bundle.model, on_device).cpu())
+    words = torch.bincount(place, minlength=len(sums))
+    for row, packed in enumerate(packs):
+        for at, (length, response) in enumerate(packed.branches, start=row * most):
+            yield (packed.trunk[:length], response), (float(sums[at]), int(words[at]))
 
 
 def _reply_instance(

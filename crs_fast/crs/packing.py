@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -83,13 +84,11 @@ def collate(packs: Sequence[Packed], pad_id: int = 0) -> dict[str, torch.Tensor]
         padding); `visible`, the number of trunk tokens a token of a branch sees; `labels`, already
         shifted: `labels[b, s]` follows `input_ids[b, s]`, -100 where there is no loss.
     """
-    rows = [_layout(packed) for packed in packs]
-    width = max(len(row[0]) for row in rows)
     names = {"input_ids": pad_id, "position_ids": 0, "branch": PAD, "visible": 0, "labels": IGNORE}
-    return {
-        name: torch.tensor([[fill] * (width - len(row[at])) + row[at] for row in rows])  # [B, S]
-        for at, (name, fill) in enumerate(names.items())
-    }
+    batch = _padding(packs, names.values())
+    for row, packed in enumerate(packs):
+        batch[:, row, -len(packed) :] = _layout(packed)
+    return dict(zip(names, torch.from_numpy(batch), strict=True))
 
 
 def collate_separate(packs: Sequence[Packed], pad_id: int = 0) -> dict[str, torch.Tensor]:
@@ -101,17 +100,20 @@ def collate_separate(packs: Sequence[Packed], pad_id: int = 0) -> dict[str, torc
     """
     if any(len(packed.branches) != 1 for packed in packs):
         raise ValueError("collate_separate: packs must have one branch each")
-    rows = [_layout(packed) for packed in packs]
-    width = max(len(row[0]) for row in rows)
+    names = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORE}
+    batch = _padding(packs, names.values())
+    for row, packed in enumerate(packs):
+        tokens, *_, labels = _layout(packed)
+        batch[0, row, : len(packed)] = tokens
+        batch[1, row, : len(packed)] = 1
+        batch[2, row, : len(packed)] = labels
+    return dict(zip(names, torch.from_numpy(batch), strict=True))
 
-    def padded(values: Iterable[list[int]], fill: int) -> torch.Tensor:
-        return torch.tensor([row + [fill] * (width - len(row)) for row in values])  # [B, S]
 
-    return {
-        "input_ids": padded((row[0] for row in rows), pad_id),
-        "attention_mask": padded(([1] * len(row[0]) for row in rows), 0),
-        "labels": padded((row[4] for row in rows), IGNORE),
-    }
+def _padding(packs: Sequence[Packed], fills: Iterable[int]) -> np.ndarray:
+    """An empty batch: int64 [fills, B, S]."""
+    padding = np.reshape([*fills], (-1, 1, 1))
+    return np.repeat(np.repeat(padding, len(packs), 1), max(map(len, packs)), 2)
 
 
 def reading(packed: bool) -> tuple[Arrange, Collate]:
@@ -142,18 +144,21 @@ def swap_codes(batch: dict[str, torch.Tensor], share: float, codes: Sequence[tor
         ids.copy_(torch.where(hit, level[other], ids))
 
 
-def _layout(packed: Packed) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
-    """Tokens, positions, branch numbers, visible trunk lengths and labels of one sequence."""
-    n = len(packed.trunk) - 1
-    tokens, positions = list(packed.trunk[:n]), list(range(n))
-    branch, visible, labels = [0] * n, [0] * n, [IGNORE] * n
+def _layout(packed: Packed) -> np.ndarray:
+    """Tokens, positions, branch numbers, visible trunk lengths and labels of one sequence, int64
+    [5, S]."""
+    at = len(packed.trunk) - 1
+    out = np.empty((5, len(packed)), dtype=np.int64)
+    out[0, :at], out[1, :at] = packed.trunk[:at], np.arange(at)
+    out[2:, :at] = [[0], [0], [IGNORE]]
     for number, (length, response) in enumerate(packed.branches, start=1):
-        tokens += [packed.trunk[length - 1], *response[:-1]]
-        positions += range(length - 1, length - 1 + len(response))
-        branch += [number] * len(response)
-        visible += [length - 1] * len(response)
-        labels += response
-    return tokens, positions, branch, visible, labels
+        columns = out[:, at : at + len(response)]
+        columns[0, 0], columns[0, 1:] = packed.trunk[length - 1], response[:-1]
+        columns[1] = np.arange(length - 1, length - 1 + len(response))
+        columns[2:4] = [[number], [length - 1]]
+        columns[4] = response
+        at += len(response)
+    return out
 
 
 def tree_mask(

@@ -11,7 +11,7 @@ from crs_fast.crs.dialogue import Dialogue
 from crs_fast.crs.predictions import PLACEHOLDER, Prediction, blank_predictions
 from crs_fast.crs.sequence import CHAT, REC, Layout
 from crs_fast.crs.turn import TurnBatch, TurnCache
-from crs_fast.crs.walk import chunks, walk
+from crs_fast.crs.walk import batch_tokens, chunks, walk
 from crs_fast.trie import ItemFilter
 
 
@@ -24,7 +24,7 @@ def predict(
     replies: bool = True,
     free_rankings: bool = False,
     max_new_tokens: int = 64,
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> list[Prediction]:
     """Answer every recommender turn, on one prefill a dialogue (see `crs_fast.crs.walk`).
@@ -40,7 +40,7 @@ def predict(
         free_rankings: rank also at CHAT turns where the model chooses REC (for item precision
             and counting in free mode).
         tokens_per_batch: prompt tokens that are prefilled together, and that a batch of turns
-            holds, at most (one dialogue or turn at least).
+            holds, at most (one dialogue or turn at least); None for what suits the device.
         progress: show a progress bar.
     """
     predictions, modes = blank_predictions(dialogues), bundle.builder.layout.mode
@@ -63,7 +63,7 @@ def predict_in_words(
     num_beams: int = 50,
     normalize: str = "vocab",
     max_new_tokens: int = 64,
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> list[Prediction]:
     """`predict` for a layout without items, where the item is what the model's own words come to:
@@ -104,13 +104,14 @@ def _asked_in_batches(
     bundle: Bundle,
     contexts: Sequence[Sequence[int]],
     predictions: Sequence[Prediction],
-    limit: int,
+    limit: int | None,
     name: str,
     progress: bool,
 ) -> Iterator[tuple[list[int], TurnBatch, list[Prediction]]]:
     """Batches of turns: their indices, what answers for them, and their predictions, in which the
     mode is noted already where the layout has one."""
     recs = [bool(p.gold_items) for p in predictions]
+    limit = limit or batch_tokens(bundle.model.device)
     parts = chunks(contexts, [p.dialogue for p in predictions], limit)
     for chunk in show_progress(parts, name, progress):
         for members, turns in walk(bundle, contexts, recs, chunk, limit):
@@ -170,8 +171,8 @@ def _rank(
     common: dict[str, Any] = dict(num_beams=num_beams, normalize=normalize)
     for row, ids in zip(rows, turns.rank(rows, **common).items, strict=True):
         predictions[row].ranking = [str(i) for i in ids[:num_beams]]
-        # Nothing was named: the filter would change nothing.
-        predictions[row].new_ranking = predictions[row].ranking
+        if not predictions[row].named:  # a filter would change nothing
+            predictions[row].new_ranking = predictions[row].ranking
     rows = [
         row
         for row in rows

@@ -21,14 +21,14 @@ the turns that have it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crs_fast.crs.control_tokens import CHAT, MODES, REC
 from crs_fast.crs.datasets.jsonl import json_object, read_lines, write_lines
-from crs_fast.crs.dialogue import Dialogue
+from crs_fast.crs.dialogue import Dialogue, Item
 from crs_fast.crs.targets import recommender_turns
 
 PLACEHOLDER = "<movie>"
@@ -126,13 +126,19 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
     )
 
 
-def read_predictions(path: str | Path, dialogues: Sequence[Dialogue]) -> list[Prediction]:
+def read_predictions(
+    path: str | Path, dialogues: Sequence[Dialogue], items: Iterable[Item]
+) -> list[Prediction]:
     """Read a `predictions.jsonl` for a split, or for some whole dialogues of it.
+
+    Args:
+        items: the catalogue: no ranking may name another item.
 
     Raises:
         ValueError: a broken line, a turn that is not the split's or stands twice, or a recommender
             turn missing from a dialogue that the file has.
     """
+    catalogue = {item.item_id for item in items}
     blank = {(p.dialogue_id, p.turn): p for p in blank_predictions(dialogues)}
     filled: set[tuple[str, int]] = set()
 
@@ -144,7 +150,7 @@ def read_predictions(path: str | Path, dialogues: Sequence[Dialogue]) -> list[Pr
         if key in filled:
             raise ValueError(f"a turn must stand once {key}")
         filled.add(key)
-        _fill(blank[key], record)
+        _fill(blank[key], record, catalogue)
         return key
 
     answered = {dialogue for dialogue, _ in read_lines(Path(path), parse)}
@@ -157,7 +163,7 @@ def read_predictions(path: str | Path, dialogues: Sequence[Dialogue]) -> list[Pr
     return [p for key, p in blank.items() if key in filled]
 
 
-def _fill(prediction: Prediction, record: dict[str, Any]) -> None:
+def _fill(prediction: Prediction, record: dict[str, Any], catalogue: Collection[str]) -> None:
     mode, probability = record.get("mode"), record.get("rec_probability")
     if mode not in (None, *MODES):
         raise ValueError(f"mode must be one of {MODES} or null (got {mode!r})")
@@ -165,15 +171,28 @@ def _fill(prediction: Prediction, record: dict[str, Any]) -> None:
         probability = float(mode == REC)
     prediction.rec_probability = probability
     for name in ("ranking", "new_ranking"):
-        ranking = record.get(name)
-        if ranking is not None and len(set(ranking)) != len(ranking):
-            raise ValueError(f"{name} must name an item once")
-        setattr(prediction, name, ranking)
+        setattr(prediction, name, _item_ids(name, record.get(name), catalogue))
     prediction.reply = record.get("reply")
-    prediction.reply_items = record.get("reply_items") or []
+    prediction.reply_items = _item_ids("reply_items", record.get("reply_items"), catalogue) or []
     prediction.invalid_items = record.get("invalid_items") or 0
     prediction.intent = record.get("intent")
     prediction.gold_nll = _gold_nll(record.get("gold_nll"))
+
+
+def _item_ids(name: str, value: Any, catalogue: Collection[str]) -> list[str] | None:
+    """Ids of the catalogue; distinct ones, where they rank."""
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must be a list of item ids or null (got {value!r})")
+    odd = [item for item in value if not isinstance(item, str) or item not in catalogue]
+    if odd:
+        raise ValueError(f"{name} must hold item ids of the catalogue, as strings (got {odd[0]!r})")
+    if name != "reply_items" and len(set(value)) != len(value):
+        raise ValueError(
+            f"{name} must name an item once (got {len(value) - len(set(value))} twice)"
+        )
+    return value
 
 
 def _gold_nll(value: Any) -> dict[str, Nll] | None:

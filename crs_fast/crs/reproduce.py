@@ -5,11 +5,14 @@
     <out>/runs/<arm>/seed<k>/<way>.jsonl         predictions of a run, one file a way of decoding
     <out>/runs/<arm>/rate<r>/validation.jsonl    of each learning rate, where there are several; the
                                                  best one's training is that of seed 0
-    <out>/runs/<arm>/seed<k>/done.json           budget, tokens read, seconds, learning rate, loss
-    <out>/test_log.jsonl                         one line each time the test split was answered
+    <out>/runs/<arm>/seed<k>/done.json           budget, tokens read, seconds, learning rate, loss,
+                                                 versions
+    <out>/test_log.jsonl                         one line each time a run began on the test split,
+                                                 or went on with it
     <out>/results.json, results.md, *.png        written anew after every run
 
-A run that is done is not run again; one that was cut off goes on from its newest checkpoint.
+A run that is done is not run again; one that was cut off goes on from its newest checkpoint, or
+from the part of the test split it was at.
 """
 
 from __future__ import annotations
@@ -22,16 +25,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from crs_fast._version import __version__
+from crs_fast.crs.answering import answer_in_parts, forget_parts
 from crs_fast.crs.arms import Arm, Setting, choose_arms
 from crs_fast.crs.arms.joint import join
 from crs_fast.crs.backbones import load_backbone, tiny_backbone
-from crs_fast.crs.cold_start import hold_out
+from crs_fast.crs.cold_start import hold_out, without
 from crs_fast.crs.datasets import load_dataset
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import write_text
@@ -71,12 +76,15 @@ class Plan:
         model: "smollm2", "tiny" (from scratch, for machines without a GPU), a path or a hub name.
         arms: names (see `crs_fast.crs.arms`).
         seeds: runs an arm, of seeds 0, 1, ...
-        tokens: training tokens a run, the same for every arm.
+        tokens: training tokens a run, the same for every arm; 0 where none trains.
         learning_rates: tried on validation with seed 0 where there is more than one.
         limit: only the first so many dialogues of the test split (and of validation).
         hold_out: share of the test targets' items to hold out (see `crs_fast.crs.cold_start`).
         replies: also write replies (BLEU, Distinct, invalid items).
         training: all else about training.
+
+    Raises:
+        ValueError: an unknown arm, or a number out of range.
     """
 
     data: str
@@ -96,15 +104,30 @@ class Plan:
         default_factory=lambda: TrainConfig(lora_rank=None, save_steps=100)
     )
 
+    def __post_init__(self) -> None:
+        trains = any(arm.trains for arm in choose_arms(",".join(self.arms)))
+        for name, value, least in (
+            ("tokens", self.tokens, int(trains)),
+            ("seeds", self.seeds, 1),
+            ("limit", self.limit, 1),
+            ("num_beams", self.num_beams, 1),
+            ("max_new_tokens", self.max_new_tokens, 1),
+            ("learning_rates", len(self.learning_rates), 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"reproduce: {name} must be at least {least} (got {value})")
+
 
 def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool = False) -> Path:
     """Run what is missing of a plan and write the results.
 
     Raises:
-        ValueError: `out` holds another experiment, an unknown arm, or no such data.
+        ValueError: `out` holds another experiment, or no such data.
+        ImportError: what the tables will need is missing.
     """
     out = Path(out)
     arms = choose_arms(",".join(plan.arms))
+    _require_extras(plan)
     join_processes()
     if not first_process():
         say = _silent
@@ -126,7 +149,20 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
         if first_process():
             write_results(out, dataset, held)
         wait_for_all()
+    if not missing and first_process():  # the last call may have been cut off before its tables
+        write_results(out, dataset, held)
     return out
+
+
+def _require_extras(plan: Plan) -> None:
+    """Now, not after hours of training."""
+    names = ["matplotlib", *(["sacrebleu"] if plan.replies else [])]
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"reproduce: needs {', '.join(missing)}; "
+            "install with `pip install 'crs_fast[train,evaluate]'`"
+        )
 
 
 def _silent(text: str) -> None:
@@ -166,6 +202,7 @@ def make_setting(
     @cache
     def joint() -> tuple[CrsDataset, Catalogue]:
         both = join(dataset, load_dataset("redial", plan.root))
+        both = replace(both, splits={"train": without(both.splits["train"], held)})
         return both, kept("joint", lambda: make_catalogue(both, plan.sids, held=held))
 
     def backbone(seed: int) -> Any:
@@ -188,6 +225,7 @@ def make_setting(
         plan.training,
         joint,
         pretrained=plan.model != "tiny",
+        held=held,
         num_beams=plan.num_beams,
         max_new_tokens=plan.max_new_tokens,
     )
@@ -241,10 +279,12 @@ def _run(
         return
     start = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    answers = fitted.answer(setting.dataset.splits["test"][: plan.limit], plan.replies)
-    for way, predictions in answers.items():
-        write_predictions(folder / f"{way or 'predictions'}.jsonl", predictions)
     _log_test(out, arm.name, seed)
+    answer_in_parts(
+        lambda dialogues: fitted.answer(dialogues, plan.replies),
+        setting.dataset.splits["test"][: plan.limit],
+        folder,
+    )
     seconds = {"train": 0.0, "answer": round(time.perf_counter() - start, 1)}
     done: dict[str, Any] = {"seed": seed, "seconds": seconds}
     if fitted.training is not None:
@@ -259,8 +299,9 @@ def _run(
         }
         if not keep_models:
             _forget_checkpoints(work)
-    write_text(folder / "done.json", json.dumps(done, indent=1) + "\n")
     say(f"  {json.dumps(done)}")
+    write_text(folder / "done.json", json.dumps(done | {"versions": _versions()}, indent=1) + "\n")
+    forget_parts(folder)
 
 
 def _config(plan: Plan, seed: int, rate: float) -> TrainConfig:
@@ -283,11 +324,14 @@ def _rate(plan: Plan, setting: Setting, arm: Arm, out: Path, say: Say) -> float:
             if first_process():
                 write_predictions(file, fitted.answer(dialogues, False)[""])
             wait_for_all()
-        targets = protocol_targets(read_predictions(file, dialogues), "paper")
+        predictions = read_predictions(file, dialogues, setting.dataset.items)
+        targets = protocol_targets(predictions, "paper")
         metrics = ranking_metrics(targets.ranks)
         tried[rate] = (metrics.recall[10], metrics.mrr[10])
         say(f"  learning rate {rate:g}: validation R@10 {100 * tried[rate][0]:.2f}")
     best = max(tried, key=tried.__getitem__)
+    if best in (min(tried), max(tried)):
+        say(f"  the best rate, {best:g}, is at the grid's edge: one beyond may be better")
     if first_process():
         for rate in tried:
             if rate != best:
@@ -318,12 +362,16 @@ def _write_config(plan: Plan, out: Path) -> None:
         old = json.loads(file.read_text())
         # Switches that came after the experiment began stand at their defaults.
         old["training"] = asdict(TrainConfig()) | old["training"]
+        if not old["tokens"]:  # nothing has trained yet
+            old["tokens"] = config["tokens"]
         odd = [k for k in config if k not in MAY_CHANGE and config[k] != old.get(k)]
         if odd:
             raise ValueError(
                 f"reproduce: {out} must be empty or hold the same experiment "
                 f"(got another {odd[0]}: {old.get(odd[0])!r} there, {config[odd[0]]!r} here)"
             )
+        config["arms"] = list(dict.fromkeys([*old["arms"], *config["arms"]]))
+        config["seeds"] = max(old["seeds"], config["seeds"])
     out.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(config, indent=1) + "\n")
 

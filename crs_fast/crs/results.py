@@ -17,6 +17,7 @@ from crs_fast.crs.files import replacing, write_text
 from crs_fast.crs.metrics import ranking_metrics
 from crs_fast.crs.predictions import Prediction, read_predictions
 from crs_fast.crs.report import (
+    CAVEATS,
     TITLES,
     difference_table,
     intent_table,
@@ -51,7 +52,7 @@ def read_runs(out: Path, dataset: CrsDataset) -> Runs:
         for done in sorted((out / "runs" / name).glob("seed*/done.json")):
             for file in sorted(done.parent.glob("*.jsonl")):
                 way = "" if file.stem == "predictions" else f" ({file.stem})"
-                predictions = read_predictions(file, dataset.splits["test"])
+                predictions = read_predictions(file, dataset.splits["test"], dataset.items)
                 runs.setdefault(name + way + mark, []).append(predictions)
     if BASE in runs:
         runs[FILTERED] = [
@@ -80,12 +81,15 @@ def write_results(out: Path, dataset: CrsDataset, held: Collection[str] = ()) ->
             "held out": ("unseen", rest),
             "held out, new-only": ("unseen, new-only", rest),
         }
-    figures: dict[str, Any] = {"recommendation": {}, "differences": {}}
+    figures: dict[str, Any] = {"data": dataset.name, "recommendation": {}, "differences": {}}
+    chooses = any(p.mode is not None for run in runs.values() for p in run[0])
     for protocol, (rule, known) in protocols.items():
+        if protocol == "free" and not chooses:
+            continue
         targets = {
             name: [protocol_targets(p, rule, known) for p in predictions]
             for name, predictions in runs.items()
-            if _belongs(name, predictions[0], protocol)
+            if _belongs(name, protocol)
         }
         figures["recommendation"][protocol] = {n: seed_figures(t) for n, t in targets.items()}
         for name in targets if films else ():
@@ -97,8 +101,10 @@ def write_results(out: Path, dataset: CrsDataset, held: Collection[str] = ()) ->
                 for name, other in targets.items()
                 if name != BASE
             }
-    kinds = {"mode": mode_figures, "intents": intent_figures, "text": text_figures}
-    for kind, compute in kinds.items():
+    figures["mode"] = {
+        name: mode_figures(r[0]) for name, r in runs.items() if chooses and name != FILTERED
+    }
+    for kind, compute in {"intents": intent_figures, "text": text_figures}.items():
         figures[kind] = {name: found for name, r in runs.items() if (found := compute(r[0]))}
     figures["runs"] = {
         str(done.parent.relative_to(out / "runs")): json.loads(done.read_text())
@@ -110,10 +116,9 @@ def write_results(out: Path, dataset: CrsDataset, held: Collection[str] = ()) ->
     return figures
 
 
-def _belongs(name: str, predictions: Sequence[Prediction], protocol: str) -> bool:
-    if protocol == "free":
-        return any(p.mode is not None for p in predictions)
-    # Where named items are filtered out anyway, the filtered variant says nothing more.
+def _belongs(name: str, protocol: str) -> bool:
+    # Where named items are filtered out anyway, the filtered variant says nothing more; and it
+    # keeps no mode.
     return protocol in ("paper", "unseen", "held out") or name != FILTERED
 
 
@@ -135,7 +140,7 @@ def seed_figures(runs: Sequence[Targets]) -> dict[str, Any]:
 
 def results_markdown(figures: dict[str, Any]) -> str:
     """All tables."""
-    parts = []
+    parts = [CAVEATS[figures["data"]]] if figures["data"] in CAVEATS else []
     for protocol, methods in figures["recommendation"].items():
         parts += [f"### {TITLES[protocol]}\n", recommendation_table(methods)]
         if protocol in figures["differences"]:
@@ -146,11 +151,15 @@ def results_markdown(figures: dict[str, Any]) -> str:
     if figures["mode"]:
         names = ("accuracy", "rec base rate", "rec precision", "rec recall", "rec f1",
                  "item precision")  # fmt: skip
-        rows = [["mode, %", *names]]
+        counts = ("chat -> chat", "chat -> rec", "rec -> chat", "rec -> rec")
+        rows = [["mode, %", *names, *(f"{pair}, turns" for pair in counts)]]
         for method, mode in figures["mode"].items():
-            rows.append([method, *(f"{100 * mode[name]:.1f}" for name in names)])
+            shares = (f"{100 * mode[name]:.1f}" for name in names)
+            rows.append([method, *shares, *(str(mode[pair]) for pair in counts)])
         parts += [
             "### The model's own mode, all recommender turns, first seed\n",
+            "What chooses no mode recommends at every turn. Gold -> chosen; item precision: turns "
+            "whose top item is a gold one, of those at which it recommends.\n",
             markdown_table(rows),
         ]
     if figures["intents"]:

@@ -23,6 +23,7 @@ from crs_fast.crs.baselines import (
     copy_then_popularity_ranking,
     popularity_ranking,
 )
+from crs_fast.crs.control_tokens import CHAT, REC
 from crs_fast.crs.dialogue import CrsDataset, Dialogue, Item
 from crs_fast.crs.metrics import (
     DEFAULT_KS,
@@ -63,9 +64,9 @@ def recommendation_figures(
     the system and for baselines on the same targets.
 
     Protocols: "paper" (mode forced to the gold one), "new-only" (targets not named before, named
-    items filtered out of the search), "free" (the system chooses its mode, a wrong CHAT is a miss;
-    absent where it chooses none), "unseen" (targets no training dialogue names) and "unseen,
-    new-only".
+    items filtered out of the search), "free" (the system chooses its mode, a wrong CHAT is a miss,
+    and baselines recommend at every turn; absent where the system chooses none), "unseen" (targets
+    no training dialogue names) and "unseen, new-only".
 
     Args:
         dataset: its "train" split gives popularity and says what is unseen.
@@ -88,19 +89,16 @@ def recommendation_figures(
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     for protocol in PROTOCOLS:
         new = protocol.endswith("new-only")
-        methods: dict[str, Rankings] = {}
-        if protocol == "free":
-            if all(p.mode is None for p in rec):
-                continue
-        else:
-            methods = {
-                "popularity": popularity_ranking(turns, dataset.items, train, 50, new),
-                "copy": copy_ranking(turns, 50),
-                "copy, then popularity": copy_then_popularity_ranking(
-                    turns, dataset.items, train, 50, new
-                ),
-                **{label: rank(turns, dialogues, new) for label, rank in (more or {}).items()},
-            }
+        if protocol == "free" and all(p.mode is None for p in rec):
+            continue
+        methods = {
+            "popularity": popularity_ranking(turns, dataset.items, train, 50, new),
+            "copy": copy_ranking(turns, 50),
+            "copy, then popularity": copy_then_popularity_ranking(
+                turns, dataset.items, train, 50, new
+            ),
+            **{label: rank(turns, dialogues, new) for label, rank in (more or {}).items()},
+        }
         answers = {name: predictions}
         answers |= {label: _as_predictions(turns, r) for label, r in methods.items()}
         figures[protocol] = {
@@ -153,7 +151,7 @@ def protocol_targets(
     ranks, keys = [], []
     for p in predictions:
         ranking = p.without_named() if new else p.ranking or []
-        if protocol == "free" and not p.chooses_rec:
+        if protocol == "free" and p.mode == CHAT:
             ranking = []
         place = {film: rank for rank, film in enumerate(distinct(ranking), 1)}
         named = set(distinct(p.named)) if new else set()
@@ -229,16 +227,13 @@ def paired_runs(
 
 def mode_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """2 x 2 table of gold against chosen mode over all turns, accuracy, precision, recall and F1 of
-    REC, base rate and item precision; {} where the system chooses no mode."""
-    chosen = [p for p in predictions if p.mode is not None]
-    if not chosen:
-        return {}
+    REC, base rate and item precision. A system that chooses no mode recommends at every turn."""
     table = {f"{g} -> {c}": 0 for g in ("chat", "rec") for c in ("chat", "rec")}
-    for p in chosen:
-        table[f"{'rec' if p.gold_items else 'chat'} -> {p.mode}"] += 1
-    n, both = len(chosen), table["rec -> rec"]
+    for p in predictions:
+        table[f"{'rec' if p.gold_items else 'chat'} -> {p.mode or REC}"] += 1
+    n, both = len(predictions), table["rec -> rec"]
     named, gold = both + table["chat -> rec"], both + table["rec -> chat"]
-    hits = sum(p.ranking[0] in p.gold_items for p in chosen if p.chooses_rec and p.ranking)
+    hits = sum(p.ranking[0] in p.gold_items for p in predictions if p.mode != CHAT and p.ranking)
     return {
         **table,
         "n": n,
@@ -286,8 +281,8 @@ def text_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "invalid items": sum(p.invalid_items for p in written),
     }
     figures |= {f"distinct-{n}": distinct_n(replies, n) for n in (1, 2, 3, 4)}
-    rec = [p for p in written if p.gold_items and p.ranking]
-    if rec:
+    rec = [p for p in written if p.gold_items]
+    if any(p.ranking for p in rec):
         mentioned = sum(p.ranking[0] in p.reply_items for p in rec if p.ranking)
         figures["replies that name the top item"] = mentioned / len(rec)
     scored = [p.gold_nll for p in written if p.gold_nll]

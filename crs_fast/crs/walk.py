@@ -12,12 +12,22 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+import torch
+
 from crs_fast.crs.bundle import Bundle
 from crs_fast.crs.turn import TurnBatch, TurnCache
 
-ROWS = 32  # of a batch at most: beams multiply them
+BATCH = 8192  # prompt tokens at once on a CPU, and on a GPU for every 10 GB of its memory
+ROW = 256  # tokens: a batch has a row for each of its limit's, at most, for beams multiply rows
 Chain = list[int]
 T = TypeVar("T")
+
+
+def batch_tokens(device: torch.device) -> int:
+    """How many prompt tokens are read at once where nobody says."""
+    if device.type != "cuda":
+        return BATCH
+    return BATCH * max(1, round(torch.cuda.get_device_properties(device).total_memory / 10e9))
 
 
 def chains(contexts: Sequence[Sequence[int]], groups: Sequence[int]) -> list[Chain]:
@@ -54,8 +64,8 @@ def walk(
     chunk: Sequence[Chain],
     limit: int,
 ) -> Iterator[tuple[list[int], TurnBatch]]:
-    """Each context of a chunk once, in batches of at most 32 and `limit` tokens: the indices of a
-    batch, and what answers for it.
+    """Each context of a chunk once, in batches of at most `limit` tokens, and `limit` / 256 rows:
+    the indices of a batch, and what answers for it.
 
     Args:
         kinds: contexts of one kind go together, bool [C].
@@ -64,7 +74,7 @@ def walk(
     row = {i: r for r, chain in enumerate(chunk) for i in chain}
     for kind in (False, True):
         alike = [i for i in row if kinds[i] == kind]
-        for batch in _together(alike, lambda i: len(contexts[i]), limit, ROWS):
+        for batch in _together(alike, lambda i: len(contexts[i]), limit, limit // ROW or None):
             branch = trunk.branch([row[i] for i in batch])
             yield batch, TurnBatch(bundle, [contexts[i] for i in batch], branch)
 

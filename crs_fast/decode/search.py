@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from crs_fast.ops import FilterTensors, TokenTensors, TrieTensors, trie_step
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
@@ -15,6 +16,8 @@ from .output import RecommendOutput
 from .processor import token_tensors
 from .prompt import Prompt
 from .tree_view import TreeState
+
+LONG = 8  # levels: SIDs have fewer, titles more, of which most end long before the longest
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ class Beams(NamedTuple):
 
 
 def search(prompt: Prompt, query: Query) -> Beams:
-    """Beam search after a prompt. The tree's slots stay in its cache; nothing waits for the device.
+    """Beam search after a prompt. The tree's slots stay in its cache; nothing waits for the device
+    but the question, from the eighth level on, whether any beam goes on.
 
     Beams are slots behind the prompt: each sees the prompt and its own ancestors, so nothing is
     reordered or copied when beams are.
@@ -129,7 +133,7 @@ def search(prompt: Prompt, query: Query) -> Beams:
         )  # fmt: skip
         sids = torch.cat([_of_parents(sids, parents), codes[..., None]], 2)  # [B, M, l + 1]
         slots, fed = _of_parents(slots, parents), _of_parents(fed, parents)
-        if level + 1 == len(query.levels):
+        if level + 1 == len(query.levels) or (level + 1 >= LONG and not _go_on(codes)):
             break
         # A beam that waits or is dead feeds any token: nothing reads what comes of it.
         ids = query.column[level][codes.clamp(min=0)].clamp(min=0)
@@ -139,7 +143,15 @@ def search(prompt: Prompt, query: Query) -> Beams:
         positions = (lengths + level).expand(ids.shape)
         tree = TreeState(slots, prompt.length, prompt.visible)
         hidden = prompt.grow(ids, positions, tree).flatten(0, 1)
-    return Beams(sids, scores, nodes, slots, fed)
+    left = len(query.levels) - sids.shape[2]
+    slots, fed = F.pad(slots, (0, left)), F.pad(fed, (0, left))
+    return Beams(F.pad(sids, (0, left), value=-1), scores, nodes, slots, fed)
+
+
+def _go_on(codes: torch.Tensor) -> bool:
+    """Whether a beam's SID has not ended; a CUDA graph, which can't ask, records every level."""
+    recording = codes.is_cuda and torch.cuda.is_current_stream_capturing()
+    return recording or bool((codes >= 0).any())
 
 
 def _few(tokens: TokenTensors, level: int) -> tuple[TokenTensors, torch.Tensor]:

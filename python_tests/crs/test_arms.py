@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from crs_fast.crs.arms import ARMS, Setting, choose_arms
+from crs_fast.crs import reproduce
+from crs_fast.crs.arms import ARMS, Setting, choose_arms, generative, retrieval
 from crs_fast.crs.arms.align import alignment_instances
 from crs_fast.crs.arms.generative import extended, with_titles
 from crs_fast.crs.arms.joint import join
@@ -13,12 +14,13 @@ from crs_fast.crs.arms.retrieval import RetrievalHead
 from crs_fast.crs.arms.titles import title_tokens
 from crs_fast.crs.backbones import tiny_backbone
 from crs_fast.crs.co_mention import co_mention_embeddings
+from crs_fast.crs.cold_start import hold_out
 from crs_fast.crs.dialogue import CrsDataset, Dialogue, Item, Mention, Turn
 from crs_fast.crs.packing import collate_separate, label_logits, read_after, separate
 from crs_fast.crs.pipeline import Catalogue
 from crs_fast.crs.predict import predict, predict_in_words
 from crs_fast.crs.sequence import GCRS, Instance, Layout
-from crs_fast.crs.train import TrainConfig
+from crs_fast.crs.train import TrainConfig, train_instances
 from crs_fast.quantize import build_sids
 
 from .tiny_system import DIALOGUE, ITEMS, TEXTS, dialogues
@@ -245,6 +247,47 @@ def test_retrieval_head_scores_every_item(setting):
         head.query(states)[None], head.item(head.texts) + head.rows
     )
     torch.testing.assert_close(logits[0], cosine * 20 + head.popularity, rtol=1e-4, atol=1e-4)
+
+
+def test_items_held_out_are_no_wrong_answers(setting):
+    model = RetrievalHead(setting.backbone(0)[0], embeddings(), held=[3, 6])
+    batch = collate_separate(separate([Instance(0, "i2", (5, 6, 7), (2,))]))
+    training, answering = (label_logits(model.train(on), batch)[0][0] for on in (True, False))
+    assert training.isinf().nonzero().flatten().tolist() == [3, 6]
+    assert answering.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["gcrs", "align", "retrieval", "fine-intents", "redial-first"])
+def test_nothing_is_trained_on_items_held_out(name, setting, tmp_path, monkeypatch):
+    """Neither as targets nor in contexts, whatever an arm reads beside its own dialogues."""
+    cut, held = hold_out(DATASET, 0.5)
+    untold = [replace(t, intent=None) for d in cut.splits["train"] for t in d.turns]
+    train = (Dialogue("all", tuple(untold)),)
+    valid = tuple(replace(d, dialogue_id=f"v{d.dialogue_id}") for d in TRAIN)
+    cut = replace(cut, splits={"train": train, "valid": valid, "test": (DIALOGUE,)})
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce, "load_dataset", lambda *args: DATASET)
+        patch.setattr(reproduce, "make_catalogue", lambda *args, **kw: setting.catalogue((), None))
+        plan = reproduce.Plan("tiny", "tiny", (name,), 100)
+        joint = reproduce.make_setting(plan, cut, held).joint
+        joint()
+    here = replace(setting, dataset=cut, held=held, joint=joint)
+    builder = extended(here, TRAINING, here.catalogue(("text",), None), GCRS).builder
+    sids = [builder.item(item)[1:-1] for item in held]
+    read = []
+
+    def spy(model, groups, **settings):
+        read.extend(i for group in groups for i in group)
+        return train_instances(model, groups, **settings)
+
+    for module in (generative, retrieval):
+        monkeypatch.setattr(module, "train_instances", spy)
+    ARMS[name].fit(here, tmp_path, TRAINING)
+    assert read
+    for i in read:
+        assert i.item_id not in held
+        tokens = [*i.context, *i.response]
+        assert not any(tokens[k : k + 3] == sid for k in range(len(tokens)) for sid in sids)
 
 
 def test_alignment_says_what_an_item_is(setting):

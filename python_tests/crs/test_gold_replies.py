@@ -12,6 +12,7 @@ from crs_fast.crs.sequence import CHAT, GCRS, REC, Layout
 from crs_fast.crs.token_rows import new_tokens
 
 from .test_predict import MODELS, SPLIT, bundle
+from .tiny_system import ITEMS
 
 LAYOUTS = [GCRS, Layout(mode=False, item=False), Layout(item=False)]
 
@@ -70,7 +71,7 @@ def test_gold_replies_cost_what_plain_forwards_say(tmp_path, architecture, layou
 
     # Perplexity is the whole corpus's, and survives the file.
     write_predictions(tmp_path / "p.jsonl", predictions)
-    read = read_predictions(tmp_path / "p.jsonl", SPLIT)
+    read = read_predictions(tmp_path / "p.jsonl", SPLIT, ITEMS)
     figures = text_figures(read)
     for name, (nats, count) in totals.items():
         found = figures[f"perplexity given {name} mode and item"]

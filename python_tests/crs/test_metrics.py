@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import sacrebleu
 
 from crs_fast.crs.metrics import (
     bootstrap_interval,
@@ -97,6 +98,16 @@ def test_sacre_bleu():
         sacre_bleu(["a"], [])
     with pytest.raises(ValueError, match="not be empty"):
         sacre_bleu([], [])
+
+
+def test_a_placeholder_is_one_token_of_bleu():
+    """As one made-up word would be, whatever stands beside it, and not as the word in it."""
+    replies = ["have you seen <movie>, or <movie>?", "i liked that movie a lot"]
+    gold = ["i have seen <movie>, it is good", "i liked <movie> a lot more"]
+    words, others = ([t.replace("<movie>", "qqq") for t in texts] for texts in (replies, gold))
+    library = sacrebleu.corpus_bleu(words, [others]).score
+    assert sacre_bleu(replies, gold) == pytest.approx(library)
+    assert sacre_bleu(replies, gold) < sacrebleu.corpus_bleu(replies, [gold]).score
 
 
 def test_sacre_bleu_says_what_to_install(monkeypatch):

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from crs_fast.cli import main
+from crs_fast.crs import answering
 from crs_fast.crs import reproduce as module
-from crs_fast.crs.arms.generative import extended
+from crs_fast.crs.arms.generative import GenerativeArm, extended
 from crs_fast.crs.datasets import load_dataset, write_dialogues, write_items
 from crs_fast.crs.metrics import bootstrap_interval
 from crs_fast.crs.pipeline import SidConfig, load_catalogue
@@ -64,13 +65,19 @@ def test_results_and_resuming(data, tmp_path):
     found = json.loads((tmp_path / "results.json").read_text())
     methods = ["copy", "gcrs", "resp (own words)", "resp", "gcrs (named items filtered)"]
     assert set(found["recommendation"]["paper"]) == set(methods)
-    assert set(found["recommendation"]["free"]) == {"gcrs", "resp (own words)"}
+    assert set(found["recommendation"]["free"]) == set(methods[:-1])
+    for name in ("copy", "resp"):  # no mode of their own: always REC
+        free, forced = (found["recommendation"][p][name] for p in ("free", "paper"))
+        assert free == forced
+        assert found["mode"][name]["rec recall"] == 1.0
     assert found["differences"]["paper"]["gcrs − copy"]["n"] == 7
     assert abs(found["runs"]["gcrs/seed0"]["tokens"] - 1000) <= 300
     assert (tmp_path / "results.png").read_bytes()[:4] == b"\x89PNG"
     for text in ("gcrs", "copy, by film", "New-only", "[95 %", "tokens read"):
         assert text in (tmp_path / "results.md").read_text()
     assert not list(tmp_path.glob("runs/*/*/training/checkpoint-*"))
+    assert not list(tmp_path.glob("runs/*/*/parts"))
+    assert found["runs"]["gcrs/seed0"]["versions"]["torch"] == torch.__version__
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["tokens"] == 1000
     assert {"torch", "crs_fast", "device"} <= config["versions"].keys()
@@ -94,6 +101,12 @@ def test_results_and_resuming(data, tmp_path):
     ]  # fmt: skip
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["recommendation"]["paper"]["gcrs"]["seeds"] == 2
+    # Tables that the last call didn't come to are made by the next; the config keeps all arms.
+    (tmp_path / "results.json").unlink()
+    reproduce(plan(data, arms=("copy",)), tmp_path, said.append)
+    assert json.loads((tmp_path / "results.json").read_text()) == found
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["arms"], config["seeds"]) == (["copy", "gcrs", "resp", "popularity"], 2)
     with pytest.raises(ValueError, match="another tokens"):
         reproduce(plan(data, tokens=2000), tmp_path, said.append)
 
@@ -105,17 +118,61 @@ def test_a_run_that_was_cut_off_goes_on(data, tmp_path, monkeypatch):
     class Cut(Exception):
         pass
 
-    def cut(*args):
-        raise Cut
+    asked, fit = [], GenerativeArm.fit
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "write_predictions", cut)
-        with pytest.raises(Cut):
-            reproduce(one, tmp_path / "cut", lambda text: None)
-    assert list((tmp_path / "cut").glob("runs/gcrs/seed0/training/checkpoint-*"))
+    def counted(*args):
+        fitted = fit(*args)
+
+        def answer(dialogues, replies):
+            asked.append(*(dialogue.dialogue_id for dialogue in dialogues))
+            if len(asked) == 3:
+                raise Cut
+            return fitted.answer(dialogues, replies)
+
+        return replace(fitted, answer=answer)
+
+    monkeypatch.setattr(answering, "PART", 1)
+    monkeypatch.setattr(GenerativeArm, "fit", counted)
+    run = tmp_path / "cut/runs/gcrs/seed0"
+    with pytest.raises(Cut):
+        reproduce(one, tmp_path / "cut", lambda text: None)
+    assert list(run.glob("training/checkpoint-*"))
+    assert not (run / "predictions.jsonl").exists()
     reproduce(one, tmp_path / "cut", lambda text: None)
-    file = "runs/gcrs/seed0/predictions.jsonl"
-    assert (tmp_path / "cut" / file).read_text() == (tmp_path / "whole" / file).read_text()
+    dataset = load_dataset(str(data))
+    a, b, c, d = (dialogue.dialogue_id for dialogue in dataset.splits["test"])
+    assert asked == [a, b, c, c, d]
+    assert sorted(entry.name for entry in run.iterdir()) == [
+        "done.json", "predictions.jsonl", "training"
+    ]  # fmt: skip
+    cut, whole = (read_runs(tmp_path / name, dataset)["gcrs"][0] for name in ("cut", "whole"))
+    for one, two in zip(cut, whole, strict=True):
+        assert (one.ranking, one.new_ranking) == (two.ranking, two.new_ranking)
+        assert one.rec_probability == pytest.approx(two.rec_probability, abs=1e-5)
+    assert len((tmp_path / "cut/test_log.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 0}, r"seeds must be at least 1 \(got 0\)"),
+        ({"limit": -3}, r"limit must be at least 1 \(got -3\)"),
+        ({"tokens": 0}, r"tokens must be at least 1 \(got 0\)"),
+        ({"learning_rates": ()}, r"learning_rates must be at least 1 \(got 0\)"),
+        ({"arms": ("copy", "gcsr")}, "arms must be among.*'gcsr'"),
+    ],
+)
+def test_refused_plans(data, changes, message):
+    with pytest.raises(ValueError, match=message):
+        plan(data, **changes)
+    assert plan(data, arms=("copy",), tokens=0).tokens == 0
+
+
+def test_what_is_missing_is_said_before_training(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "sacrebleu" else name)
+    with pytest.raises(ImportError, match="sacrebleu"):
+        reproduce(plan(data, replies=True), tmp_path / "out", lambda text: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_rates_are_chosen_on_validation(data, tmp_path, monkeypatch):
@@ -131,6 +188,7 @@ def test_rates_are_chosen_on_validation(data, tmp_path, monkeypatch):
     reproduce(plan(data, arms=("gcrs",), learning_rates=rates), out, said.append)
     tried = [line for line in said if "validation" in line]
     assert len(tried) == 2
+    assert any("at the grid's edge" in line for line in said)  # of two rates either is
     done = json.loads((out / "runs/gcrs/seed0/done.json").read_text())
     assert done["learning_rate"] in rates
     assert len(steps) == len(rates) * done["steps"]  # the run itself takes none
@@ -190,7 +248,11 @@ def test_command(data, tmp_path, capsys):
     command += ["--method", "rqkmeans", "--levels", "3", "--codes", "4", "--out", str(tmp_path)]
     assert main(command) == 2  # no budget
     assert "--tokens or --minutes" in capsys.readouterr().err
-    assert main([*command, "--minutes", "0.01", "--tokens-per-batch", "300"]) == 0
+    command += ["--tokens-per-batch", "300"]
+    baselines = [a if a != "copy,sid-only" else "copy,popularity" for a in command]
+    assert main(baselines) == 0  # they need none, and none is settled by them
+    assert json.loads((tmp_path / "config.json").read_text())["tokens"] == 0
+    assert main([*command, "--minutes", "0.01"]) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["recommendation"]["paper"]["sid-only"]["n"] == 7
     assert json.loads((tmp_path / "config.json").read_text())["tokens"] > 0

@@ -53,7 +53,9 @@ def test_protocols_by_hand():
         expected = target_ranks(turns, rankings, new)
         got = protocol_targets(predictions, protocol)
         assert (got.ranks.tolist(), got.dialogues.tolist()) == expected
-        figures = recommendation_figures(DATASET, "test", predictions)[protocol]["crs_fast"]
+        methods = recommendation_figures(DATASET, "test", predictions)[protocol]
+        assert {"popularity", "copy", "copy, then popularity"} < set(methods)
+        figures = methods["crs_fast"]
         assert figures["n"] == len(expected[0])
         assert figures["hits@5"] == sum(0 < r <= 5 for r in expected[0])
     # Train names i0, i3, i1, i4; the test targets are i2, i3, i4, i5 and i3, i4, i5.
@@ -128,7 +130,16 @@ def test_mode_and_text_figures():
     text = text_figures(predictions)
     assert text["replies that name the top item"] == 1.0
     assert text["distinct-1"] == pytest.approx(2 / 20)
-    assert mode_figures(answers(1, modes=False)) == {}
+    # Nothing mentioned is nothing mentioned, also where nothing was ranked.
+    for p in [p for p in predictions if p.gold_items][:3]:
+        p.ranking, p.reply_items = None, []
+    assert text_figures(predictions)["replies that name the top item"] == 1 - 3 / sum(gold)
+    # What chooses no mode recommends always.
+    always = mode_figures(answers(1, modes=False))
+    assert always["accuracy"] == always["rec base rate"] == np.mean(gold)
+    assert (always["chat -> rec"], always["rec -> rec"]) == (gold.count(False), sum(gold))
+    tops = [p.ranking[0] in p.gold_items for p in answers(1)]
+    assert always["item precision"] == np.mean(tops)
     assert "free" not in recommendation_figures(DATASET, "test", answers(1, modes=False))
 
 
@@ -158,12 +169,12 @@ def test_paired_difference():
 def test_the_file_brings_back_every_figure(tmp_path):
     predictions = answers(4)
     write_predictions(tmp_path / "p.jsonl", predictions)
-    back = read_predictions(tmp_path / "p.jsonl", TEST)
+    back = read_predictions(tmp_path / "p.jsonl", TEST, ITEMS)
     assert back == predictions
     # Some whole dialogues are enough, in any order.
     lines = (tmp_path / "p.jsonl").read_text().splitlines()
     (tmp_path / "part.jsonl").write_text("\n".join(reversed(lines[4:6])))
-    assert read_predictions(tmp_path / "part.jsonl", TEST) == predictions[4:6]
+    assert read_predictions(tmp_path / "part.jsonl", TEST, ITEMS) == predictions[4:6]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +186,10 @@ def test_the_file_brings_back_every_figure(tmp_path):
         (lambda lines: [lines[0].replace("[]", '["i1", "i1"]', 1), *lines[1:]], None),
         (lambda lines: [_with(lines[0], ranking=["i1", "i1"])], "must name an item once"),
         (lambda lines: [_with(lines[0], mode="maybe")], "mode must be one of"),
+        (lambda lines: [_with(lines[0], ranking=[1, 2])], r"as strings \(got 1\)"),
+        (lambda lines: [_with(lines[0], ranking="i1")], "must be a list of item ids"),
+        (lambda lines: [_with(lines[0], new_ranking=["i1", "gone"])], "of the catalogue.*'gone'"),
+        (lambda lines: [_with(lines[0], reply_items=[["i1"]])], "reply_items must hold"),
         *(
             (lambda lines, nll=nll: [_with(lines[0], gold_nll=nll)], "gold_nll must be")
             for nll in (
@@ -193,10 +208,10 @@ def test_refused_files(tmp_path, change, message):
     lines = change((tmp_path / "p.jsonl").read_text().splitlines())
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
     if message is None:  # `gold` is for people: nothing reads it
-        assert len(read_predictions(tmp_path / "p.jsonl", TEST)) == 10
+        assert len(read_predictions(tmp_path / "p.jsonl", TEST, ITEMS)) == 10
         return
     with pytest.raises(ValueError, match=message):
-        read_predictions(tmp_path / "p.jsonl", TEST)
+        read_predictions(tmp_path / "p.jsonl", TEST, ITEMS)
 
 
 def test_perplexity_is_of_the_turns_that_have_one():
@@ -240,4 +255,5 @@ def test_score_command(tmp_path, capsys):
     assert main(["score", str(tmp_path / "c.jsonl"), "--data", str(data)]) == 0
     bare = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert bare["recommendation"]["paper"] == figures["recommendation"]["paper"]
-    assert bare["mode"] == bare["text"] == {}
+    assert bare["text"] == {}
+    assert bare["mode"]["chat -> chat"] == bare["mode"]["rec -> chat"] == 0

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from crs_fast.decode import Prompt, SidLogitsProcessor, recommend
+from crs_fast.decode import Prompt, SidLogitsProcessor, recommend, search
 from crs_fast.trie import SidTrie, SidVocab
 
 from ..helpers import BruteForce, random_sids, tiny_model
@@ -83,6 +83,28 @@ def test_ragged_sids_wait_at_no_cost():
     torch.testing.assert_close(
         out.scores[0, :6], torch.tensor(sorted(scores.values(), reverse=True)), atol=1e-4, rtol=0
     )
+
+
+def test_a_search_ends_with_its_last_beam(monkeypatch):
+    """One long SID in a catalogue of short ones, titles say: steps are spent on it only where a
+    beam follows it, and nothing else changes."""
+    model, vocab = tiny_model("llama", VOCAB), make_vocab(12, 4)
+    sids = [*random_sids(0, 20, 3, 4).tolist(), [0] * 12]
+    trie, (ids, mask) = SidTrie.from_sids(sids), prompts((5, 3))
+    recommend(model, ids, mask, trie=trie, vocab=vocab)  # what is asked of a new model is asked
+    grown, grow = [], Prompt.grow
+    monkeypatch.setattr(Prompt, "grow", lambda *args: grown.append(1) or grow(*args))
+    for filters, steps in ((None, 11), (trie.filter(deny={20}), 7)):
+        how = dict(trie=trie, vocab=vocab, num_beams=30, filters=filters)
+        grown.clear()
+        found = recommend(model, ids, mask, **how)
+        assert len(grown) == steps
+        with monkeypatch.context() as patch:
+            patch.setattr(search, "LONG", 99)
+            whole = recommend(model, ids, mask, **how)
+        assert found.items == whole.items
+        assert found.sids.equal(whole.sids)
+        assert found.scores.equal(whole.scores)
 
 
 def test_padding_on_either_side_and_no_mask_agree():

@@ -69,7 +69,8 @@ class GenerativeArm:
         for number, dialogues in enumerate(stages):
             groups = [self.instances(bundle.builder, d) for d in dialogues]
             if self.align:
-                groups += alignment_instances(bundle.builder, bundle.items)
+                known = [item for item in bundle.items if item.item_id not in setting.held]
+                groups += alignment_instances(bundle.builder, known)
             result = train_instances(
                 bundle.model,
                 [group for group in groups if group],
@@ -144,11 +145,10 @@ def extended(
     control = ControlTokens.extend(tokenizer, model, fine_modes)
     trie = SidTrie.from_sids(catalogue.sids[: len(own)], [item.item_id for item in own])
     sids = {item.item_id: row for item, row in zip(items, catalogue.sids.tolist(), strict=True)}
-    known = catalogue.embeddings, catalogue.sids
-    if not informed_rows:
-        # Without items below it, a code's row is the old rows' mean and noise.
-        known = catalogue.embeddings[:0], catalogue.sids[:0]
-    init_sid_rows(model, vocab, control, *known, seed=config.seed)
+    # Without items below it, a code's row is the old rows' mean and noise.
+    known = torch.tensor([informed_rows and item.item_id not in setting.held for item in items])
+    embeddings, sids_known = catalogue.embeddings[known], catalogue.sids[known]
+    init_sid_rows(model, vocab, control, embeddings, sids_known, seed=config.seed)
     builder = SequenceBuilder(tokenizer, vocab, control, sids, config.max_length, layout)
     return Bundle(model, tokenizer, trie, vocab, control, own, builder, None)
 

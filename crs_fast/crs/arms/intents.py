@@ -14,6 +14,7 @@ from pathlib import Path
 
 from crs_fast.crs.arms.generative import GenerativeArm
 from crs_fast.crs.arms.setting import Fitted, Setting
+from crs_fast.crs.cold_start import without
 from crs_fast.crs.dialogue import RECOMMENDER, Dialogue
 from crs_fast.crs.sequence import CHAT, REC, Instance, SequenceBuilder
 from crs_fast.crs.train import TrainConfig
@@ -32,7 +33,7 @@ class FineIntentsArm:
         modes = fine_modes(splits["train"])
         teachers: tuple[Dialogue, ...] = ()
         if not modes:
-            teachers = splits.get("valid", ())
+            teachers = without(splits.get("valid", ()), setting.held)
             modes = fine_modes(teachers)
         if not modes:
             raise ValueError(

@@ -1,8 +1,9 @@
 """The retrieval arm: the backbone's last state against item vectors, as modular systems recommend.
 
 It reads the same contexts as the generative arms and differs in the way out alone: cosine against
-every item of the catalogue at once (a full softmax: no sampled negatives to blame), an item's
-vector being a projection of its text embedding plus a row of its own, with a popularity bias.
+every item of the catalogue at once (a full softmax, stronger than negatives from the batch), an
+item's vector being a projection of its text embedding plus a row of its own, with a popularity
+bias. The rows are parameters of its own, 256 an item: beside a small backbone most of the model.
 """
 
 from __future__ import annotations
@@ -60,10 +61,13 @@ class RetrievalHead(torch.nn.Module):
     Args:
         model: a causal language model; its own head is left out.
         item_embeddings: float [N, D].
+        held: rows of items that aren't there yet while it trains: never the wrong answer.
     """
 
-    def __init__(self, model: Any, item_embeddings: torch.Tensor) -> None:
+    def __init__(self, model: Any, item_embeddings: torch.Tensor, held: Sequence[int] = ()) -> None:
         super().__init__()
+        self.held: torch.Tensor
+        self.register_buffer("held", torch.tensor(held, dtype=torch.int64))
         self.backbone = model.base_model
         self._model = (model,)  # in a tuple, or its head would be one of this module's
         hidden = model.get_input_embeddings().weight.shape[1]
@@ -112,7 +116,10 @@ class RetrievalHead(torch.nn.Module):
             use_cache=use_cache,
         ).last_hidden_state
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return CausalLMOutput(logits=self.head(states[:, keep]))
+        logits = self.head(states[:, keep])
+        if self.training:
+            logits = logits.index_fill(-1, self.held, -torch.inf)
+        return CausalLMOutput(logits=logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,8 @@ class RetrievalArm:
         bundle = extended(setting, config, catalogue, Layout(words=False))
         index = {item.item_id: i for i, item in enumerate(bundle.items)}
         torch.manual_seed(config.seed)
-        model = RetrievalHead(bundle.model, catalogue.embeddings)
+        held = [index[item] for item in sorted(setting.held)]
+        model = RetrievalHead(bundle.model, catalogue.embeddings, held)
         groups = [
             [
                 # The "token" that follows a context is the item's place in the catalogue.

@@ -33,6 +33,7 @@ class Setting:
     backbone: loads the language model afresh; the seed is of what it starts at random
     training: seed and learning rate are the run's, the rest is everybody's
     pretrained: whether the backbone knows a language already
+    held: ids of items held out on purpose, which nothing may be trained on
     num_beams, max_new_tokens: of answering
     """
 
@@ -42,6 +43,7 @@ class Setting:
     training: TrainConfig
     joint: Callable[[], tuple[CrsDataset, Catalogue]] | None = None
     pretrained: bool = True
+    held: frozenset[str] = frozenset()
     num_beams: int = 50
     max_new_tokens: int = 40
     progress: bool = False
