@@ -69,9 +69,9 @@ def replayed(
     shape = None if words is None else words.words.shape
     key = asked.batch, columns, padded, how, mode, catalogue, codes, shape
 
-    def make(pool: Any) -> Recording:
+    def make(place: Any) -> Recording:
         lm = TreeModel(model, capability(model).attention or "", compiled)
-        return Recording(lm, columns, padded, asked, pool)
+        return Recording(lm, columns, padded, asked, place)
 
     return attempt(
         model, "cuda_graph", key, lambda: recordings.run(model, key, make, ids, mask, words)
@@ -94,7 +94,7 @@ class Recording:
         padded: whether rows may be shorter than that.
         asked: the question; its filters are replaced by room for others of the same shape, its
             vocabulary is kept, so that nothing else takes its identity.
-        pool: memory to record in.
+        place: where to record, see `record`.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Recording:
         columns: int,
         padded: bool,
         asked: Question,
-        pool: Any,
+        place: Any,
     ) -> None:
         self.state = model_state(lm.model)
         query, device = Query.of(asked), asked.trie.device
@@ -117,7 +117,7 @@ class Recording:
         weights = [t.detach() for module in lm.model.modules() for t in _tensors(module)]
         self._filters, self._kept = query.filters, (asked.vocab, query, weights)
         self._replay = record(
-            lambda: search(Prompt.of(lm, self.ids, self.mask, padded, asked.room), query), pool
+            lambda: search(Prompt.of(lm, self.ids, self.mask, padded, asked.room), query), place
         )
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor, words: FilterTensors | None) -> Beams:
@@ -140,6 +140,7 @@ class Recordings:
         self._lock = threading.Lock()
         self._made: OrderedDict[Any, Recording] = OrderedDict()
         self._pool: Any = None
+        self._stream: Any = None  # all are recorded on one: memory is free for its own stream only
         self._done: Any = None  # event: the newest replay has ended
 
     def run(
@@ -162,7 +163,8 @@ class Recordings:
                 self._keep(0)
             self._keep(MAX_RECORDINGS - 1)
             pool, self._pool = self._pool, None  # what a failure leaves in it, nobody knows
-            self._made[key] = make(pool)
+            with _recording:
+                self._made[key] = make((pool, self._stream))
             self._pool = pool
             return self._made[key](ids, mask, words)
 
@@ -182,6 +184,7 @@ class Recordings:
                 return
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
+                self._stream = torch.cuda.Stream(device)
             if self._done is None:
                 self._done = torch.cuda.Event()
             stream = torch.cuda.current_stream(device)
@@ -196,10 +199,14 @@ def can_record(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def record(run: Callable[[], Beams], pool: Any) -> Callable[[], Beams]:
-    """A function that replays `run` and gives its result, in the same tensors every time."""
+def record(run: Callable[[], Beams], place: Any) -> Callable[[], Beams]:
+    """A function that replays `run` and gives its result, in the same tensors every time.
+
+    Args:
+        place: memory pool, and the stream that all that shares it is recorded on.
+    """
+    pool, side = place
     current = torch.cuda.current_stream()
-    side = torch.cuda.Stream()
     side.wait_stream(current)
     with torch.cuda.stream(side):
         for _ in range(_WARM_UP):
@@ -220,6 +227,7 @@ def record(run: Callable[[], Beams], pool: Any) -> Callable[[], Beams]:
 
 _of_model: weakref.WeakKeyDictionary[Any, Recordings] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
+_recording = threading.Lock()  # a process records one graph at a time, whatever the model
 
 
 def model_state(model: PreTrainedModel) -> list[Any]:

@@ -43,7 +43,7 @@ class TreeModel:
     ) -> torch.Tensor:
         """Append columns ids [B, n] to the cache; mask [B, S] over all columns, None where causal
         attention is enough: hidden states [B, n, H]."""
-        if self.compiled and mask is None and cache.get_seq_length() == 0:
+        if self.view is not None and mask is None and cache.get_seq_length() == 0:
             return self._hidden(self.view, ids, None, positions, cache)
         return self._hidden(self.decoder, ids, mask, positions, cache)
 

@@ -149,10 +149,32 @@ def _own(module: torch.nn.Module) -> Any:
 
 def _own_mask(*args: Any, config: Any = None, **kwargs: Any) -> Any:
     """The mask that the model's own attention wants. Without a registered mask function, the 2-D
-    mask would silently become None."""
+    mask would silently become None.
+
+    SDPA wants none for a whole causal prompt; while a CUDA graph is recorded transformers would
+    build one all the same, and another kernel would be recorded than was warmed up.
+    """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+    if _own_name(config) == "sdpa" and _whole_and_causal(**kwargs):
+        return None
     return ALL_MASK_ATTENTION_FUNCTIONS[_own_name(config)](*args, config=config, **kwargs)
+
+
+def _whole_and_causal(
+    q_length: int | None = None,
+    kv_length: int = 0,
+    q_offset: int | torch.Tensor = 0,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = False,
+    **kwargs: Any,
+) -> bool:
+    """Whether a mask function's arguments (transformers 5) ask for a causal mask over nothing but
+    the queries themselves."""
+    inside = local_size is None or kv_length < local_size
+    whole = q_length == kv_length and isinstance(q_offset, int) and q_offset == 0
+    return allow_is_causal_skip and attention_mask is None and inside and whole
 
 
 def _register() -> None:

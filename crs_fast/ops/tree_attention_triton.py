@@ -31,7 +31,7 @@ def tree_attention(
     batch, heads, beams, width = query.shape
     groups, out_width = key.shape[1], value.shape[3]
     rows = beams * (heads // groups)
-    block_m = 64 if rows >= 64 else 32 if rows >= 32 else 16
+    block_m, warps = _block(rows, max(width, out_width), query.element_size())
     blocks = triton.cdiv(rows, block_m)
     if splits is None:
         wanted = triton.cdiv(_PROGRAMS, blocks * groups * batch)
@@ -54,7 +54,7 @@ def tree_attention(
         BD=max(16, triton.next_power_of_2(width)), BE=max(16, triton.next_power_of_2(out_width)),
         DEPTH=ancestors.shape[2], BM=block_m, BN=_BLOCK_N,
         MASKED=mask is not None, CAPPED=softcap is not None,
-        num_warps=4, num_stages=2,
+        num_warps=warps, num_stages=2,
     )  # fmt: skip
     if splits == 1:
         return out[0]
@@ -63,13 +63,21 @@ def tree_attention(
     return (out * weights).masked_fill_(weights == 0, 0.0).sum(0).to(query.dtype)
 
 
+def _block(rows: int, width: int, size: int) -> tuple[int, int]:
+    """Rows a program takes, and its warps: the most that ptxas fits into registers (sm_90)."""
+    most = (64 if size <= 2 else 32) // (2 if width > 128 else 1)
+    wanted = 64 if rows >= 64 else 32 if rows >= 32 else 16
+    return min(most, wanted), 8 if width > 64 else 4
+
+
 @triton.jit
 def _capped(scores, softcap):
     # tanh(x) = 1 - 2 / (exp(2x) + 1), which overflows to the right limits.
     return softcap * (1.0 - 2.0 / (tl.exp(2.0 * scores / softcap) + 1.0))
 
 
-@triton.jit
+# What changes from call to call: none of it is worth a kernel of its own where it is 1 or 16n.
+@triton.jit(do_not_specialize=["batch", "beams", "prompt_length", "stretch"])
 def _forward(
     query, key, value, ancestors, mask, out, lse,
     scale, softcap, batch, beams, prompt_length, stretch,
@@ -107,7 +115,7 @@ def _forward(
             mask=seen[None] & (d < D)[:, None],
             other=0.0,
         )
-        s = tl.dot(q, k, input_precision="ieee") * scale
+        s = tl.dot(q, k, input_precision="tf32x3") * scale
         if CAPPED:
             s = _capped(s, softcap)
         s = tl.where(seen[None], s, float("-inf"))
@@ -121,7 +129,7 @@ def _forward(
             mask=seen[:, None] & (e < E)[None],
             other=0.0,
         )
-        acc = acc * old[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        acc = acc * old[:, None] + tl.dot(p.to(v.dtype), v, input_precision="tf32x3")
         total = total * old + tl.sum(p, 1)
         top = new
 

@@ -8,6 +8,7 @@ import gc
 import threading
 import warnings
 import weakref
+from contextlib import contextmanager
 from unittest import mock
 
 import pytest
@@ -25,7 +26,8 @@ from ..helpers import left_padded, random_sids, tiny_model, vocab_of
 
 LEVELS, CODES, WORDS = 3, 6, 7
 RECORDED = ["llama", "qwen3", "mistral", "phi"]
-if version.parse(transformers.__version__).major >= 5:
+transformers_5 = version.parse(transformers.__version__).major >= 5
+if transformers_5:
     # Before, GPT-2 looks for padding among the tokens and Gemma 2 makes a tensor a pass.
     RECORDED += ["gpt2", "gemma2"]
 
@@ -41,6 +43,19 @@ class NoWaiting(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@contextmanager
+def attention_calls(seen):
+    """Note the shape of the mask, and what else SDPA is asked for, of every call."""
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(*args, attn_mask=None, **how):
+        seen.append((None if attn_mask is None else attn_mask.shape, sorted(how.items())))
+        return sdpa(*args, attn_mask=attn_mask, **how)
+
+    with mock.patch("torch.nn.functional.scaled_dot_product_attention", noted):
+        yield
+
+
 def capturing():
     """transformers leaves out checks of values while a stream is recorded."""
     return mock.patch("torch.cuda.is_current_stream_capturing", return_value=True)
@@ -51,10 +66,13 @@ def made(monkeypatch):
     """Where recording is possible: the searches that were recorded."""
     runs = []
 
-    def record(run, pool):
-        run()
-        with NoWaiting(), capturing():
+    def record(run, place):
+        warm, recorded = [], []
+        with attention_calls(warm):
+            run()
+        with NoWaiting(), capturing(), attention_calls(recorded):
             beams = run()
+        assert not transformers_5 or recorded == warm  # another kernel would not be warmed up
         with torch.inference_mode(False):
             held = Beams(*(t.clone() for t in beams))
         runs.append(run)
@@ -202,7 +220,7 @@ def test_threads_share_recordings(made):
 def test_what_can_not_be_recorded_runs_eagerly_and_is_not_tried_again(made, monkeypatch):
     tries = []
 
-    def record(run, pool):
+    def record(run, place):
         tries.append(run)
         raise RuntimeError("operation not permitted when stream is capturing\nand so on")
 
@@ -238,7 +256,7 @@ def test_a_model_and_its_recordings_go_together(monkeypatch):
     """A recording holds no model, so a model that is done with is freed."""
     monkeypatch.setattr(graph, "can_record", lambda device: True)
 
-    def record(run, pool):
+    def record(run, place):
         beams = run()
         return lambda: beams  # a CUDA graph holds no Python function either
 
@@ -256,7 +274,7 @@ def test_a_recording_keeps_what_it_reads(monkeypatch):
     """A CUDA graph knows addresses, not tensors: catalogue, tokens and weights must outlive it."""
     monkeypatch.setattr(graph, "can_record", lambda device: True)
 
-    def record(run, pool):
+    def record(run, place):
         beams = run()
         return lambda: beams
 
