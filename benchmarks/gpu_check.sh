@@ -17,8 +17,13 @@ echo "== tests"
 # Tests of the GPU stand in files of their own, which need no package but torch and pytest. Whatever
 # they find, the benchmarks still run; the exit status tells.
 status=0
+# Most of a test's time is a kernel's compilation: several at once, where pytest-xdist is there. A
+# line a test, so that what was seen is known if time is up.
+several="$(python3 -c 'import xdist; print("-n 8")' 2>/dev/null || true)"
 find python_tests -name "*_gpu.py" -print0 |
-  xargs -0 timeout 170 python3 -m pytest -q -m gpu -p no:cacheprovider || status=1
+  xargs -0 timeout 200 python3 -m pytest -v --durations=10 $several -m gpu -p no:cacheprovider ||
+  status=1
 echo "== benchmarks"
-timeout 210 python3 benchmarks/run.py --device cuda --seconds 110 --repeats 5 || status=1
+timeout --kill-after=10 220 python3 benchmarks/run.py --device cuda --seconds 170 --repeats 5 ||
+  status=1
 exit "$status"

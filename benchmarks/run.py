@@ -12,6 +12,7 @@ import csv
 import gc
 import json
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -109,6 +110,14 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
 
 
+class Stopped(BaseException):
+    """Somebody ended the run."""
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise Stopped("the run was ended")
+
+
 def machine(device: str) -> dict[str, Any]:
     import transformers
 
@@ -136,18 +145,21 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     start = time.perf_counter()
+    signal.signal(signal.SIGTERM, _stop)  # `timeout` ends a run, and its rows are printed
     for case in CASES:
         here = args.device in case.devices or args.size == "toy"
         if (args.cases and case.name not in args.cases) or not here:
             continue
         if args.seconds is not None and time.perf_counter() - start > args.seconds:
-            failed[case.name] = "not run: --seconds were up"
+            failed[case.name] = "not run: time was up"
             continue
         try:
             mine = rows_of(case, args)
-        except Exception as problem:
+        except (Exception, Stopped) as problem:
             traceback.print_exc()
             failed[case.name] = f"{type(problem).__name__}: {problem}"
+            if isinstance(problem, Stopped):
+                args.seconds = 0.0
             continue
         show(mine)
         rows += mine

@@ -9,7 +9,9 @@ namespace crs {
 namespace {
 
 constexpr int kRowThreads = 128;
-constexpr int kSelectThreads = 512;
+constexpr int kWideRowThreads = 512;  // a row of a language model's vocabulary
+constexpr int64_t kWideRow = 1 << 14;
+constexpr int kSelectThreads = 1024;
 constexpr int kWarp = 32;
 constexpr int kDigitBits = 11;
 constexpr int kDigits = 1 << kDigitBits;
@@ -50,7 +52,7 @@ struct LogSum {
 };
 
 __device__ float block_value(LogSum mine) {
-  __shared__ float tops[kRowThreads / kWarp], sums[kRowThreads / kWarp];
+  __shared__ float tops[kWideRowThreads / kWarp], sums[kWideRowThreads / kWarp];
   for (int step = kWarp / 2; step > 0; step /= 2) {
     const float top = __shfl_xor_sync(kAll, mine.top, step);
     const float sum = __shfl_xor_sync(kAll, mine.sum, step);
@@ -62,7 +64,7 @@ __device__ float block_value(LogSum mine) {
   }
   __syncthreads();
   LogSum all;
-  for (int w = 0; w < kRowThreads / kWarp; ++w) all.merge(tops[w], sums[w]);
+  for (unsigned w = 0; w < blockDim.x / kWarp; ++w) all.merge(tops[w], sums[w]);
   return all.value();
 }
 
@@ -243,12 +245,28 @@ __device__ uint64_t threshold(const StepArgs& args, const Beams& beams, const fl
       if (digit < uint64_t{1} << bits) atomicAdd(&histogram[digit], 1);
     });
     __syncthreads();
-    if (threadIdx.x == 0) {
-      int d = kDigits - 1, sum = 0;
-      while (d > 0 && taken + sum + histogram[d] < wanted) sum += histogram[d--];
-      chosen = d;
-      above = sum;
-      inside = histogram[d];
+    if (threadIdx.x < kWarp) {  // the digit at which `wanted` is reached, 32 at a time from above
+      const int lane = static_cast<int>(threadIdx.x);
+      int sum = 0;
+      for (int base = kDigits - kWarp; base >= 0; base -= kWarp) {
+        const int digit = base + kWarp - 1 - lane, own = histogram[digit];
+        int upto = own;
+        for (int offset = 1; offset < kWarp; offset *= 2) {
+          const int left = __shfl_up_sync(kAll, upto, offset);
+          if (lane >= offset) upto += left;
+        }
+        unsigned reached = __ballot_sync(kAll, taken + sum + upto >= wanted);
+        if (base == 0 && reached == 0) reached = 1u << (kWarp - 1);  // all there are
+        if (reached != 0) {
+          if (lane == __ffs(reached) - 1) {
+            chosen = digit;
+            above = sum + upto - own;
+            inside = own;
+          }
+          break;
+        }
+        sum += __shfl_sync(kAll, upto, kWarp - 1);
+      }
     }
     __syncthreads();
     prefix += chosen * step;
@@ -260,7 +278,8 @@ __device__ uint64_t threshold(const StepArgs& args, const Beams& beams, const fl
 }
 
 template <typename T>
-__global__ void select_kernel(StepArgs args, const float* normalizers, int room) {
+__global__ void __launch_bounds__(kSelectThreads)
+    select_kernel(StepArgs args, const float* normalizers, int room) {
   extern __shared__ uint64_t shared[];
   __shared__ int count;
   const int64_t request = blockIdx.x;
@@ -316,7 +335,9 @@ __global__ void select_kernel(StepArgs args, const float* normalizers, int room)
 template <typename T>
 int launch(const StepArgs& args, float* normalizers, cudaStream_t stream) {
   const auto rows = static_cast<unsigned>(args.batch * args.beams);
-  if (rows > 0) normalize_kernel<T><<<rows, kRowThreads, 0, stream>>>(args, normalizers);
+  const bool wide = args.normalize == Normalize::kVocab && args.vocab > kWideRow;
+  const int threads = wide ? kWideRowThreads : kRowThreads;
+  if (rows > 0) normalize_kernel<T><<<rows, threads, 0, stream>>>(args, normalizers);
   const int room = static_cast<int>(args.out_beams < 256 ? 512 : 2 * args.out_beams);
   const size_t shared = room * sizeof(uint64_t) + args.beams * sizeof(int64_t) +
                         (2 * args.beams + 1 + kDigits) * sizeof(int32_t);

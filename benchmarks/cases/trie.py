@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -99,6 +99,16 @@ def _xgrammar_bitmask(expected: torch.Tensor) -> Callable[[torch.Tensor], Any] |
     return lambda logits: xgrammar.apply_token_bitmask_inplace(logits, packed)
 
 
+@lru_cache(maxsize=1)
+def _random_catalogue(
+    items: int, levels: int, codes: int, device: str
+) -> tuple[torch.Tensor, SidTrie]:
+    """One for all step cases: five million items take a while to sort."""
+    generator = torch.Generator().manual_seed(0)
+    sids = torch.randint(codes, (items, levels), generator=generator)
+    return sids, SidTrie.from_sids(sids).to(device)
+
+
 class _StepInputs:
     """Beams at random prefixes of one depth, with random logits."""
 
@@ -108,9 +118,8 @@ class _StepInputs:
         levels, self.codes = (8, 2048) if size == "full" else (4, 16)
         if size != "full":
             batch, beams = min(batch, 2), 5
-        generator = torch.Generator().manual_seed(0)
-        self.sids = torch.randint(self.codes, (self.items, levels), generator=generator)
-        self.trie = SidTrie.from_sids(self.sids).to(device)
+        self.sids, self.trie = _random_catalogue(self.items, levels, self.codes, device)
+        generator = torch.Generator().manual_seed(1)
         tokens = SidVocab(torch.arange(self.codes).expand(levels, self.codes)).tensors()
         self.tokens = tokens._replace(
             column=tokens.column.to(device), denied=tokens.denied.to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from crs_fast.decode import (
     recommend,
     sliding_window,
 )
-from crs_fast.trie import ItemFilter
+from crs_fast.trie import ItemFilter, SidTrie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -117,7 +118,7 @@ class TurnBatch:
         everyone = list(range(self.ids.shape[0]))
         rows = everyone if rows is None else list(rows)
         bundle = self.bundle
-        trie = bundle.trie.to(self.ids.device)
+        trie = _placed(bundle.trie, self.ids.device)
         opening = self.ids.new_tensor(bundle.builder.prefix("rec"))
         how: dict[str, Any] = dict(num_beams=num_beams, normalize=normalize, filters=filters)
         self._forget()
@@ -189,7 +190,7 @@ class TurnBatch:
             attention_mask=mask.long(),
             generation_config=config,
             logits_processor=LogitsProcessorList(
-                [SidLogitsProcessor(bundle.trie.to(ids.device), bundle.vocab)]
+                [SidLogitsProcessor(_placed(bundle.trie, ids.device), bundle.vocab)]
             ),
             stopping_criteria=StoppingCriteriaList(
                 [_LongEnough(start + max_new_tokens, bundle.builder.begin, bundle.builder.end)]
@@ -224,6 +225,19 @@ def _left_padded(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     ids, mask = left_pad(rows, bundle.builder.eos)
     return ids.to(bundle.model.device), mask.to(bundle.model.device)
+
+
+# A catalogue's copy on the model's device: turn after turn asks it.
+_copies: weakref.WeakKeyDictionary[SidTrie, SidTrie] = weakref.WeakKeyDictionary()
+
+
+def _placed(trie: SidTrie, device: torch.device) -> SidTrie:
+    if trie.device == device:
+        return trie
+    copy = _copies.get(trie)
+    if copy is None or copy.device != device:
+        copy = _copies[trie] = trie.to(device)
+    return copy
 
 
 def _holds(model: PreTrainedModel, columns: int) -> bool:

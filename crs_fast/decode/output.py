@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, pairwise
 
 import torch
 
@@ -49,23 +49,29 @@ def _items(
     trie: SidTrie, nodes: torch.Tensor, scores: torch.Tensor, filters: ItemFilter | None
 ) -> tuple[list[list[int | str]], list[list[float]]]:
     """Ids and scores of the items that beams name; invalid beams stand at no node and name none."""
-    begin, end = trie.items_at(nodes)
-    spans = torch.stack([begin, end], 2).tolist()
-    # A beam's only item is allowed, or there would be no beam: most catalogues need no look-up.
-    several = bool((end - begin > 1).any())
-    masks = filters.mask().cpu() if filters is not None and several else None
+    begin, end = (t.cpu() for t in trie.items_at(nodes))
+    beams = scores.cpu()
+    if not bool((end - begin > 1).any()):
+        # A beam's only item is allowed, or there would be no beam.
+        named = begin < end
+        ids, values = trie.item_ids.take(begin[named]).tolist(), beams[named].tolist()
+        bounds = [0, *named.sum(1).cumsum(0).tolist()]
+        return (
+            [ids[a:b] for a, b in pairwise(bounds)],
+            [values[a:b] for a, b in pairwise(bounds)],
+        )
+    masks = None if filters is None else filters.mask().cpu()
     items: list[list[int | str]] = []
     item_scores: list[list[float]] = []
-    for request, (mine, values) in enumerate(zip(spans, scores.tolist(), strict=True)):
-        ids: list[int | str] = []
-        ranked: list[float] = []
-        for (a, b), score in zip(mine, values, strict=True):
+    spans = torch.stack([begin, end], 2).tolist()
+    for request, (mine, ranked) in enumerate(zip(spans, beams.tolist(), strict=True)):
+        items.append([])
+        item_scores.append([])
+        for (a, b), score in zip(mine, ranked, strict=True):
             found = trie.item_ids[a:b]
             if masks is not None:
                 keep = masks[request % masks.shape[0], a:b].tolist()
                 found = list(compress(found, keep))
-            ids += found
-            ranked += [score] * len(found)
-        items.append(ids)
-        item_scores.append(ranked)
+            items[-1] += found
+            item_scores[-1] += [score] * len(found)
     return items, item_scores

@@ -266,3 +266,11 @@ def test_a_model_without_a_tree_takes_the_same_turn(recommender, monkeypatch):
     again = recommender.respond([ASK, LONGER], max_new_tokens=2)
     for a, b in zip(again, free, strict=True):
         assert a.rec_probability == pytest.approx(b.rec_probability, abs=1e-4)
+
+
+def test_a_catalogue_is_moved_once():
+    """Turn after turn asks for it on the model's device."""
+    trie, elsewhere = system()[2], torch.device("meta")
+    assert turn_module._placed(trie, trie.device) is trie
+    assert turn_module._placed(trie, elsewhere).device == elsewhere
+    assert turn_module._placed(trie, elsewhere) is turn_module._placed(trie, elsewhere)
