@@ -59,6 +59,8 @@ def test_quantize_train_evaluate_chat(folder, capsys, monkeypatch):
     assert (folder / "model" / "training" / "loss.png").stat().st_size > 1000
 
     assert main(["evaluate", *data, "--model", str(folder / "model"), "--beams", "8"]) == 0
+    (logged,) = (folder / "model/training/test_log.jsonl").read_text().splitlines()
+    assert json.loads(logged)["model"] == str(folder / "model")
     figures = last_json(capsys)
     assert figures["recommendation"]["paper"]["crs_fast"]["n"] == 3
     assert figures["text"]["invalid items"] == 0

@@ -64,10 +64,14 @@ def train(args: Namespace) -> int:
 
 
 def evaluate(args: Namespace) -> int:
+    from crs_fast.crs.answering import log_test
     from crs_fast.crs.evaluate import evaluate as run
     from crs_fast.crs.model import Recommender
 
     dataset = read_dataset(args)
+    folder = Path(args.out or Path(args.model) / "training")
+    if args.split == "test":
+        log_test(folder, model=str(args.model), data=dataset.name, limit=args.limit)
     evaluation = run(
         Recommender.from_pretrained(args.model),
         dataset,
@@ -77,7 +81,6 @@ def evaluate(args: Namespace) -> int:
         limit=args.limit,
         max_new_tokens=args.max_new_tokens,
     )
-    folder = Path(args.out or Path(args.model) / "training")
     evaluation.save(folder)
     print(evaluation.markdown())
     print(f"written to {folder}")

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from crs_fast._version import __version__
-from crs_fast.crs.answering import answer_in_parts, forget_parts
+from crs_fast.crs.answering import answer_in_parts, forget_parts, log_test
 from crs_fast.crs.arms import Arm, Setting, choose_arms
 from crs_fast.crs.arms.joint import join
 from crs_fast.crs.backbones import load_backbone, tiny_backbone
@@ -279,7 +279,7 @@ def _run(
         return
     start = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    _log_test(out, arm.name, seed)
+    log_test(out, arm=arm.name, seed=seed)
     answer_in_parts(
         lambda dialogues: fitted.answer(dialogues, plan.replies),
         setting.dataset.splits["test"][: plan.limit],
@@ -347,12 +347,6 @@ def _trial(out: Path, arm: Arm, rate: float) -> Path:
 def _forget_checkpoints(folder: Path) -> None:
     for checkpoint in folder.rglob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-
-
-def _log_test(out: Path, arm: str, seed: int) -> None:
-    line = {"time": time.strftime("%FT%TZ", time.gmtime()), "arm": arm, "seed": seed}
-    with open(out / "test_log.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def _write_config(plan: Plan, out: Path) -> None:
