@@ -61,7 +61,7 @@ def run(args: Namespace) -> int:
         data=args.data,
         model=args.model,
         arms=tuple(arm.name for arm in arms),
-        tokens=1 if known is None else known,
+        tokens=1 if known is None else known,  # until the speed is known
         root=args.root,
         seeds=args.seeds,
         learning_rates=tuple(args.lr),
