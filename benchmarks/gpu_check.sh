@@ -21,9 +21,9 @@ status=0
 # line a test, so that what was seen is known if time is up.
 several="$(python3 -c 'import xdist; print("-n 8")' 2>/dev/null || true)"
 find python_tests -name "*_gpu.py" -print0 |
-  xargs -0 timeout 200 python3 -m pytest -v --durations=10 $several -m gpu -p no:cacheprovider ||
+  xargs -0 timeout 170 python3 -m pytest -v --durations=10 $several -m gpu -p no:cacheprovider ||
   status=1
 echo "== benchmarks"
-timeout --kill-after=10 220 python3 benchmarks/run.py --device cuda --seconds 170 --repeats 5 ||
+timeout --kill-after=10 200 python3 benchmarks/run.py --device cuda --seconds 150 --repeats 5 ||
   status=1
 exit "$status"

@@ -81,7 +81,9 @@ def test_quantize_train_evaluate_chat(folder, capsys, monkeypatch):
         (["evaluate", "--data", "starter", "--model", "nowhere"], "crs-fast evaluate: load_bundle"),
     ],
 )
-def test_bad_input_is_one_line(argv, message, capsys):
+def test_bad_input_is_one_line(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
+    assert not list(tmp_path.iterdir())
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith(message)

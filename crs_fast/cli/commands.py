@@ -69,11 +69,12 @@ def evaluate(args: Namespace) -> int:
     from crs_fast.crs.model import Recommender
 
     dataset = read_dataset(args)
+    recommender = Recommender.from_pretrained(args.model)
     folder = Path(args.out or Path(args.model) / "training")
     if args.split == "test":
         log_test(folder, model=str(args.model), data=dataset.name, limit=args.limit)
     evaluation = run(
-        Recommender.from_pretrained(args.model),
+        recommender,
         dataset,
         args.split,
         num_beams=args.beams,

@@ -25,7 +25,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ from crs_fast.crs.processes import (
 from crs_fast.crs.results import write_results
 from crs_fast.crs.score import protocol_targets
 from crs_fast.crs.token_rows import init_word_rows
-from crs_fast.crs.train import TrainConfig
+from crs_fast.crs.train import TrainConfig, require
 from crs_fast.quantize import encode_texts
 
 TINY = dict(hidden_size=128, layers=2, heads=4, vocab_size=4096)
@@ -127,7 +126,8 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
     """
     out = Path(out)
     arms = choose_arms(",".join(plan.arms))
-    _require_extras(plan)
+    # Now, not after hours of training.
+    require("reproduce", ["matplotlib", *(["sacrebleu"] if plan.replies else [])], "quickstart")
     join_processes()
     if not first_process():
         say = _silent
@@ -152,17 +152,6 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
     if not missing and first_process():  # the last call may have been cut off before its tables
         write_results(out, dataset, held)
     return out
-
-
-def _require_extras(plan: Plan) -> None:
-    """Now, not after hours of training."""
-    names = ["matplotlib", *(["sacrebleu"] if plan.replies else [])]
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f"reproduce: needs {', '.join(missing)}; "
-            "install with `pip install 'crs_fast[train,evaluate]'`"
-        )
 
 
 def _silent(text: str) -> None:

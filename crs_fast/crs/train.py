@@ -199,7 +199,7 @@ def train_instances(
         ValueError: the checkpoint to go on from holds other weights than `config` trains, a time
             limit with several processes (each has a clock of its own), or no layers to compile.
     """
-    _require_extra(config)
+    require("train", ["accelerate", "matplotlib", *(["peft"] if config.lora_rank else [])], "train")
     if in_four_bits(model) and not config.lora_rank:
         raise ValueError("train: lora_rank must be set for a model in 4 bits (got None)")
     if config.max_minutes and several_processes():
@@ -273,12 +273,15 @@ def _instances(
     return groups
 
 
-def _require_extra(config: TrainConfig) -> None:
-    names = ["accelerate", "matplotlib", *(["peft"] if config.lora_rank else [])]
-    missing = [name for name in names if find_spec(name) is None]
+def require(caller: str, packages: Sequence[str], extra: str) -> None:
+    """
+    Raises:
+        ImportError: a package is missing; the message names the extra that brings it.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"train: needs {', '.join(missing)}; install with `pip install crs_fast[train]`"
+            f"{caller}: needs {', '.join(missing)}; install with `pip install crs_fast[{extra}]`"
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from crs_fast.cli import main
-from crs_fast.crs import answering
+from crs_fast.crs import answering, train
 from crs_fast.crs import reproduce as module
 from crs_fast.crs.arms.generative import GenerativeArm, extended
 from crs_fast.crs.datasets import load_dataset, write_dialogues, write_items
@@ -169,7 +169,7 @@ def test_refused_plans(data, changes, message):
 
 
 def test_what_is_missing_is_said_before_training(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "sacrebleu" else name)
+    monkeypatch.setattr(train, "find_spec", lambda name: None if name == "sacrebleu" else name)
     with pytest.raises(ImportError, match="sacrebleu"):
         reproduce(plan(data, replies=True), tmp_path / "out", lambda text: None)
     assert not (tmp_path / "out").exists()
