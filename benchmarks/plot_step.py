@@ -53,7 +53,7 @@ def step_time(sids: torch.Tensor, depth: int, normalize: str, repeats: int) -> t
     logits = torch.randn(BATCH * BEAMS, CODES, generator=generator)
     scores = torch.randn(BATCH, BEAMS, generator=generator)
     args = (logits, scores, nodes.view(BATCH, BEAMS), trie.tensors, tokens, BEAMS, normalize)
-    times = measure({"step": lambda: trie_step(*args)}, "cpu", repeats)["step"]
+    times = measure({"step": lambda: trie_step(*args)}, "cpu", repeats)[0]["step"]
     return 1e6 * statistics.median(times), statistics.mean(children)
 
 

@@ -31,11 +31,27 @@ struct BFloat16 {
   uint16_t bits;
 };
 struct Float16 {
-  _Float16 value;
+  uint16_t bits;
 };
 
 CRS_INLINE float to_float(float x) { return x; }
-CRS_INLINE float to_float(Float16 x) { return static_cast<float>(x.value); }
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12  // C++ without _Float16
+CRS_INLINE float to_float(Float16 x) {
+  const uint32_t exponent = x.bits & 0x7c00u;
+  uint32_t bits = (x.bits & 0x7fffu) << 13;
+  if (exponent == 0x7c00u) bits |= 0x7f800000u;  // infinity, NaN
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  value *= 0x1p112f;  // the exponents' biases; also makes subnormal numbers normal
+  return x.bits & 0x8000u ? -value : value;
+}
+#else
+CRS_INLINE float to_float(Float16 x) {
+  _Float16 value;
+  std::memcpy(&value, &x.bits, sizeof value);
+  return static_cast<float>(value);
+}
+#endif
 CRS_INLINE float to_float(BFloat16 x) {
   uint32_t bits = uint32_t{x.bits} << 16;
   float value;

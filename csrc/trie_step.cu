@@ -192,6 +192,16 @@ __device__ void for_each_candidate(const StepArgs& args, const Beams& beams,
   }
 }
 
+// The sum of `x` over this lane and those below it. All lanes of the warp must call.
+__device__ __forceinline__ int running_sum(int x) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (int step = 1; step < kWarp; step *= 2) {
+    const int left = __shfl_up_sync(kAll, x, step);
+    if (lane >= step) x += left;
+  }
+  return x;
+}
+
 __device__ void prepare(const StepArgs& args, const Beams& beams) {
   const int64_t request = blockIdx.x;
   for (int64_t m = threadIdx.x; m < args.beams; m += blockDim.x) {
@@ -212,11 +222,7 @@ __device__ void prepare(const StepArgs& args, const Beams& beams) {
     if (threadIdx.x == 0) beams.candidates[0] = 0;
     for (int64_t base = 0; base < args.beams; base += kWarp) {
       const int64_t m = base + threadIdx.x;
-      int32_t sum = m < args.beams ? beams.candidates[m + 1] : 0;
-      for (int step = 1; step < kWarp; step *= 2) {
-        const int32_t left = __shfl_up_sync(kAll, sum, step);
-        if (static_cast<int>(threadIdx.x) >= step) sum += left;
-      }
+      const int32_t sum = running_sum(m < args.beams ? beams.candidates[m + 1] : 0);
       if (m < args.beams) beams.candidates[m + 1] = before + sum;
       before += __shfl_sync(kAll, sum, kWarp - 1);
     }
@@ -250,11 +256,7 @@ __device__ uint64_t threshold(const StepArgs& args, const Beams& beams, const fl
       int sum = 0;
       for (int base = kDigits - kWarp; base >= 0; base -= kWarp) {
         const int digit = base + kWarp - 1 - lane, own = histogram[digit];
-        int upto = own;
-        for (int offset = 1; offset < kWarp; offset *= 2) {
-          const int left = __shfl_up_sync(kAll, upto, offset);
-          if (lane >= offset) upto += left;
-        }
+        const int upto = running_sum(own);
         unsigned reached = __ballot_sync(kAll, taken + sum + upto >= wanted);
         if (base == 0 && reached == 0) reached = 1u << (kWarp - 1);  // all there are
         if (reached != 0) {

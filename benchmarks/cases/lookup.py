@@ -34,18 +34,39 @@ def lookup_step(size: str, device: str) -> tuple[str, Ways]:
     x, books = _data(rows, dim, levels, num_codes, device)
     ways: Ways = {}
     peer = _vector_quantize(books, training=True)
-    if peer is not None:
-        ways["vector-quantize-pytorch ResidualVQ.train()"] = lambda: peer(x)
     mean, weight = books.double().clone(), torch.ones(levels, num_codes, device=device)
 
-    def step() -> None:
-        _, _, counts, sums = residual_statistics(x, books)
+    def step() -> torch.Tensor:
+        codes, _, counts, sums = residual_statistics(x, books)
         weight.lerp_(counts.float(), 0.2)
         mean.lerp_(sums, 0.2)
         books.copy_(mean / weight.clamp(min=1e-5)[..., None])
+        return codes
 
+    if peer is not None:
+        theirs = torch.no_grad()(peer)
+        _check_step(books.clone(), step, lambda: theirs(x)[1], books, peer)
+        ways["vector-quantize-pytorch ResidualVQ.train()"] = lambda: theirs(x)
     ways["residual_statistics + EMA (exact)"] = step
     return f"{rows} x {dim}, {levels} levels x {num_codes}, assign + EMA", ways
+
+
+def _check_step(
+    start: torch.Tensor,
+    ours: Callable[[], torch.Tensor],
+    theirs: Callable[[], torch.Tensor],
+    books: torch.Tensor,
+    peer: Any,
+) -> None:
+    """One step of each from the same codebooks: like codes, like codebooks."""
+    agree = float((ours() == theirs()).float().mean())
+    moved = torch.stack([layer._codebook.embed[0] for layer in peer.layers])
+    apart = float((moved - books).norm() / (books - start).norm())
+    if agree < 0.99 or apart > 0.05:  # they round in float32, and smooth the counts
+        raise AssertionError(
+            f"lookup_step: {agree:.4f} of the codes agree; the codebooks are {apart:.3f} of the "
+            "step apart"
+        )
 
 
 def _data(rows: int, dim: int, levels: int, num_codes: int, device: str) -> tuple:
@@ -65,7 +86,8 @@ def _encode(
         ways["matmul loop, torch.compile"] = lambda: compiled(x, books)
     peer = _vector_quantize(books, training=False)
     if peer is not None:
-        ways["vector-quantize-pytorch ResidualVQ.eval()"] = lambda: peer(x)[1]
+        theirs = torch.no_grad()(peer)
+        ways["vector-quantize-pytorch ResidualVQ.eval()"] = lambda: theirs(x)[1]
     if device == "cpu" and (faiss := _peer("faiss")) is not None:
         ways["faiss ResidualQuantizer, one beam"] = _faiss_encode(faiss, x, books)
     ways["residual_lookup (fast)"] = lambda: residual_codes(x, books, "fast")
@@ -101,7 +123,8 @@ def _matmul_loop(x: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
     return torch.stack(codes, 1)
 
 
-def _vector_quantize(books: torch.Tensor, training: bool) -> Callable[[torch.Tensor], Any] | None:
+def _vector_quantize(books: torch.Tensor, training: bool) -> Any:
+    """Their module over the same codebooks, or None."""
     module = _peer("vector_quantize_pytorch")
     if module is None:
         return None
@@ -110,7 +133,7 @@ def _vector_quantize(books: torch.Tensor, training: bool) -> Callable[[torch.Ten
     for layer, book in zip(peer.layers, books, strict=True):
         layer._codebook.embed.data.copy_(book[None])
         layer._codebook.embed_avg.data.copy_(book[None])
-    return torch.no_grad()(peer.to(books.device).train(training))
+    return peer.to(books.device).train(training)
 
 
 def _faiss_encode(faiss: Any, x: torch.Tensor, books: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -126,7 +126,7 @@ class SidVocab:
         return TokenTensors(column, denied, -1 if choice is None else choice, highest + 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready description; `SidVocab(**vocab.to_dict())` gives an equal vocabulary."""
+        """A JSON-ready description; `SidVocab(**vocab.to_dict())` gives the same vocabulary."""
         return {
             "token_ids": [ids.tolist() for ids in self.token_ids],
             "begin": self.begin,

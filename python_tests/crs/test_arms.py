@@ -10,13 +10,14 @@ from crs_fast.crs.arms import ARMS, Setting, choose_arms, generative, retrieval
 from crs_fast.crs.arms.align import alignment_instances
 from crs_fast.crs.arms.generative import extended, with_titles
 from crs_fast.crs.arms.joint import join
-from crs_fast.crs.arms.retrieval import RetrievalHead
+from crs_fast.crs.arms.mentions import mention_instances, with_mentions
+from crs_fast.crs.arms.retrieval import RetrievalArm, RetrievalHead
 from crs_fast.crs.arms.titles import title_tokens
 from crs_fast.crs.backbones import tiny_backbone
 from crs_fast.crs.co_mention import co_mention_embeddings
 from crs_fast.crs.cold_start import hold_out
 from crs_fast.crs.dialogue import CrsDataset, Dialogue, Item, Mention, Turn
-from crs_fast.crs.packing import collate_separate, label_logits, read_after, separate
+from crs_fast.crs.packing import collate_separate, label_logits, pack, read_after, separate
 from crs_fast.crs.pipeline import Catalogue
 from crs_fast.crs.predict import predict, predict_in_words
 from crs_fast.crs.sequence import GCRS, Instance, Layout
@@ -99,7 +100,7 @@ def test_every_arm_ranks_every_target_and_filters(arm, setting, tmp_path):
         assert abs(fitted.training.losses[-1]["tokens"] - 1500) <= 300
     answers = fitted.answer(DATASET.splits["test"], True)
     # Where an arm writes SIDs in words, its replies are scored: after them the gold ones too.
-    words = getattr(arm, "layout", GCRS).words and arm.trains and arm.name != "retrieval"
+    words = getattr(arm, "layout", GCRS).words and arm.trains and not isinstance(arm, RetrievalArm)
     scored = words and not getattr(arm, "titles", False)
     for way, predictions in answers.items():
         wrote = all(p.reply is not None for p in predictions)
@@ -257,7 +258,10 @@ def test_items_held_out_are_no_wrong_answers(setting):
     assert answering.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["gcrs", "align", "retrieval", "fine-intents", "redial-first"])
+HELD_OUT_FROM = ("gcrs", "align", "mentions", "retrieval", "fine-intents", "redial-first")
+
+
+@pytest.mark.parametrize("name", HELD_OUT_FROM)
 def test_nothing_is_trained_on_items_held_out(name, setting, tmp_path, monkeypatch):
     """Neither as targets nor in contexts, whatever an arm reads beside its own dialogues."""
     cut, held = hold_out(DATASET, 0.5)
@@ -297,6 +301,35 @@ def test_alignment_says_what_an_item_is(setting):
     assert builder.decode(to_sid.context, {}).startswith("title: Film 0 | year: 1990")
     assert list(to_title.context[:5]) == builder.item("i0")
     assert builder.decode(to_title.response[:-1], {}) == "Film 0 (1990)"
+
+
+def test_every_located_mention_is_a_target(setting):
+    builder = extended(setting, TRAINING, setting.catalogue(("text",), None), GCRS).builder
+    found = mention_instances(builder, DIALOGUE)
+    assert [(i.turn_index, i.item_id) for i in found] == [
+        (1, "i1"),
+        (2, "i2"),
+        (2, "i3"),
+        (6, "i5"),
+    ]
+    whole = [token for turn in DIALOGUE.turns for token in builder.turn(turn)]
+    for i in found:
+        assert list(i.response) == builder.item(i.item_id)[1:]
+        assert whole[: len(i.context) + len(i.response)] == [*i.context, *i.response]
+    # On the trunk that is there already a mention costs its SID's tokens; the last one, in the last
+    # answer, makes the trunk longer.
+    alone, both = builder.instances(DIALOGUE), with_mentions(builder, DIALOGUE)
+    assert both == alone + found
+    assert [len(p.branches) for p in pack(both[:-1])] == [len(both) - 1]
+    assert sum(map(len, pack(both[:-1]))) - sum(map(len, pack(alone))) == 3 * len(found[0].response)
+
+
+def test_mentions_end_where_the_dialogue_outgrows_its_room(setting):
+    config = replace(TRAINING, max_length=60)
+    builder = extended(setting, config, setting.catalogue(("text",), None), GCRS).builder
+    found = mention_instances(builder, DIALOGUE)
+    assert 0 < len(found) < 4
+    assert all(len(i.context) + len(i.response) <= 60 for i in found)
 
 
 def test_co_mentioned_items_are_near():

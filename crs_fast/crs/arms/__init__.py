@@ -6,6 +6,7 @@ from __future__ import annotations
 from crs_fast.crs.arms.baselines import COPY, COPY_POPULARITY, POPULARITY
 from crs_fast.crs.arms.generative import GenerativeArm
 from crs_fast.crs.arms.intents import FineIntentsArm
+from crs_fast.crs.arms.mentions import with_mentions
 from crs_fast.crs.arms.oracle import OracleArm
 from crs_fast.crs.arms.retrieval import RetrievalArm
 from crs_fast.crs.arms.setting import Arm, Fitted, Setting
@@ -13,6 +14,7 @@ from crs_fast.crs.sequence import Layout
 
 __all__ = ["ARMS", "Arm", "Fitted", "Setting", "choose_arms"]
 
+BOTH = ("text", "co-mention")
 _ALL: tuple[Arm, ...] = (
     POPULARITY,
     COPY,
@@ -27,8 +29,12 @@ _ALL: tuple[Arm, ...] = (
     GenerativeArm("random-rows", "gcrs, SID rows start at random", informed_rows=False),
     GenerativeArm("code-noise", "gcrs, 10 % of fed codes replaced at random", code_noise=0.1),
     GenerativeArm("align", "gcrs, also trained on item text -> SID -> title", align=True),
-    GenerativeArm(
-        "co-mention", "gcrs, SIDs of text and co-mentions", signals=("text", "co-mention")
+    GenerativeArm("co-mention", "gcrs, SIDs of text and co-mentions", signals=BOTH),
+    GenerativeArm("mentions", "gcrs, trained on every mention too", instances=with_mentions),
+    GenerativeArm("co-mention-mentions", "both of these", signals=BOTH, instances=with_mentions),
+    RetrievalArm("retrieval-co-mention", "retrieval, items of text and co-mentions", BOTH),
+    RetrievalArm(
+        "retrieval-co-mention-mentions", "that, trained on every mention too", BOTH, with_mentions
     ),
     *(
         GenerativeArm(f"sids-{n}x{k}", f"gcrs, SIDs of {n} levels of {k} codes", shape=(n, k))

@@ -2,14 +2,14 @@
 
 It reads the same contexts as the generative arms and differs in the way out alone: cosine against
 every item of the catalogue at once (a full softmax, stronger than negatives from the batch), an
-item's vector being a projection of its text embedding plus a row of its own, with a popularity
+item's vector being a projection of its embedding plus a row of its own, with a popularity
 bias. The rows are parameters of its own, 256 an item: beside a small backbone most of the model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from crs_fast.crs.arms.setting import Fitted, Setting
 from crs_fast.crs.dialogue import Dialogue
 from crs_fast.crs.packing import read_after
 from crs_fast.crs.predictions import Prediction, blank_predictions
-from crs_fast.crs.sequence import Instance, Layout
+from crs_fast.crs.sequence import Instance, Layout, SequenceBuilder
 from crs_fast.crs.token_rows import new_tokens
 from crs_fast.crs.train import TrainConfig, train_instances
 
@@ -40,18 +40,18 @@ class ItemHead(torch.nn.Module):
 
     def __init__(self, hidden: int, item_embeddings: torch.Tensor) -> None:
         super().__init__()
-        texts = item_embeddings.float()
-        self.texts: torch.Tensor
-        self.register_buffer("texts", (texts - texts.mean(0)) / texts.std().clamp(min=1e-12))
+        items = item_embeddings.float()
+        self.known: torch.Tensor
+        self.register_buffer("known", (items - items.mean(0)) / items.std().clamp(min=1e-12))
         self.query = torch.nn.Linear(hidden, WIDTH, bias=False)
-        self.item = torch.nn.Linear(texts.shape[1], WIDTH, bias=False)
-        self.rows = torch.nn.Parameter(torch.zeros(len(texts), WIDTH))
-        self.popularity = torch.nn.Parameter(torch.zeros(len(texts)))
+        self.item = torch.nn.Linear(items.shape[1], WIDTH, bias=False)
+        self.rows = torch.nn.Parameter(torch.zeros(len(items), WIDTH))
+        self.popularity = torch.nn.Parameter(torch.zeros(len(items)))
         self.scale = torch.nn.Parameter(torch.tensor(math.log(SCALE)))
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         query = F.normalize(self.query(states.float()), dim=-1)  # [..., W]
-        item = F.normalize(self.item(self.texts) + self.rows, dim=-1)  # [N, W]
+        item = F.normalize(self.item(self.known) + self.rows, dim=-1)  # [N, W]
         return query @ item.T * self.scale.exp() + self.popularity
 
 
@@ -124,14 +124,21 @@ class RetrievalHead(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class RetrievalArm:
-    """See the module. Chooses no mode and writes no reply."""
+    """See the module. Chooses no mode and writes no reply.
+
+    Args:
+        signals: what item vectors are made of: "text", "co-mention".
+        instances: what a dialogue is trained on.
+    """
 
     name: str = "retrieval"
     about: str = "backbone's last state against item vectors, softmax over the catalogue"
+    signals: tuple[str, ...] = ("text",)
+    instances: Callable[[SequenceBuilder, Dialogue], list[Instance]] = SequenceBuilder.instances
     trains = True
 
     def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
-        catalogue = setting.catalogue(("text",), None)
+        catalogue = setting.catalogue(self.signals, None)
         bundle = extended(setting, config, catalogue, Layout(words=False))
         index = {item.item_id: i for i, item in enumerate(bundle.items)}
         torch.manual_seed(config.seed)
@@ -141,7 +148,7 @@ class RetrievalArm:
             [
                 # The "token" that follows a context is the item's place in the catalogue.
                 Instance(i.turn_index, i.item_id, i.context, (index[i.item_id],))
-                for i in bundle.builder.instances(dialogue)
+                for i in self.instances(bundle.builder, dialogue)
                 if i.item_id is not None
             ]
             for dialogue in setting.dataset.splits["train"]
