@@ -27,7 +27,6 @@ from crs_fast.ops import FilterTensors
 
 from .attempt import attempt, give_up
 from .capability import capability
-from .processor import check_codes
 from .prompt import Prompt, pad_right
 from .search import Beams, Query, Question, search
 from .tree_model import TreeModel
@@ -55,8 +54,7 @@ def replayed(
         return None
     with _lock:
         recordings = _of_model.setdefault(model, Recordings())
-    trie, vocab, words = asked.trie, asked.vocab, asked.bitmaps()
-    check_codes(trie, vocab)  # a slot may hold another catalogue than when the search was recorded
+    trie, vocab, words = asked.trie, asked.vocab, asked.bitmaps
     ids, mask, padded = pad_right(ids, mask)
     columns = rounded_up(ids.shape[1])
     padded = padded or columns > ids.shape[1]

@@ -48,6 +48,7 @@ class SidLogitsProcessor:
                 "SidLogitsProcessor: prompt_length must be given where vocab.begin is None: "
                 "it says where the SID begins (got None)"
             )
+        check_codes("SidLogitsProcessor", trie, vocab)
         self.trie, self.vocab, self.prompt_length = trie, vocab, prompt_length
         self.filters = None if filters is None else filters.over(trie).tensors
         self.tokens = token_tensors(trie, vocab, eos_token_id)
@@ -136,13 +137,8 @@ class SidLogitsProcessor:
 def token_tensors(
     trie: SidTrie, vocab: SidVocab | None, eos_token_id: int | None = None
 ) -> TokenTensors:
-    """What the trie ops need of a vocabulary, on the trie's device; codes are token ids where
-    `vocab` is None.
-
-    Raises:
-        ValueError: the trie has levels or codes that the vocabulary lacks.
-    """
-    check_codes(trie, vocab)
+    """What the trie ops need of a vocabulary that holds the trie's codes, on the trie's device;
+    codes are token ids where `vocab` is None."""
     if vocab is None:
         column = torch.arange(max([1, *trie.level_sizes()])).expand(trie.num_levels, -1)
         denied = torch.empty(0, dtype=torch.int64)
@@ -155,7 +151,7 @@ def token_tensors(
     )
 
 
-def check_codes(trie: SidTrie, vocab: SidVocab | None) -> None:
+def check_codes(op: str, trie: SidTrie, vocab: SidVocab | None) -> None:
     """
     Raises:
         ValueError: the trie has levels or codes that the vocabulary lacks.
@@ -166,7 +162,7 @@ def check_codes(trie: SidTrie, vocab: SidVocab | None) -> None:
         or any(size > have for size, have in zip(sizes, vocab.sizes, strict=False))
     ):
         raise ValueError(
-            f"vocab must have a token for each code of the trie, {sizes} a level "
+            f"{op}: vocab must have a token for each code of the trie, {sizes} a level "
             f"(got {vocab.sizes})"
         )
 

@@ -64,21 +64,21 @@ def recommend(
         `RecommendOutput`. Ties go to the lower parent, then the lower code.
 
     Raises:
-        ValueError: bad shapes, `num_beams` < 1, or a vocabulary that lacks codes of the trie.
+        ValueError: bad shapes or types of input, `num_beams` < 1, an unknown `normalize`, a
+            temperature that is not above 0, a vocabulary that lacks codes of the trie or names
+            tokens that the model lacks, filters of another catalogue or number.
     """
     from .attempt import attempt
     from .capability import capability, sliding_window
     from .fallback import generate_beams
     from .graph import replayed
 
-    ids, mask = checked_inputs(input_ids, attention_mask)
+    ids, mask = checked_inputs("recommend", input_ids, attention_mask)
     asked = Question(trie, vocab, ids.shape[0], num_beams, normalize, temperature, filters)
     window = sliding_window(model)
     too_long = window is not None and int(mask.sum(1).max()) + trie.num_levels > window
     if too_long or capability(model).attention is None:
-        return generate_beams(
-            model, ids, mask, trie, vocab, num_beams, normalize, temperature, filters
-        )
+        return generate_beams(model, ids, mask, asked)
 
     def eagerly(compiled: bool = False) -> Beams:
         prompt = Prompt(model, ids, mask, room=asked.room, compiled=compiled)

@@ -11,6 +11,7 @@ import torch
 
 from crs_fast.decode import Prompt, capability, recommend
 from crs_fast.decode.capability import sliding_window
+from crs_fast.decode.search import Question
 from crs_fast.trie import ItemFilter, SidTrie
 
 from ..helpers import random_sids, tiny_model
@@ -94,7 +95,8 @@ def test_tree_and_fallback_agree(kind, normalize):
     mine = recommend(
         model, ids, mask, trie=trie, vocab=vocab, num_beams=9, normalize=normalize, temperature=1.3
     )
-    theirs = generate_beams(model, ids, mask.bool(), trie, vocab, 9, normalize, 1.3, None)
+    asked = Question(trie, vocab, 2, 9, normalize, 1.3, None)
+    theirs = generate_beams(model, ids, mask.bool(), asked)
     if normalize != "legal":  # an only child costs nothing there, so whole SIDs tie
         assert torch.equal(mine.sids, theirs.sids)
     torch.testing.assert_close(mine.scores, theirs.scores, atol=1e-4, rtol=1e-4)
