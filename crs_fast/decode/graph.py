@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,13 +46,14 @@ def replayed(
     ids: torch.Tensor,
     mask: torch.Tensor,
     asked: Question,
+    otherwise: Callable[[], Beams],
     compiled: bool = False,
-) -> Beams | None:
-    """`search` after a prompt, by a recording; None, with one warning a reason, where that can't
-    be. Arguments as `checked_inputs` and `TreeModel` have them."""
+) -> Beams:
+    """`search` after a prompt, by a recording; `otherwise()`, with one warning a reason, where that
+    can't be. Arguments as `checked_inputs` and `TreeModel` have them."""
     if not can_record(model.device):
         give_up(model, "cuda_graph", f"the model must be on a CUDA device (got {model.device})")
-        return None
+        return otherwise()
     with _lock:
         recordings = _of_model.setdefault(model, Recordings())
     trie, vocab, words = asked.trie, asked.vocab, asked.bitmaps
@@ -71,9 +73,8 @@ def replayed(
         lm = TreeModel(model, capability(model).attention or "", compiled)
         return Recording(lm, columns, padded, asked, place)
 
-    return attempt(
-        model, "cuda_graph", key, lambda: recordings.run(model, key, make, ids, mask, words)
-    )
+    run = partial(recordings.run, model, key, make, ids, mask, words)
+    return attempt(model, "cuda_graph", key, run, otherwise)
 
 
 def rounded_up(length: int) -> int:

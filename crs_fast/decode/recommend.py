@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -84,14 +86,15 @@ def recommend(
         prompt = Prompt(model, ids, mask, room=asked.room, compiled=compiled)
         return search(prompt, Query.of(asked))
 
-    beams = None
+    way: Callable[[], Beams] = eagerly
+    if compile_layers:
+        run = partial(eagerly, compiled=True)
+        way = partial(attempt, model, "compile_layers", None, run, way)
+    if cuda_graph:
+        way = partial(replayed, model, ids, mask, asked, way)
     if cuda_graph and compile_layers:
-        beams = replayed(model, ids, mask, asked, compiled=True)
-    if cuda_graph and beams is None:
-        beams = replayed(model, ids, mask, asked)
-    if compile_layers and beams is None:
-        beams = attempt(model, "compile_layers", None, lambda: eagerly(compiled=True))
-    return asked.items(eagerly() if beams is None else beams)
+        way = partial(replayed, model, ids, mask, asked, way, compiled=True)
+    return asked.items(way())
 
 
 class BeamTree:
