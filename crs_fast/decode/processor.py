@@ -31,8 +31,9 @@ class SidLogitsProcessor:
 
     Raises:
         ValueError: neither `vocab.begin` nor `prompt_length` says where the SID begins, or the
-            vocabulary lacks codes of the trie. While decoding: a row whose open SID is no prefix
-            in the catalogue (or of no allowed item), or that needs an end token where none is set.
+            vocabulary lacks codes of the trie. While decoding: a trie on another device than the
+            tokens, a row whose open SID is no prefix in the catalogue (or of no allowed item), or
+            that needs an end token where none is set.
     """
 
     def __init__(
@@ -62,6 +63,11 @@ class SidLogitsProcessor:
     def nodes(self, input_ids: torch.Tensor, check: bool = False) -> torch.Tensor:
         """The trie node each row stands at, int64 [R]; -1 outside a SID, and in an illegal one
         unless `check` makes that an error."""
+        if input_ids.device != self.trie.device:
+            raise ValueError(
+                "SidLogitsProcessor: trie must be on the device of input_ids, trie.to(device) with "
+                f"{str(input_ids.device)!r} (got {str(self.trie.device)!r})"
+            )
         levels = self.trie.num_levels
         start = self._starts(input_ids)  # [R]
         inside = start >= 0

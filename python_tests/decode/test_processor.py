@@ -233,6 +233,15 @@ def test_vocabulary_must_hold_the_tries_codes():
         SidLogitsProcessor(SidTrie.from_sids([[7, 0]]), make_vocab(begin=BEGIN))
 
 
+def test_a_trie_on_another_device_is_refused():
+    processor = SidLogitsProcessor(make_trie(), make_vocab(begin=BEGIN, end=END))
+    elsewhere = dict(dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match=r"trie\.to\(device\) with 'meta' \(got 'cpu'\)"):
+        processor(torch.zeros(2, 3, **elsewhere), torch.zeros(2, VOCAB, device="meta"))
+    with pytest.raises(ValueError, match="logits must be on the trie's device"):
+        processor(torch.full((2, 1), BEGIN), torch.zeros(2, VOCAB, device="meta"))
+
+
 def test_filters_that_do_not_fit_are_refused():
     trie, vocab = SidTrie.from_sids([[1, 2], [3, 4]]), vocab_of(2, 6)
     other = SidTrie.from_sids([[1, 2]] * 5).filter(deny=[0])
