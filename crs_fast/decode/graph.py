@@ -176,7 +176,8 @@ class Recordings:
 
     @contextmanager
     def _turn(self, device: torch.device) -> Iterator[None]:
-        """Alone on the host, and on the device after the last replay, whatever stream that took."""
+        """Alone on the host, and on the device after the last replay, whatever stream that took.
+        The device is the current one meanwhile: that is what streams and graphs are made for."""
         with self._lock:
             if device.type != "cuda":
                 yield
@@ -189,7 +190,8 @@ class Recordings:
             stream = torch.cuda.current_stream(device)
             stream.wait_event(self._done)
             try:
-                yield
+                with torch.cuda.device(device):
+                    yield
             finally:
                 self._done.record(stream)
 
