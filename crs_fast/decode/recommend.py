@@ -11,8 +11,9 @@ import torch
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from .output import RecommendOutput
-from .prompt import Prompt, checked_inputs
+from .prompt import Prompt, checked_inputs, pad_right
 from .search import Beams, Query, Question, search
+from .tree_model import TreeModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,8 +87,8 @@ def recommend(
         return generate_beams(model, ids, mask, asked)
 
     def eagerly(compiled: bool = False) -> Beams:
-        prompt = Prompt(model, ids, mask, room=asked.room, compiled=compiled)
-        return search(prompt, Query.of(asked))
+        lm = TreeModel(model, attention, compiled)
+        return search(Prompt.of(lm, *pad_right(ids, mask), asked.room), Query.of(asked))
 
     way: Callable[[], Beams] = eagerly
     if compile_layers:

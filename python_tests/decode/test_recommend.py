@@ -1,11 +1,12 @@
 """Token-tree beams against enumeration, and what is asked of their edges."""
 
 import itertools
+from importlib import import_module
 
 import pytest
 import torch
 
-from crs_fast.decode import Prompt, SidLogitsProcessor, recommend, search
+from crs_fast.decode import Prompt, SidLogitsProcessor, prompt, recommend, search
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from ..helpers import BruteForce, random_sids, tiny_model
@@ -208,6 +209,16 @@ def test_bad_arguments_are_refused_with_and_without_a_tree(kind):
     for message, wrong in WRONG.items():
         with pytest.raises(ValueError, match=message):
             recommend(model, **{**good, **wrong})
+
+
+def test_inputs_are_checked_once(monkeypatch):
+    """Each look at a mask waits for the device."""
+    checked, real = [], prompt.checked_inputs
+    for module in (prompt, import_module("crs_fast.decode.recommend")):
+        monkeypatch.setattr(module, "checked_inputs", lambda *a: checked.append(a) or real(*a))
+    ids, mask = prompts((5, 3))
+    recommend(tiny_model("llama", VOCAB), ids, mask, trie=GRID, vocab=make_vocab(2, 3))
+    assert len(checked) == 1
 
 
 @pytest.mark.parametrize("normalize", ["vocab", "level", "legal"])
