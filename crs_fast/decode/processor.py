@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from typing import Any
+
 import torch
 
 from crs_fast.ops import TokenTensors, trie_mask, trie_walk
@@ -10,6 +14,10 @@ from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 # A token that is no code of its level: unlike -1 (stop), no edge carries it.
 _NO_CODE = -2
+
+# Live as long as what they were made of, which never changes.
+_tokens: weakref.WeakKeyDictionary[Any, dict[Any, TokenTensors]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
 
 
 class SidLogitsProcessor:
@@ -144,7 +152,16 @@ def token_tensors(
     trie: SidTrie, vocab: SidVocab | None, eos_token_id: int | None = None
 ) -> TokenTensors:
     """What the trie ops need of a vocabulary that holds the trie's codes, on the trie's device;
-    codes are token ids where `vocab` is None."""
+    codes are token ids where `vocab` is None. Made once a vocabulary, or else once a trie."""
+    with _lock:
+        known = _tokens.setdefault(trie if vocab is None else vocab, {})
+    key = trie.device, eos_token_id
+    if key not in known:
+        known[key] = _token_tensors(trie, vocab, eos_token_id)
+    return known[key]
+
+
+def _token_tensors(trie: SidTrie, vocab: SidVocab | None, eos_token_id: int | None) -> TokenTensors:
     if vocab is None:
         column = torch.arange(max([1, *trie.level_sizes()])).expand(trie.num_levels, -1)
         denied = torch.empty(0, dtype=torch.int64)
