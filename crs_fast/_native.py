@@ -27,18 +27,30 @@ def load() -> ModuleType | None:
         return None
 
 
-def has_cuda() -> bool:
-    """Whether the compiled module holds the CUDA kernels (not whether a GPU is there)."""
+@functools.cache
+def has_cuda(version: tuple[int, int]) -> bool:
+    """Whether the compiled module holds CUDA kernels for GPUs of this compute capability: machine
+    code runs from its own version on below the next major one, PTX from its own version on."""
     module = load()
-    return module is not None and bool(module.cuda_architectures)
+    for name in module.cuda_architectures.split() if module else ():
+        number, _, kind = name.partition("-")
+        number = number.rstrip("af")  # code with a version's own extras
+        if not number.isdigit():
+            return True  # "all", "native": the compiler's choice, unknown here
+        built = divmod(int(number), 10)
+        if built <= version and (kind != "real" or built[0] == version[0]):
+            return True
+    return False
 
 
 @functools.cache
-def warn_no_cuda_kernels(op: str) -> None:
-    """Say once for each op that CUDA tensors take the reference."""
+def warn_no_cuda_kernels(op: str, version: tuple[int, int]) -> None:
+    """Say once for each op that tensors on GPUs of this compute capability take the reference."""
+    major, minor = version
     warnings.warn(
-        f"{op}: no CUDA kernel was built; CUDA tensors take the slower PyTorch reference. "
-        f"To build it: {CUDA_HINT}",
+        f"{op}: no CUDA kernel was built for compute capability {major}.{minor}; CUDA tensors take "
+        "the slower PyTorch reference. To build it: set "
+        f"CMAKE_CUDA_ARCHITECTURES={major}{minor}, {CUDA_HINT}",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -9,6 +9,8 @@ import weakref
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -18,21 +20,34 @@ _given_up: weakref.WeakKeyDictionary[Any, set[Hashable]] = weakref.WeakKeyDictio
 _lock = threading.Lock()
 
 
-def attempt(model: PreTrainedModel, way: str, case: Hashable, run: Callable[[], T]) -> T | None:
-    """`run()`, or None where it fails or has failed before for this model and case. The first
-    failure of a kind is a warning that names the way and the reason."""
+def attempt(
+    model: PreTrainedModel,
+    way: str,
+    case: Hashable,
+    run: Callable[[], T],
+    otherwise: Callable[[], T],
+) -> T:
+    """`run()`, or `otherwise()` where that fails or has failed before for this model and case. The
+    first failure of a kind is a warning that names the way and the reason.
+
+    A failure is remembered once `otherwise` has done the same call: where that fails too, the call
+    is wrong and not the way. Memory that runs out says nothing of the model and is raised.
+    """
     known = _known(model)
     if (way, case) in known:
-        return None
+        return otherwise()
     try:
         return run()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as problem:
-        # Whatever a model's code raises, the answer is the same: not this way. What is wrong with
-        # the call itself, the plain way will say.
-        known.add((way, case))
+        # Whatever a model's code raises, the answer is the same: not this way.
         first = (str(problem).splitlines() or [""])[0]
-        give_up(model, way, f"{type(problem).__name__}: {first}")
-        return None
+        reason = f"{type(problem).__name__}: {first}"
+    found = otherwise()
+    known.add((way, case))
+    give_up(model, way, reason)
+    return found
 
 
 def give_up(model: PreTrainedModel, way: str, reason: str) -> None:

@@ -12,6 +12,7 @@ from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from .fallback import LOST, BeamScores, unused_token
 from .recommend import recommend
+from .search import Question
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -69,6 +70,8 @@ def beam_search(
             f"beam_search: max_new_tokens must be at least the trie's {levels} levels "
             f"(got {generation_config.max_length - length})"
         )
+    beams, returned = generation_config.num_beams, generation_config.num_return_sequences
+    every = max(beams, returned)  # `generate` has repeated each row that often
     reason = _beyond_the_tree(logits_processor, stopping_criteria, generation_config, model_kwargs)
     if reason:
         warnings.warn(
@@ -76,12 +79,13 @@ def beam_search(
             "the same constraint is used instead",
             stacklevel=2,
         )
+        asked = Question(
+            trie, vocab, input_ids.shape[0] // every, beams, normalize, temperature, filters
+        )
         return _hugging_face(
-            model, input_ids, logits_processor, stopping_criteria, generation_config, trie, vocab,
-            normalize, temperature, filters, model_kwargs,
+            model, input_ids, logits_processor, stopping_criteria, generation_config, asked,
+            model_kwargs,
         )  # fmt: skip
-    beams, returned = generation_config.num_beams, generation_config.num_return_sequences
-    every = max(beams, returned)  # `generate` has repeated each row that often
     mask = model_kwargs.get("attention_mask")
     out = recommend(
         model, input_ids[::every], None if mask is None else mask[::every], trie=trie, vocab=vocab,
@@ -128,21 +132,20 @@ def _beyond_the_tree(
 
 
 def _hugging_face(
-    model, input_ids, logits_processor, stopping_criteria, generation_config, trie, vocab,
-    normalize, temperature, filters, model_kwargs,
-):  # fmt: skip
+    model, input_ids, logits_processor, stopping_criteria, generation_config, asked, model_kwargs
+):
     """Hugging Face's own loop, with the constraint after penalties and the caller's processors and
     before top-k and its like, which would otherwise cut legal tokens away."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
     from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
-    length, levels = input_ids.shape[1], trie.num_levels
-    filler = unused_token(vocab, trie)
+    length, levels = input_ids.shape[1], asked.trie.num_levels
+    filler = unused_token(asked.vocab, asked.trie)
     config = copy.deepcopy(generation_config)
     config.max_length = length + levels
     config.return_dict_in_generate = config.output_scores = True
     config._eos_token_tensor = None  # a SID ends with its last level, nothing else ends a row
-    constraint = BeamScores(trie, vocab, filters, length, filler, normalize, temperature)
+    constraint = BeamScores(asked, length, filler)
     names = [type(processor).__name__ for processor in logits_processor]
     warpers = (i for i, name in enumerate(names) if name.endswith(("Warper", "Normalization")))
     at = next(warpers, len(names))
@@ -159,6 +162,7 @@ def _hugging_face(
     )
     sequences, scores = out.sequences, out.sequences_scores
     lost = scores * levels**config.length_penalty < LOST
+    lost |= sequences[:, length] == filler  # no item is allowed at all
     tail = sequences[:, length:]
     tail.masked_fill_((tail == filler) | lost[:, None], _pad(generation_config))
     return _packed(generation_config, sequences, scores.masked_fill(lost, float("-inf")))

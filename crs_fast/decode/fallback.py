@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.ops import trie_mask_, trie_walk
-from crs_fast.trie import ItemFilter, SidTrie, SidVocab
+from crs_fast.trie import SidTrie, SidVocab
 
 from .output import RecommendOutput
 from .processor import SidLogitsProcessor
 from .prompt import left_pad
+from .search import Question
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,22 +30,15 @@ class BeamScores:
     scores are -inf already, whatever follows.
     """
 
-    def __init__(
-        self,
-        trie: SidTrie,
-        vocab: SidVocab | None,
-        filters: ItemFilter | None,
-        prompt_length: int,
-        filler: int,
-        normalize: str,
-        temperature: float,
-    ) -> None:
-        self.legal = SidLogitsProcessor(trie, vocab, filters, prompt_length, filler)
+    def __init__(self, asked: Question, prompt_length: int, filler: int) -> None:
+        self.legal = SidLogitsProcessor(
+            asked.trie, asked.vocab, asked.filters, prompt_length, filler
+        )
         self.legal.tokens = self.legal.tokens._replace(
             terminator=filler, num_columns=max(self.legal.tokens.num_columns, filler + 1)
         )
         self.start, self.filler = prompt_length, filler
-        self.normalize, self.temperature = normalize, temperature
+        self.normalize, self.temperature = asked.normalize, asked.temperature
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         constraint = self.legal
@@ -77,12 +71,7 @@ def generate_beams(
     model: PreTrainedModel,
     ids: torch.Tensor,
     mask: torch.Tensor,
-    trie: SidTrie,
-    vocab: SidVocab | None,
-    num_beams: int,
-    normalize: str,
-    temperature: float,
-    filters: ItemFilter | None,
+    asked: Question,
     **kwargs: Any,
 ) -> RecommendOutput:
     """`recommend` by `model.generate`: every prompt is prefilled once a beam.
@@ -93,6 +82,7 @@ def generate_beams(
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
+    trie, vocab, num_beams = asked.trie, asked.vocab, asked.num_beams
     filler = unused_token(vocab, trie)
     ids, mask = left_pad(
         [row[seen].tolist() for row, seen in zip(ids.cpu(), mask.cpu(), strict=True)], filler
@@ -111,7 +101,7 @@ def generate_beams(
         # Recurrent states are not reordered with the beams before transformers 5.
         use_cache=not getattr(model, "_is_stateful", False),
     )
-    scores = BeamScores(trie, vocab, filters, ids.shape[1], filler, normalize, temperature)
+    scores = BeamScores(asked, ids.shape[1], filler)
     out = model.generate(  # type: ignore[operator]
         input_ids=ids.to(model.device),
         attention_mask=mask.long().to(model.device),
@@ -125,10 +115,11 @@ def generate_beams(
     tokens = out.sequences[:, ids.shape[1] :].view(*shape, -1)
     codes = tokens.masked_fill(tokens == filler, -1) if vocab is None else vocab.decode(tokens)
     totals = out.sequences_scores.view(shape)
-    totals = totals.masked_fill(totals < LOST, float("-inf"))
+    nothing = tokens[..., 0] == filler  # no item is allowed at all
+    totals = totals.masked_fill((totals < LOST) | nothing, float("-inf"))
     codes, totals = codes.to(trie.device), totals.to(trie.device)
     nodes = trie_walk(trie.tensors, codes.flatten(0, 1)).view(shape)
-    return RecommendOutput.of(trie, codes, nodes, totals, filters)
+    return RecommendOutput.of(trie, codes, nodes, totals, asked.filters)
 
 
 def unused_token(vocab: SidVocab | None, trie: SidTrie) -> int:

@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +28,6 @@ from crs_fast.ops import FilterTensors
 
 from .attempt import attempt, give_up
 from .capability import capability
-from .processor import check_codes
 from .prompt import Prompt, pad_right
 from .search import Beams, Query, Question, search
 from .tree_model import TreeModel
@@ -46,17 +46,17 @@ def replayed(
     ids: torch.Tensor,
     mask: torch.Tensor,
     asked: Question,
+    otherwise: Callable[[], Beams],
     compiled: bool = False,
-) -> Beams | None:
-    """`search` after a prompt, by a recording; None, with one warning a reason, where that can't
-    be. Arguments as `checked_inputs` and `TreeModel` have them."""
+) -> Beams:
+    """`search` after a prompt, by a recording; `otherwise()`, with one warning a reason, where that
+    can't be. Arguments as `checked_inputs` and `TreeModel` have them."""
     if not can_record(model.device):
         give_up(model, "cuda_graph", f"the model must be on a CUDA device (got {model.device})")
-        return None
+        return otherwise()
     with _lock:
         recordings = _of_model.setdefault(model, Recordings())
-    trie, vocab, words = asked.trie, asked.vocab, asked.bitmaps()
-    check_codes(trie, vocab)  # a slot may hold another catalogue than when the search was recorded
+    trie, vocab, words = asked.trie, asked.vocab, asked.bitmaps
     ids, mask, padded = pad_right(ids, mask)
     columns = rounded_up(ids.shape[1])
     padded = padded or columns > ids.shape[1]
@@ -73,9 +73,8 @@ def replayed(
         lm = TreeModel(model, capability(model).attention or "", compiled)
         return Recording(lm, columns, padded, asked, place)
 
-    return attempt(
-        model, "cuda_graph", key, lambda: recordings.run(model, key, make, ids, mask, words)
-    )
+    run = partial(recordings.run, model, key, make, ids, mask, words)
+    return attempt(model, "cuda_graph", key, run, otherwise)
 
 
 def rounded_up(length: int) -> int:
@@ -177,7 +176,8 @@ class Recordings:
 
     @contextmanager
     def _turn(self, device: torch.device) -> Iterator[None]:
-        """Alone on the host, and on the device after the last replay, whatever stream that took."""
+        """Alone on the host, and on the device after the last replay, whatever stream that took.
+        The device is the current one meanwhile: that is what streams and graphs are made for."""
         with self._lock:
             if device.type != "cuda":
                 yield
@@ -190,7 +190,8 @@ class Recordings:
             stream = torch.cuda.current_stream(device)
             stream.wait_event(self._done)
             try:
-                yield
+                with torch.cuda.device(device):
+                    yield
             finally:
                 self._done.record(stream)
 

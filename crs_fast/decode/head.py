@@ -35,6 +35,12 @@ class LmHead:
         )
         self.scale = (factor if isinstance(factor, float) else 1.0) / (divisor or 1.0)
 
+    @property
+    def num_tokens(self) -> int | None:
+        """Rows of the head; None where its module doesn't say."""
+        weight = getattr(self.module, "weight", None)
+        return None if weight is None else weight.shape[0]
+
     def __call__(self, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [R, H] -> logits [R, V], or [R, C] for tokens int64 [C]."""
         return self._finish(_rows(self.module, hidden, tokens))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 # With fewer rows than this MKL computes W @ x.T about twice as fast as x @ W.T (2.8 GHz Xeon,
@@ -29,13 +27,15 @@ def is_plain(layer: torch.nn.Module) -> bool:
     )
 
 
-class SkinnyLinear(torch.nn.Module):
+class SkinnyLinear(torch.nn.Linear):
     """A stand-in for an `nn.Linear` that shares its parameters."""
 
-    def __init__(self, layer: Any) -> None:
-        super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-        self.in_features, self.out_features = layer.in_features, layer.out_features
+    @classmethod
+    def of(cls, layer: torch.nn.Module) -> SkinnyLinear:
+        """Past `__init__`, which takes longer than all else that a view of a model is made of."""
+        ours = cls.__new__(cls)
+        ours.__dict__.update(layer.__dict__)
+        return ours
 
     @staticmethod
     def can_replace(layer: torch.nn.Module) -> bool:

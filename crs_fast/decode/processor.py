@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
+from typing import Any
+
 import torch
 
 from crs_fast.ops import TokenTensors, trie_mask, trie_walk
@@ -10,6 +14,10 @@ from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 # A token that is no code of its level: unlike -1 (stop), no edge carries it.
 _NO_CODE = -2
+
+# Live as long as what they were made of, which never changes.
+_tokens: weakref.WeakKeyDictionary[Any, dict[Any, TokenTensors]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
 
 
 class SidLogitsProcessor:
@@ -31,8 +39,9 @@ class SidLogitsProcessor:
 
     Raises:
         ValueError: neither `vocab.begin` nor `prompt_length` says where the SID begins, or the
-            vocabulary lacks codes of the trie. While decoding: a row whose open SID is no prefix
-            in the catalogue (or of no allowed item), or that needs an end token where none is set.
+            vocabulary lacks codes of the trie. While decoding: a trie on another device than the
+            tokens, a row whose open SID is no prefix in the catalogue (or of no allowed item), or
+            that needs an end token where none is set.
     """
 
     def __init__(
@@ -48,6 +57,7 @@ class SidLogitsProcessor:
                 "SidLogitsProcessor: prompt_length must be given where vocab.begin is None: "
                 "it says where the SID begins (got None)"
             )
+        check_codes("SidLogitsProcessor", trie, vocab)
         self.trie, self.vocab, self.prompt_length = trie, vocab, prompt_length
         self.filters = None if filters is None else filters.over(trie).tensors
         self.tokens = token_tensors(trie, vocab, eos_token_id)
@@ -61,6 +71,11 @@ class SidLogitsProcessor:
     def nodes(self, input_ids: torch.Tensor, check: bool = False) -> torch.Tensor:
         """The trie node each row stands at, int64 [R]; -1 outside a SID, and in an illegal one
         unless `check` makes that an error."""
+        if input_ids.device != self.trie.device:
+            raise ValueError(
+                "SidLogitsProcessor: trie must be on the device of input_ids, trie.to(device) with "
+                f"{str(input_ids.device)!r} (got {str(self.trie.device)!r})"
+            )
         levels = self.trie.num_levels
         start = self._starts(input_ids)  # [R]
         inside = start >= 0
@@ -136,13 +151,17 @@ class SidLogitsProcessor:
 def token_tensors(
     trie: SidTrie, vocab: SidVocab | None, eos_token_id: int | None = None
 ) -> TokenTensors:
-    """What the trie ops need of a vocabulary, on the trie's device; codes are token ids where
-    `vocab` is None.
+    """What the trie ops need of a vocabulary that holds the trie's codes, on the trie's device;
+    codes are token ids where `vocab` is None. Made once a vocabulary, or else once a trie."""
+    with _lock:
+        known = _tokens.setdefault(trie if vocab is None else vocab, {})
+    key = trie.device, eos_token_id
+    if key not in known:
+        known[key] = _token_tensors(trie, vocab, eos_token_id)
+    return known[key]
 
-    Raises:
-        ValueError: the trie has levels or codes that the vocabulary lacks.
-    """
-    check_codes(trie, vocab)
+
+def _token_tensors(trie: SidTrie, vocab: SidVocab | None, eos_token_id: int | None) -> TokenTensors:
     if vocab is None:
         column = torch.arange(max([1, *trie.level_sizes()])).expand(trie.num_levels, -1)
         denied = torch.empty(0, dtype=torch.int64)
@@ -155,7 +174,7 @@ def token_tensors(
     )
 
 
-def check_codes(trie: SidTrie, vocab: SidVocab | None) -> None:
+def check_codes(op: str, trie: SidTrie, vocab: SidVocab | None) -> None:
     """
     Raises:
         ValueError: the trie has levels or codes that the vocabulary lacks.
@@ -166,7 +185,7 @@ def check_codes(trie: SidTrie, vocab: SidVocab | None) -> None:
         or any(size > have for size, have in zip(sizes, vocab.sizes, strict=False))
     ):
         raise ValueError(
-            f"vocab must have a token for each code of the trie, {sizes} a level "
+            f"{op}: vocab must have a token for each code of the trie, {sizes} a level "
             f"(got {vocab.sizes})"
         )
 

@@ -45,7 +45,7 @@ class Prompt:
     ) -> None:
         from .capability import capability
 
-        ids, mask = checked_inputs(input_ids, attention_mask)
+        ids, mask = checked_inputs("Prompt", input_ids, attention_mask)
         able = capability(model)
         if able.attention is None:
             raise ValueError(f"Prompt: the model must hold a token tree (got {able.reason})")
@@ -148,28 +148,33 @@ class Prompt:
 
 
 def checked_inputs(
-    input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    op: str, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """ids int64 [B, P] and mask bool [B, P].
 
     Raises:
-        ValueError: shapes disagree, or a row has no token.
+        ValueError: ids are no integers, shapes disagree, or a row has no token.
     """
-    if input_ids.ndim != 2 or input_ids.shape[1] < 1:
+    if input_ids.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"{op}: input_ids must be int64 or int32 (got {input_ids.dtype})")
+    if input_ids.ndim != 2 or 0 in input_ids.shape:
         raise ValueError(
-            f"input_ids must be [B, P] with P at least 1 (got {tuple(input_ids.shape)})"
+            f"{op}: input_ids must be [B, P] with B and P at least 1 (got {tuple(input_ids.shape)})"
         )
+    input_ids = input_ids.long()
     if attention_mask is None:
         return input_ids, torch.ones_like(input_ids, dtype=torch.bool)
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
-            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)} "
+            f"{op}: attention_mask must have the shape of input_ids, {tuple(input_ids.shape)} "
             f"(got {tuple(attention_mask.shape)})"
         )
     mask = attention_mask.bool()
     if not bool(mask.any(1).all()):
         row = int((~mask.any(1)).nonzero()[0])
-        raise ValueError(f"attention_mask must mark at least one token a row (row {row} has none)")
+        raise ValueError(
+            f"{op}: attention_mask must mark at least one token a row (row {row} has none)"
+        )
     return input_ids, mask
 
 

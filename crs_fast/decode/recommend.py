@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,8 +11,9 @@ import torch
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from .output import RecommendOutput
-from .prompt import Prompt, checked_inputs
+from .prompt import Prompt, checked_inputs, pad_right
 from .search import Beams, Query, Question, search
+from .tree_model import TreeModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +42,7 @@ def recommend(
 
     A model that can't hold a token tree (see `crs_fast.decode.capability`), or a prompt that with
     its SID is longer than the model's attention window, gets Hugging Face beam search with the
-    same constraint.
+    same constraint, without `cuda_graph` and `compile_layers`; a warning says so once.
 
     Args:
         model: any decoder-only `AutoModelForCausalLM`, PEFT adapters included.
@@ -64,34 +67,52 @@ def recommend(
         `RecommendOutput`. Ties go to the lower parent, then the lower code.
 
     Raises:
-        ValueError: bad shapes, `num_beams` < 1, or a vocabulary that lacks codes of the trie.
+        ValueError: an encoder-decoder, bad shapes or types of input, `num_beams` < 1, an unknown
+            `normalize`, a temperature that is not above 0, a vocabulary that lacks codes of the
+            trie or names tokens that the model lacks, filters of another catalogue or number.
     """
     from .attempt import attempt
-    from .capability import capability, sliding_window
     from .fallback import generate_beams
     from .graph import replayed
 
-    ids, mask = checked_inputs(input_ids, attention_mask)
+    ids, mask = checked_inputs("recommend", input_ids, attention_mask)
     asked = Question(trie, vocab, ids.shape[0], num_beams, normalize, temperature, filters)
-    window = sliding_window(model)
-    too_long = window is not None and int(mask.sum(1).max()) + trie.num_levels > window
-    if too_long or capability(model).attention is None:
-        return generate_beams(
-            model, ids, mask, trie, vocab, num_beams, normalize, temperature, filters
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            "recommend: model must be decoder-only "
+            f"(got an encoder-decoder, {type(model).__name__})"
         )
+    attention = _tree_attention(model, mask, trie.num_levels)
+    if attention is None:
+        return generate_beams(model, ids, mask, asked)
 
     def eagerly(compiled: bool = False) -> Beams:
-        prompt = Prompt(model, ids, mask, room=asked.room, compiled=compiled)
-        return search(prompt, Query.of(asked))
+        lm = TreeModel(model, attention, compiled)
+        return search(Prompt.of(lm, *pad_right(ids, mask), asked.room), Query.of(asked))
 
-    beams = None
+    way: Callable[[], Beams] = eagerly
+    if compile_layers:
+        run = partial(eagerly, compiled=True)
+        way = partial(attempt, model, "compile_layers", None, run, way)
+    if cuda_graph:
+        way = partial(replayed, model, ids, mask, asked, way)
     if cuda_graph and compile_layers:
-        beams = replayed(model, ids, mask, asked, compiled=True)
-    if cuda_graph and beams is None:
-        beams = replayed(model, ids, mask, asked)
-    if compile_layers and beams is None:
-        beams = attempt(model, "compile_layers", None, lambda: eagerly(compiled=True))
-    return asked.items(eagerly() if beams is None else beams)
+        way = partial(replayed, model, ids, mask, asked, way, compiled=True)
+    return asked.items(way())
+
+
+def _tree_attention(model: PreTrainedModel, mask: torch.Tensor, levels: int) -> str | None:
+    """`capability`'s attention for prompts of this mask bool [B, P]; None, with one warning a
+    model, where SIDs behind them can't be a token tree."""
+    from .attempt import give_up
+    from .capability import capability, sliding_window
+
+    attention, window = capability(model).attention, sliding_window(model)
+    if attention is None or window is None or int(mask.sum(1).max()) + levels <= window:
+        return attention
+    reason = f"prompt and SID are longer than the model's attention window of {window} tokens"
+    give_up(model, "the token tree", f"{reason}; Hugging Face beam search is used instead")
+    return None
 
 
 class BeamTree:

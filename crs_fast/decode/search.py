@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from crs_fast.ops import FilterTensors, TokenTensors, TrieTensors, trie_step
+from crs_fast.ops.reference import NORMALIZE
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from .output import RecommendOutput
-from .processor import token_tensors
+from .processor import check_codes, token_tensors
 from .prompt import Prompt
 from .tree_view import TreeState
 
@@ -25,7 +27,9 @@ class Question:
     """What a caller asks of a batch of prompts; the fields are `recommend`'s arguments.
 
     Raises:
-        ValueError: `num_beams` < 1.
+        ValueError: `num_beams` < 1, an unknown `normalize`, a temperature that is not above 0, a
+            vocabulary that lacks codes of the trie, filters of another catalogue or for another
+            number of prompts.
     """
 
     trie: SidTrie
@@ -39,12 +43,26 @@ class Question:
     def __post_init__(self) -> None:
         if self.num_beams < 1:
             raise ValueError(f"recommend: num_beams must be at least 1 (got {self.num_beams})")
+        if self.normalize not in NORMALIZE:
+            raise ValueError(
+                f"recommend: normalize must be one of {NORMALIZE} (got {self.normalize!r})"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"recommend: temperature must be above 0 (got {self.temperature})")
+        check_codes("recommend", self.trie, self.vocab)
+        if self.filters is not None and self.filters.num_requests not in (1, self.batch):
+            raise ValueError(
+                f"recommend: filters must hold one filter for all or one a prompt, {self.batch} "
+                f"(got {self.filters.num_requests})"
+            )
+        _ = self.bitmaps
 
     @property
     def room(self) -> int:
         """Tree slots a request takes; the last level's tokens are not fed."""
         return self.num_beams * (self.trie.num_levels - 1)
 
+    @cached_property
     def bitmaps(self) -> FilterTensors | None:
         """One bitmap a request, on the trie's device."""
         filters = self.filters
@@ -67,6 +85,7 @@ class Query:
     column int64 [L, C]: the LM token of each level's codes, -1 where there is none
     levels: for each level, where codes stand among its logits, and the LM tokens int64 [C] whose
         logits are computed; None means the whole vocabulary, whose sum is asked for
+    num_columns: the highest LM token of the vocabulary plus one
     filters: one bitmap a request, or None
     num_beams, normalize, temperature: as in `recommend`
     """
@@ -74,6 +93,7 @@ class Query:
     trie: TrieTensors
     column: torch.Tensor
     levels: Sequence[tuple[TokenTensors, torch.Tensor | None]]
+    num_columns: int
     filters: FilterTensors | None
     num_beams: int
     normalize: str
@@ -81,18 +101,14 @@ class Query:
 
     @classmethod
     def of(cls, asked: Question) -> Query:
-        """
-        Raises:
-            ValueError: a vocabulary that lacks codes of the trie, or filters of another catalogue.
-        """
         tokens = token_tensors(asked.trie, asked.vocab)
         levels = [
             (tokens, None) if asked.normalize == "vocab" else _few(tokens, level)
             for level in range(asked.trie.num_levels)
         ]
         return cls(
-            asked.trie.tensors, tokens.column, levels, asked.bitmaps(), asked.num_beams,
-            asked.normalize, asked.temperature,
+            asked.trie.tensors, tokens.column, levels, tokens.num_columns, asked.bitmaps,
+            asked.num_beams, asked.normalize, asked.temperature,
         )  # fmt: skip
 
 
@@ -119,7 +135,16 @@ def search(prompt: Prompt, query: Query) -> Beams:
 
     Beams are slots behind the prompt: each sees the prompt and its own ancestors, so nothing is
     reordered or copied when beams are.
+
+    Raises:
+        ValueError: the vocabulary names tokens that the model's head lacks.
     """
+    known = prompt.lm.head.num_tokens
+    if known is not None and query.num_columns > known:
+        raise ValueError(
+            f"recommend: vocab must name tokens below {known}, the rows of the model's head "
+            f"(got {query.num_columns - 1})"
+        )
     batch, device = prompt.ids.shape[0], prompt.ids.device
     scores = torch.zeros(batch, 1, device=device)
     nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)

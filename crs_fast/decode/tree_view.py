@@ -56,7 +56,8 @@ def tree_view(decoder: torch.nn.Module, compiled: bool = False) -> torch.nn.Modu
 
     Modules that hold a config are copied shallowly with a config of their own that names our
     attention, and modules above them with their children replaced. So the model and its config
-    are never changed, and threads can share a model. Takes some microseconds a layer.
+    are never changed, and threads can share a model. Takes about 0.1 ms a layer (Llama, CPU), as
+    long as it would take to see whether a view kept from the call before still fits the model.
 
     Args:
         compiled: each decoder layer is a `Region`.
@@ -81,7 +82,7 @@ def tree_view(decoder: torch.nn.Module, compiled: bool = False) -> torch.nn.Modu
 
     def _view(module: torch.nn.Module) -> torch.nn.Module:
         if SkinnyLinear.can_replace(module):
-            return SkinnyLinear(module)
+            return SkinnyLinear.of(module)
         children = {
             name: None if child is None else view(child) for name, child in module._modules.items()
         }

@@ -56,7 +56,8 @@ def _attend(query, key, value, *rest):
     if query.is_cuda and importlib.util.find_spec("triton") is not None:
         from . import tree_attention_triton
 
-        return tree_attention_triton.tree_attention(query, key, value, *rest)
+        with torch.cuda.device(query.device):  # Triton launches on the current one
+            return tree_attention_triton.tree_attention(query, key, value, *rest)
     return _grouped(query, key, value, *rest)
 
 

@@ -6,6 +6,7 @@ and CUDA with fake implementations, so they work under `torch.compile(fullgraph=
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -80,10 +81,18 @@ def _views(
 def _kernels(op: str, tensor: torch.Tensor) -> Any:
     """The native module where it can take `tensor`, else None."""
     native = _native.load()
-    if native is not None and tensor.is_cuda and not _native.has_cuda():
-        _native.warn_no_cuda_kernels(op)
-        return None
+    if native is not None and tensor.is_cuda:
+        version = _version(tensor.device)
+        if not _native.has_cuda(version):
+            _native.warn_no_cuda_kernels(op, version)
+            return None
     return native
+
+
+@functools.cache
+def _version(device: torch.device) -> tuple[int, int]:
+    """A GPU's compute capability."""
+    return torch.cuda.get_device_capability(device)
 
 
 def _adjacent(logits: torch.Tensor) -> torch.Tensor:

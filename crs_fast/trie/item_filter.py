@@ -11,6 +11,8 @@ import torch
 from crs_fast.ops import FilterTensors
 from crs_fast.ops.reference import popcount
 
+from .item_ids import ItemIds
+
 if TYPE_CHECKING:
     from .sid_trie import SidTrie
 
@@ -21,7 +23,8 @@ class ItemFilter:
     """Which items each of F requests may get. Combine with `&`, `|`, `~`; stack with `stack`.
 
     mask: bool [F, N] is not kept; `tensors` holds it as 64-bit words with rank, so that whether
-    any allowed item is below a node costs the same whatever the catalogue's size.
+    any allowed item is below a node costs the same whatever the catalogue's size. `item_ids` are
+    those of the catalogue it was made for; a filter made of a mask alone knows their number only.
     """
 
     def __init__(self, mask: torch.Tensor) -> None:
@@ -30,12 +33,13 @@ class ItemFilter:
                 f"ItemFilter: mask must be bool [F, N] (got {mask.dtype} {tuple(mask.shape)})"
             )
         self.num_items = mask.shape[1]
+        self.item_ids: ItemIds | None = None
         self.tensors = _ranked(_pack(mask).to(mask.device))
 
     @classmethod
-    def _of_words(cls, words: torch.Tensor, num_items: int) -> ItemFilter:
+    def _of_words(cls, words: torch.Tensor, num_items: int, item_ids: ItemIds | None) -> ItemFilter:
         made = object.__new__(cls)
-        made.num_items, made.tensors = num_items, _ranked(words)
+        made.num_items, made.item_ids, made.tensors = num_items, item_ids, _ranked(words)
         return made
 
     @classmethod
@@ -50,26 +54,24 @@ class ItemFilter:
             mask &= ~_as_mask(trie, deny)
         words, wanted = _pack(mask[None]), trie.tensors.bits.shape[1]
         words = torch.nn.functional.pad(words, (0, wanted - words.shape[1]))
-        return cls._of_words(words.to(trie.device), trie.num_items)
+        return cls._of_words(words.to(trie.device), trie.num_items, trie.item_ids)
 
     @classmethod
     def stack(cls, filters: Sequence[ItemFilter | None]) -> ItemFilter:
         """One filter a request, in order; None filters nothing.
 
         Raises:
-            ValueError: no filter at all, or filters over catalogues of different sizes.
+            ValueError: no filter at all, or filters over different catalogues.
         """
         given = [f for f in filters if f is not None]
-        sizes = {f.num_items for f in given}
-        if len(sizes) != 1:
-            raise ValueError(
-                "ItemFilter.stack: filters must hold at least one filter, all over one catalogue "
-                f"(got {len(given)} over catalogues of {sorted(sizes)} items)"
-            )
-        items = sizes.pop()
-        free = _all_items(given[0].tensors.words.shape[1], items).to(given[0].device)
+        if not given:
+            raise ValueError("ItemFilter.stack: filters must hold at least one filter (got none)")
+        known = next((f for f in given if f.item_ids is not None), given[0])
+        for one in given:
+            one._check_over("one catalogue of", known.num_items, known.item_ids)
+        free = _all_items(known.tensors.words.shape[1], known.num_items).to(known.device)
         words = [free if f is None else f.tensors.words for f in filters]
-        return cls._of_words(torch.cat(words), items)
+        return cls._of_words(torch.cat(words), known.num_items, known.item_ids)
 
     @property
     def num_requests(self) -> int:
@@ -88,39 +90,49 @@ class ItemFilter:
     def to(self, device: torch.device | str) -> ItemFilter:
         if torch.device(device) == self.device:
             return self
-        return ItemFilter._of_words(self.tensors.words.to(device), self.num_items)
+        return ItemFilter._of_words(self.tensors.words.to(device), self.num_items, self.item_ids)
 
     def over(self, trie: SidTrie) -> ItemFilter:
         """This filter on the trie's device.
 
         Raises:
-            ValueError: it was made for a catalogue of another size.
+            ValueError: it was made for another catalogue.
         """
-        if self.num_items != trie.num_items:
-            raise ValueError(
-                f"ItemFilter: filters must be over the trie's {trie.num_items} items "
-                f"(got filters over {self.num_items})"
-            )
+        self._check_over("the trie's", trie.num_items, trie.item_ids)
         return self.to(trie.device)
 
     def __and__(self, other: ItemFilter) -> ItemFilter:
-        return self._of_words(self.tensors.words & self._words_of(other), self.num_items)
+        return self._joined(self.tensors.words & self._words_of(other), other)
 
     def __or__(self, other: ItemFilter) -> ItemFilter:
-        return self._of_words(self.tensors.words | self._words_of(other), self.num_items)
+        return self._joined(self.tensors.words | self._words_of(other), other)
 
     def __invert__(self) -> ItemFilter:
         words = self.tensors.words
         everything = _all_items(words.shape[1], self.num_items).to(self.device)
-        return self._of_words(~words & everything, self.num_items)
+        return self._of_words(~words & everything, self.num_items, self.item_ids)
+
+    def _joined(self, words: torch.Tensor, other: ItemFilter) -> ItemFilter:
+        item_ids = other.item_ids if self.item_ids is None else self.item_ids
+        return self._of_words(words, self.num_items, item_ids)
 
     def _words_of(self, other: ItemFilter) -> torch.Tensor:
-        if other.num_items != self.num_items:
-            raise ValueError(
-                f"ItemFilter: filters must be over one catalogue of {self.num_items} items "
-                f"(got {other.num_items})"
-            )
+        other._check_over("one catalogue of", self.num_items, self.item_ids)
         return other.tensors.words.to(self.device)
+
+    def _check_over(self, whose: str, num_items: int, item_ids: ItemIds | None) -> None:
+        """
+        Raises:
+            ValueError: positions mean other items here.
+        """
+        mine, got = self.item_ids, f"{self.num_items}"
+        if self.num_items == num_items:
+            if mine is None or item_ids is None or mine.same_as(item_ids):
+                return
+            got = "others, or in another order"
+        raise ValueError(
+            f"ItemFilter: filters must be over {whose} {num_items} items (got filters over {got})"
+        )
 
     def __repr__(self) -> str:
         return f"ItemFilter(num_requests={self.num_requests}, num_items={self.num_items})"

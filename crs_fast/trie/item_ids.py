@@ -77,6 +77,16 @@ class ItemIds:
     def tolist(self) -> list[int | str]:
         return self[:]
 
+    def same_as(self, other: ItemIds) -> bool:
+        """Whether both hold the same ids in the same order."""
+        if self is other:
+            return True
+        mine, theirs = ((ids.numbers, ids.text, ids.offsets) for ids in (self, other))
+        return all(
+            a is b if a is None or b is None else torch.equal(a, b)
+            for a, b in zip(mine, theirs, strict=True)
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes held, the look-up table of int ids included."""

@@ -18,7 +18,7 @@ END = "<EOI>"
 
 
 class SidVocab:
-    """The map between codes (level l, code c) and language-model token ids.
+    """The map between codes (level l, code c) and language-model token ids, frozen.
 
     Args:
         token_ids: one sequence of token ids a level; `token_ids[l][c]` is the token of code c at

@@ -167,3 +167,11 @@ def test_refusals():
         model.generate(**kwargs, num_beams=2)
     with pytest.raises(ValueError, match="max_new_tokens must be at least the trie's 3 levels"):
         model.generate(**kwargs, trie=trie, vocab=vocab, num_beams=2, max_new_tokens=2)
+    for how in (dict(), dict(repetition_penalty=1.2)):  # by the tree, and by Hugging Face
+        with pytest.raises(ValueError, match="normalize must be one of"):
+            model.generate(**kwargs, trie=trie, vocab=vocab, num_beams=2, normalize="foo", **how)
+        out = model.generate(
+            **kwargs, trie=trie, vocab=vocab, num_beams=2, filters=trie.filter(allow=[]),
+            return_dict_in_generate=True, output_scores=True, **how,
+        )  # fmt: skip
+        assert out.sequences_scores.tolist() == [float("-inf")] * ids.shape[0]

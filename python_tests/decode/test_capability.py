@@ -8,9 +8,11 @@ import weakref
 
 import pytest
 import torch
+import transformers
 
 from crs_fast.decode import Prompt, capability, recommend
 from crs_fast.decode.capability import sliding_window
+from crs_fast.decode.search import Question
 from crs_fast.trie import ItemFilter, SidTrie
 
 from ..helpers import random_sids, tiny_model
@@ -38,6 +40,18 @@ def test_probe(kind):
 def test_alibi_takes_a_mask_and_is_wrong_without_an_error():
     with pytest.warns(UserWarning, match="differ from sequential ones"):
         assert capability(tiny_model("mpt", VOCAB)).attention is None
+
+
+def test_encoder_decoders_are_refused():
+    config = transformers.T5Config(
+        vocab_size=VOCAB, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2
+    )
+    trie = SidTrie.from_sids(random_sids(2, 60, 3, 5))
+    with pytest.raises(ValueError, match=r"must be decoder-only \(got .* T5ForConditional"):
+        recommend(
+            transformers.T5ForConditionalGeneration(config), *prompts((4,)), trie=trie,
+            vocab=make_vocab(3, 5),
+        )  # fmt: skip
 
 
 def test_a_prompt_needs_a_tree():
@@ -94,7 +108,8 @@ def test_tree_and_fallback_agree(kind, normalize):
     mine = recommend(
         model, ids, mask, trie=trie, vocab=vocab, num_beams=9, normalize=normalize, temperature=1.3
     )
-    theirs = generate_beams(model, ids, mask.bool(), trie, vocab, 9, normalize, 1.3, None)
+    asked = Question(trie, vocab, 2, 9, normalize, 1.3, None)
+    theirs = generate_beams(model, ids, mask.bool(), asked)
     if normalize != "legal":  # an only child costs nothing there, so whole SIDs tie
         assert torch.equal(mine.sids, theirs.sids)
     torch.testing.assert_close(mine.scores, theirs.scores, atol=1e-4, rtol=1e-4)
@@ -127,8 +142,13 @@ def test_prompts_around_the_window(kind, length, monkeypatch):
     model, vocab = tiny_model(kind, VOCAB, sliding_window=12), make_vocab(3, 5)
     trie = SidTrie.from_sids(random_sids(2, 60, 3, 5).unique(dim=0))
     ids, _ = prompts((length,))
-    out = recommend(model, ids, trie=trie, vocab=vocab, num_beams=60)
-    assert bool(calls) == (length + 3 > 12)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        out = recommend(model, ids, trie=trie, vocab=vocab, num_beams=60)
+        recommend(model, ids.repeat(1, 2), trie=trie, vocab=vocab, num_beams=60)
+    ours = [str(w.message) for w in caught if "attention window of 12 tokens" in str(w.message)]
+    assert len(ours) == 1  # of both calls, the second of which is always too long
+    assert len(calls) == 1 + (length + 3 > 12)
     scores = [
         path_score(model, ids, vocab.encode(sid).tolist(), lambda _: slice(None), 1.0)
         for sid in out.sids[0, :10]

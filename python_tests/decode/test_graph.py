@@ -245,6 +245,13 @@ def test_on_the_cpu_it_says_that_it_runs_eagerly():
         both(*arguments, left_padded(9, 5))
 
 
+def test_a_turn_is_taken_on_the_models_device():
+    with mock.patch("torch.cuda") as cuda, graph.Recordings()._turn(torch.device("cuda", 1)):
+        cuda.device.assert_called_once_with(torch.device("cuda", 1))
+        assert cuda.device.return_value.__enter__.called
+        assert not cuda.device.return_value.__exit__.called
+
+
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 127, 128, 129, 500, 4000])
 def test_rounding_up(length):
     columns = graph.rounded_up(length)

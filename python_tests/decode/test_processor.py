@@ -1,9 +1,13 @@
 """SidLogitsProcessor inside `model.generate`, unpatched, for three architectures."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from crs_fast.decode import SidLogitsProcessor
+from crs_fast.decode.processor import token_tensors
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from ..helpers import BruteForce, random_sids, tiny_model, vocab_of, whole
@@ -231,6 +235,31 @@ def test_more_beams_than_items():
 def test_vocabulary_must_hold_the_tries_codes():
     with pytest.raises(ValueError, match=r"a token for each code of the trie, \[8, 1\]"):
         SidLogitsProcessor(SidTrie.from_sids([[7, 0]]), make_vocab(begin=BEGIN))
+
+
+def test_token_tensors_are_made_once_and_keep_nothing_alive():
+    trie, vocab = make_trie(), make_vocab(eos=EOS)
+    made = token_tensors(trie, vocab)
+    assert token_tensors(make_trie(seed=1), vocab) is made
+    assert token_tensors(trie, vocab, 9).terminator == 9
+    assert made.terminator == EOS
+    assert token_tensors(trie, make_vocab()).terminator == -1
+    bare = token_tensors(trie, None)
+    assert token_tensors(trie, None) is bare
+    assert token_tensors(SidTrie.from_sids([[40]]), None).num_columns == 41
+    gone = [weakref.ref(trie), weakref.ref(vocab)]
+    del trie, vocab
+    gc.collect()
+    assert [one() for one in gone] == [None, None]
+
+
+def test_a_trie_on_another_device_is_refused():
+    processor = SidLogitsProcessor(make_trie(), make_vocab(begin=BEGIN, end=END))
+    elsewhere = dict(dtype=torch.int64, device="meta")
+    with pytest.raises(ValueError, match=r"trie\.to\(device\) with 'meta' \(got 'cpu'\)"):
+        processor(torch.zeros(2, 3, **elsewhere), torch.zeros(2, VOCAB, device="meta"))
+    with pytest.raises(ValueError, match="logits must be on the trie's device"):
+        processor(torch.full((2, 1), BEGIN), torch.zeros(2, VOCAB, device="meta"))
 
 
 def test_filters_that_do_not_fit_are_refused():

@@ -1,16 +1,18 @@
 """Token-tree beams against enumeration, and what is asked of their edges."""
 
 import itertools
+from importlib import import_module
 
 import pytest
 import torch
 
-from crs_fast.decode import Prompt, SidLogitsProcessor, recommend, search
-from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.decode import Prompt, SidLogitsProcessor, prompt, recommend, search
+from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from ..helpers import BruteForce, random_sids, tiny_model
 
 FIRST, VOCAB, PAD = 20, 83, 0
+GRID = SidTrie.from_sids(list(itertools.product(range(3), repeat=2)))
 
 
 def make_vocab(levels, codes):
@@ -180,13 +182,63 @@ def test_one_beam_is_greedy():
     assert torch.equal(out.sids[:, 0], vocab.decode(theirs[:, ids.shape[1] :]))
 
 
-def test_bad_arguments():
-    model, vocab = tiny_model("llama", VOCAB), make_vocab(2, 3)
-    trie = SidTrie.from_sids(list(itertools.product(range(3), repeat=2)))
-    ids, mask = prompts((4,))
-    with pytest.raises(ValueError, match="num_beams must be at least 1"):
-        recommend(model, ids, mask, trie=trie, vocab=vocab, num_beams=0)
-    with pytest.raises(ValueError, match="attention_mask must have the shape"):
-        recommend(model, ids, mask[:, 1:], trie=trie, vocab=vocab)
-    with pytest.raises(ValueError, match="at least one token a row"):
-        recommend(model, ids, mask * 0, trie=trie, vocab=vocab)
+WRONG = {
+    "num_beams must be at least 1": dict(num_beams=0),
+    "normalize must be one of": dict(normalize="foo"),
+    "temperature must be above 0": dict(temperature=0.0),
+    r"temperature must be above 0 \(got nan": dict(temperature=float("nan")),
+    "vocab must have a token for each code": dict(vocab=make_vocab(2, 2)),
+    "filters must hold one filter for all or one a prompt, 4": dict(
+        filters=ItemFilter.stack([GRID.filter(deny=[0]), None])
+    ),
+    "filters must be over the trie's 9 items": dict(filters=GRID.remove([0]).filter(deny=[1])),
+    "input_ids must be int64 or int32": dict(input_ids=torch.ones(4, 3)),
+    r"input_ids must be \[B, P\]": dict(input_ids=torch.ones(4, dtype=torch.int64)),
+    r"B and P at least 1 \(got \(0, 3\)": dict(input_ids=torch.ones(0, 3, dtype=torch.int64)),
+    "attention_mask must have the shape": dict(attention_mask=torch.ones(4, 2)),
+    "attention_mask must mark at least one token a row": dict(attention_mask=torch.zeros(4, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", ["llama", "mpt"])
+@pytest.mark.filterwarnings("ignore:.*can't decode beams as a token tree")
+def test_bad_arguments_are_refused_with_and_without_a_tree(kind):
+    model, ids = tiny_model(kind, VOCAB), torch.ones(4, 3, dtype=torch.int32)
+    good = dict(input_ids=ids, trie=GRID, vocab=make_vocab(2, 3), num_beams=2)
+    assert recommend(model, **good).num_valid.tolist() == [2] * 4
+    for message, wrong in WRONG.items():
+        with pytest.raises(ValueError, match=message):
+            recommend(model, **{**good, **wrong})
+
+
+def test_inputs_are_checked_once(monkeypatch):
+    """Each look at a mask waits for the device."""
+    checked, real = [], prompt.checked_inputs
+    for module in (prompt, import_module("crs_fast.decode.recommend")):
+        monkeypatch.setattr(module, "checked_inputs", lambda *a: checked.append(a) or real(*a))
+    ids, mask = prompts((5, 3))
+    recommend(tiny_model("llama", VOCAB), ids, mask, trie=GRID, vocab=make_vocab(2, 3))
+    assert len(checked) == 1
+
+
+@pytest.mark.parametrize("normalize", ["vocab", "level", "legal"])
+@pytest.mark.parametrize("vocab", [SidVocab(VOCAB - 5 + torch.arange(6).view(2, 3)), None])
+def test_tokens_that_the_model_lacks(normalize, vocab):
+    model = tiny_model("llama", VOCAB)
+    trie = GRID if vocab is not None else SidTrie.from_sids([[1, 2], [1, VOCAB]])
+    with pytest.raises(ValueError, match=rf"tokens below {VOCAB}, .* \(got {VOCAB}\)"):
+        recommend(model, prompts((4,))[0], trie=trie, vocab=vocab, normalize=normalize)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mpt"])
+@pytest.mark.filterwarnings("ignore:.*can't decode beams as a token tree")
+def test_nothing_to_recommend(kind):
+    """An empty catalogue, and a filter that leaves nothing to one of two requests."""
+    model, vocab, (ids, mask) = tiny_model(kind, VOCAB), make_vocab(2, 3), prompts((4, 3))
+    empty = SidTrie.from_sids(torch.empty(0, 2, dtype=torch.int64))
+    out = recommend(model, ids, mask, trie=empty, vocab=vocab, num_beams=3)
+    assert (out.items, out.num_valid.tolist()) == ([[], []], [0, 0])
+    filters = ItemFilter.stack([GRID.filter(allow=[]), None])
+    out = recommend(model, ids, mask, trie=GRID, vocab=vocab, num_beams=3, filters=filters)
+    assert out.num_valid.tolist() == [0, 3]
+    assert [len(found) for found in out.items] == [0, 3]

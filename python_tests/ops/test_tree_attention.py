@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
 from crs_fast.ops import tree_attention_triton as kernel
 from crs_fast.ops.reference_tree_attention import tree_attention as oracle
-from crs_fast.ops.tree_attention import tree_attention
+from crs_fast.ops.tree_attention import _attend, tree_attention
 
 from .tree_attention_cases import CASES, tree
 
@@ -104,3 +106,14 @@ def test_it_compiles_for_a_device_that_is_not_here(dtype, width, size):
     command = [sys.executable, "-c", COMPILE, dtype, str(width), str(size)]
     done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
     assert int(done.stdout) <= 64  # bytes a thread: blocks too large for it spill thousands
+
+
+def test_the_kernel_is_launched_on_the_querys_device():
+    query = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+    with (
+        mock.patch("torch.cuda.device") as device,
+        mock.patch("crs_fast.ops.tree_attention_triton.tree_attention") as kernel,
+    ):
+        kernel.side_effect = lambda *_: device.return_value.__enter__.called
+        assert _attend(query, None, None)
+    device.assert_called_once_with(query.device)

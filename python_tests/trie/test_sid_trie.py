@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from crs_fast.trie import ItemFilter, SidTrie
+from crs_fast.trie import ItemFilter, SidTrie, TrieSlot
 
 from ..helpers import CASES, BruteForce, random_sids, whole
 
@@ -121,6 +121,36 @@ def test_filter_refuses():
         trie.filter(allow=torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match="at least one filter"):
         ItemFilter.stack([None, None])
+
+
+@pytest.mark.parametrize("ids", [[10, 20, 30], ["a", "b", "c"]])
+def test_filters_of_another_catalogue_are_refused(tmp_path, ids):
+    """Of the same size: one item exchanged, the same items on other SIDs, ids of another kind."""
+    trie = SidTrie.from_sids([[0], [1], [2]], ids)
+    one, new = trie.filter(deny=ids[:1]), 40 if ids[0] == 10 else "d"
+    assert one.over(trie.to("cpu")).item_ids is trie.item_ids
+    trie.save(tmp_path / "trie")
+    loaded = SidTrie.load(tmp_path / "trie")
+    for equal in (loaded, TrieSlot(3, num_levels=1, num_codes=3).load(loaded)):
+        assert one.over(equal).mask().tolist() == [[False, True, True]]
+        assert (one & equal.filter(deny=ids[1:])).mask().sum() == 0
+    bare = ItemFilter(one.mask())  # knows the number of items only
+    assert ItemFilter.stack([bare, one]).item_ids is (bare & one).item_ids is one.item_ids
+    for other in (
+        trie.remove(ids[:1]).add([[0]], [new]),
+        SidTrie.from_sids([[0], [1], [2]], ids[::-1]),
+        SidTrie.from_sids([[0], [1], [2]], list(map(str, ids)) if ids[0] == 10 else [1, 2, 3]),
+    ):
+        theirs = other.filter(allow=[])
+        assert bare.over(other).num_items == 3
+        for refused in (
+            lambda o=other: one.over(o),
+            lambda f=theirs: one & f,
+            lambda f=theirs: f | one,
+            lambda f=theirs: ItemFilter.stack([bare, one, None, f]),
+        ):
+            with pytest.raises(ValueError, match=r"3 items \(got filters over others"):
+                refused()
 
 
 @pytest.mark.parametrize("ids", [None, "text"])
