@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crs_fast.crs.bundle import save_bundle
+from crs_fast.crs.bundle import check_folder, save_bundle
 from crs_fast.crs.co_mention import co_mention_embeddings
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import replacing, write_text
@@ -141,7 +141,11 @@ def train_recommender(
         training: see `TrainConfig`.
         catalogue: from `make_catalogue`, to skip encoding and quantizing.
         resume: go on from the newest checkpoint in `output_dir`.
+
+    Raises:
+        ValueError: `output_dir` holds something else than a bundle, or see `train`.
     """
+    check_folder("train_recommender: output_dir", Path(output_dir))
     sids, training = sids or SidConfig(), training or TrainConfig()
     catalogue = catalogue or make_catalogue(dataset, sids, progress)
     model, tokenizer = backbone
