@@ -1,6 +1,7 @@
 """The command line end to end, on a tiny dataset in the package's own format."""
 
 import json
+import shutil
 
 import pytest
 
@@ -72,6 +73,13 @@ def test_quantize_train_evaluate_chat(folder, capsys, monkeypatch):
     assert "(heard: Film 3 (1993))" in out
     assert "  1. Film" in out
     assert Recommender.from_pretrained(folder / "model").titles["i3"] == "Film 3 (1993)"
+
+
+def test_evaluate_looks_for_its_splits_first(folder, tmp_path, capsys):
+    for name in ("items.jsonl", "test.jsonl"):
+        shutil.copy(folder / "data" / name, tmp_path)
+    assert main(["evaluate", "--data", str(tmp_path), "--model", "nowhere"]) == 2
+    assert "evaluate: dataset must have a split 'train'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,12 @@ def train(args: Namespace) -> int:
 
 def evaluate(args: Namespace) -> int:
     from crs_fast.crs.answering import log_test
+    from crs_fast.crs.dialogue import need_splits
     from crs_fast.crs.evaluate import evaluate as run
     from crs_fast.crs.model import Recommender
 
     dataset = read_dataset(args)
+    need_splits(dataset, "evaluate", ("train", args.split))  # nothing is loaded or logged in vain
     recommender = Recommender.from_pretrained(args.model)
     folder = Path(args.out or Path(args.model) / "training")
     if args.split == "test":

@@ -21,6 +21,7 @@ def add(commands: Any, data_arguments: Any) -> None:
 
 
 def run(args: Namespace) -> int:
+    from crs_fast.crs.dialogue import need_splits
     from crs_fast.crs.predictions import read_predictions
     from crs_fast.crs.report import difference_table, scores_markdown
     from crs_fast.crs.score import (
@@ -36,8 +37,7 @@ def run(args: Namespace) -> int:
     from .commands import read_dataset
 
     dataset = read_dataset(args)
-    if not dataset.splits.get(args.split):
-        raise ValueError(f"score: the data must have a split {args.split!r} (got none)")
+    need_splits(dataset, "score", ("train", args.split))
     dialogues = dataset.splits[args.split]
     ours = read_predictions(args.predictions, dialogues, dataset.items)
     figures: dict[str, Any] = {

@@ -12,7 +12,7 @@ import torch
 
 from crs_fast.crs.bundle import check_folder, save_bundle
 from crs_fast.crs.co_mention import co_mention_embeddings
-from crs_fast.crs.dialogue import CrsDataset
+from crs_fast.crs.dialogue import CrsDataset, need_splits
 from crs_fast.crs.files import replacing, write_text
 from crs_fast.crs.sequence import ControlTokens
 from crs_fast.crs.token_rows import init_sid_rows
@@ -143,9 +143,11 @@ def train_recommender(
         resume: go on from the newest checkpoint in `output_dir`.
 
     Raises:
-        ValueError: `output_dir` holds something else than a bundle, or see `train`.
+        ValueError: `output_dir` holds something else than a bundle, no "train" split, or see
+            `train`.
     """
     check_folder("train_recommender: output_dir", Path(output_dir))
+    need_splits(dataset, "train_recommender", ["train"])
     sids, training = sids or SidConfig(), training or TrainConfig()
     catalogue = catalogue or make_catalogue(dataset, sids, progress)
     model, tokenizer = backbone

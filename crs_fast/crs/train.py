@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.crs.compiled import compiled, decoder_layers
-from crs_fast.crs.dialogue import CrsDataset, Dialogue
+from crs_fast.crs.dialogue import CrsDataset, Dialogue, need_splits
 from crs_fast.crs.lora import add_lora, in_four_bits, merge_lora
 from crs_fast.crs.packing import (
     Collate,
@@ -266,6 +266,7 @@ def _instances(
     builder: SequenceBuilder, dialogues: CrsDataset | Sequence[Dialogue]
 ) -> list[list[Instance]]:
     if isinstance(dialogues, CrsDataset):
+        need_splits(dialogues, "train", ["train"])
         dialogues = dialogues.splits["train"]
     groups = [group for dialogue in dialogues if (group := builder.instances(dialogue))]
     if not groups:

@@ -257,3 +257,6 @@ def test_score_command(tmp_path, capsys):
     assert bare["recommendation"]["paper"] == figures["recommendation"]["paper"]
     assert bare["text"] == {}
     assert bare["mode"]["chat -> chat"] == bare["mode"]["rec -> chat"] == 0
+    (data / "train.jsonl").unlink()
+    assert main(command) == 2
+    assert "score: dataset must have a split 'train'" in capsys.readouterr().err

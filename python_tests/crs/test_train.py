@@ -198,6 +198,8 @@ def test_nothing_to_train_on(tmp_path):
     silent = Dialogue("d", (Turn(SEEKER, "anyone?"),))
     with pytest.raises(ValueError, match="must hold a recommender turn"):
         run(system(), tmp_path, data=[silent])
+    with pytest.raises(ValueError, match="train: dataset must have a split 'train'"):
+        run(system(), tmp_path, data=CrsDataset("t", ITEMS, {"test": (silent,)}))
 
 
 @pytest.mark.parametrize("tied", [True, False])
