@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from crs_fast.crs.bundle import Bundle, load_bundle
-from crs_fast.crs.control_tokens import CHAT, MODES, REC
+from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
 from crs_fast.crs.dialogue import RECOMMENDER, SEEKER, Mention, Turn, merge_turns
 from crs_fast.crs.linking import TitleIndex
 from crs_fast.crs.turn import TurnBatch, TurnCache
@@ -212,7 +212,7 @@ class Recommender:
     def _modes(self, turns: TurnBatch, mode: str | None, items: list[str]) -> list[str]:
         if mode is not None or items:
             return [mode or REC] * len(turns.rec_probability)
-        return [REC if p > 0.5 else CHAT for p in turns.rec_probability.tolist()]
+        return [likelier_mode(p) for p in turns.rec_probability.tolist()]
 
     def _items(
         self,

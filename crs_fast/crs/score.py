@@ -113,8 +113,8 @@ def recommendation_figures(
 
 def _as_predictions(turns: Sequence[RecTurn], rankings: Rankings) -> list[Prediction]:
     return [
-        Prediction(t.dialogue, t.turn, "", list(t.targets), list(t.named), 1.0, ranking, ranking)
-        for t, ranking in zip(turns, rankings, strict=True)
+        Prediction(t.dialogue, t.turn, "", list(t.targets), list(t.named), ranking=r, new_ranking=r)
+        for t, r in zip(turns, rankings, strict=True)
     ]
 
 

@@ -36,7 +36,9 @@ def answers(seed, modes=True):
     out = blank_predictions(TEST)
     for p in out:
         p.ranking = [f"i{i}" for i in rng.permutation(8)]
-        p.rec_probability = float(rng.random()) if modes else None
+        if modes:
+            p.rec_probability = float(rng.random())
+            p.mode = "rec" if p.rec_probability > 0.5 else "chat"
         p.reply, p.reply_items = "see <movie>", [p.ranking[0]]
     return out
 
@@ -178,6 +180,26 @@ def test_the_file_brings_back_every_figure(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("said", "chance", "mode"),
+    [
+        ("rec", 0.3, "rec"),
+        ("chat", 0.9, "chat"),
+        (None, 0.9, "rec"),
+        (None, 0.5, "chat"),
+        ("rec", None, "rec"),
+        (None, None, None),
+    ],
+)
+def test_the_mode_is_what_the_system_says(tmp_path, said, chance, mode):
+    """How likely it was counts only where no mode is given."""
+    write_predictions(tmp_path / "p.jsonl", answers(4))
+    lines = (tmp_path / "p.jsonl").read_text().splitlines()
+    changed = [_with(line, mode=said, rec_probability=chance) for line in lines]
+    (tmp_path / "p.jsonl").write_text("\n".join(changed))
+    assert {p.mode for p in read_predictions(tmp_path / "p.jsonl", TEST, ITEMS)} == {mode}
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda lines: lines[:-1], "must hold every recommender turn"),
@@ -186,6 +208,20 @@ def test_the_file_brings_back_every_figure(tmp_path):
         (lambda lines: [lines[0].replace("[]", '["i1", "i1"]', 1), *lines[1:]], None),
         (lambda lines: [_with(lines[0], ranking=["i1", "i1"])], "must name an item once"),
         (lambda lines: [_with(lines[0], mode="maybe")], "mode must be one of"),
+        *(
+            (lambda lines, odd=odd: [_with(lines[0], **odd)], f"line 1 .*{next(iter(odd))} must be")
+            for odd in (
+                {"rec_probability": "0.9"},
+                {"rec_probability": float("nan")},
+                {"rec_probability": 1.1},
+                {"rec_probability": True},
+                {"reply": 5},
+                {"invalid_items": "two"},
+                {"invalid_items": -1},
+                {"intent": 3},
+                {"mode": ["rec"]},
+            )
+        ),
         (lambda lines: [_with(lines[0], ranking=[1, 2])], r"as strings \(got 1\)"),
         (lambda lines: [_with(lines[0], ranking="i1")], "must be a list of item ids"),
         (lambda lines: [_with(lines[0], new_ranking=["i1", "gone"])], "of the catalogue.*'gone'"),
