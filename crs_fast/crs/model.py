@@ -95,7 +95,8 @@ class Recommender:
                 "items": [{"item_id", "start", "end"}, ...] (offsets may be absent).
             mode: "chat" or "rec" forces the intent; None lets the model choose.
             num_items: how many items to return at most, in mode "rec".
-            exclude: item ids that must not be recommended; for a batch one collection a request.
+            exclude: item ids that must not be recommended, nor named in the reply; for a batch one
+                collection a request.
             item: force mode "rec" and this item, or these; the model writes the text.
             num_named: how many of the items found stand before the reply, best first. Training
                 shows the model one, so more is more than it has learned.
@@ -107,8 +108,8 @@ class Recommender:
             do_sample, temperature, top_p: how the reply's words are chosen (greedy by default).
 
         Returns:
-            A `Response`, or a list of them for a batch. Where exclusion leaves no item, `items` is
-            empty and the reply is a chat reply.
+            A `Response`, or a list of them for a batch. Where exclusion leaves no item, the mode is
+            "chat".
 
         Raises:
             ValueError: an unknown role or mode, an item with mode "chat", no message, an item id
@@ -126,17 +127,18 @@ class Recommender:
         contexts = [builder.context(self.turns(one), reserve=reserve) for one in batch]
         turns = TurnBatch(self.bundle, contexts, cache)
         modes = self._modes(turns, mode, given)
-        items = self._items(turns, modes, given, excluded, num_items, num_beams, normalize)
-        prefixes = [
-            self._prefix([i for i, _, _ in found[:named]] if m == REC else [])
-            for m, found in zip(modes, items, strict=True)
-        ]
+        trie = self.bundle.trie
+        filters = [trie.filter(deny=list(ids)) if ids else None for ids in excluded]
+        items = self._items(turns, modes, given, filters, num_items, num_beams, normalize)
+        modes = [REC if found else CHAT for found in items]
+        prefixes = [self._prefix([i for i, _, _ in found[:named]]) for found in items]
         replies = turns.write(
             prefixes,
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
             temperature=temperature,
             top_p=top_p,
+            filters=_stacked(filters),
         )
         responses = [
             self._response(*parts)
@@ -219,7 +221,7 @@ class Recommender:
         turns: TurnBatch,
         modes: list[str],
         given: list[str],
-        excluded: Sequence[Any],
+        filters: Sequence[ItemFilter | None],
         num_items: int,
         num_beams: int,
         normalize: str,
@@ -231,12 +233,8 @@ class Recommender:
         found: list[list[tuple[str, str, float]]] = [[] for _ in modes]
         if not rows:
             return found
-        trie = self.bundle.trie
-        filters = None
-        if any(excluded[row] for row in rows):
-            denied = [trie.filter(deny=list(excluded[r])) if excluded[r] else None for r in rows]
-            filters = ItemFilter.stack(denied)
-        out = turns.rank(rows, num_beams=num_beams, normalize=normalize, filters=filters)
+        mine = _stacked([filters[row] for row in rows])
+        out = turns.rank(rows, num_beams=num_beams, normalize=normalize, filters=mine)
         for row, ids, scores in zip(rows, out.items, out.item_scores, strict=True):
             pairs = list(zip(map(str, ids), scores, strict=True))[:num_items]
             found[row] = [(i, self.titles[i], score) for i, score in pairs]
@@ -253,3 +251,8 @@ class Recommender:
         named, invalid = builder.sid_fragments(reply)
         text = builder.decode(reply, self.titles)
         return Response(mode, items, text, rec_probability, named, invalid)
+
+
+def _stacked(filters: Sequence[ItemFilter | None]) -> ItemFilter | None:
+    """One filter a request; None where nobody has one."""
+    return None if all(f is None for f in filters) else ItemFilter.stack(filters)

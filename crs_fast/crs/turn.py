@@ -149,13 +149,14 @@ class TurnBatch:
         do_sample: bool = False,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        filters: ItemFilter | None = None,
     ) -> list[list[int]]:
         """The words after each row's prefix (`SequenceBuilder.prefix`), without end-of-sequence.
 
-        SIDs in the text are constrained to the catalogue. One that is open when `max_new_tokens`
-        is reached is finished first, so a reply never ends inside an item. Where the prefixes name
-        items that `rank` has just found, their keys and values are kept from the tree. Spends the
-        prefill: call it last.
+        SIDs in the text are constrained to the catalogue, and to each row's filter. One that is
+        open when `max_new_tokens` is reached is finished first, so a reply never ends inside an
+        item. Where the prefixes name items that `rank` has just found, their keys and values are
+        kept from the tree. Spends the prefill: call it last.
         """
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -189,9 +190,7 @@ class TurnBatch:
             input_ids=ids,
             attention_mask=mask.long(),
             generation_config=config,
-            logits_processor=LogitsProcessorList(
-                [SidLogitsProcessor(_placed(bundle.trie, ids.device), bundle.vocab)]
-            ),
+            logits_processor=LogitsProcessorList(self._processors(filters)),
             stopping_criteria=StoppingCriteriaList(
                 [_LongEnough(start + max_new_tokens, bundle.builder.begin, bundle.builder.end)]
             ),
@@ -214,6 +213,14 @@ class TurnBatch:
         self._tree.keep(self.ids.new_tensor([beam for beam, _ in found]))
         self._tree = None
         return [prefix[fed:] for prefix, (_, fed) in zip(prefixes, found, strict=True)]
+
+    def _processors(self, filters: ItemFilter | None) -> list[Any]:
+        trie, vocab = _placed(self.bundle.trie, self.ids.device), self.bundle.vocab
+        processors: list[Any] = [SidLogitsProcessor(trie, vocab, filters)]
+        if filters is not None:
+            words = filters.over(trie).tensors.words  # [B, W]
+            processors.append(_NeverOpened(self.bundle.builder.begin, ~words.bool().any(1)))
+        return processors
 
     def _until_eos(self, tokens: list[int]) -> list[int]:
         eos = self.bundle.builder.eos
@@ -248,6 +255,17 @@ def _holds(model: PreTrainedModel, columns: int) -> bool:
 def _fits(model: PreTrainedModel, columns: int) -> bool:
     window = sliding_window(model)
     return window is None or columns <= window
+
+
+class _NeverOpened:
+    """Opens no SID in rows bool [B]: of those that may name no item, none could be finished."""
+
+    def __init__(self, begin: int, rows: torch.Tensor) -> None:
+        self.begin, self.rows = begin, rows
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[self.rows, self.begin] = -torch.inf
+        return scores
 
 
 class _LongEnough:

@@ -98,7 +98,27 @@ def test_exclusion_is_exact_and_per_request(recommender):
     assert {i for i, _, _ in one.items} == set(everything) - {"i1", "i2"}
     assert {i for i, _, _ in two.items} == set(everything)
     nothing = recommender.respond(ASK, exclude=everything, **common)
-    assert nothing.items == []
+    assert (nothing.mode, nothing.items) == ("chat", [])
+
+
+@pytest.mark.parametrize("mode", ["rec", "chat"])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_reply_names_no_excluded_item(recommender, mode, do_sample):
+    """Of a model that opens an item wherever it may."""
+    everything = {item.item_id for item in ITEMS}
+    exclude = [everything - {"i4"}, None, everything]
+    begin = recommender.bundle.builder.begin
+
+    def opens(module, inputs, logits):
+        logits[..., begin] += 1000
+
+    with recommender.bundle.model.get_output_embeddings().register_forward_hook(opens):
+        turns = recommender.respond(
+            [ASK, LONGER, ASK], mode, exclude=exclude, do_sample=do_sample, max_new_tokens=12
+        )
+    assert [set(turn.named) for turn in turns[::2]] == [{"i4"}, set()]
+    assert set(turns[1].named) - {"i4"}
+    assert {turn.invalid_items for turn in turns} == {0}
 
 
 def test_a_batch_answers_as_each_alone(recommender):
