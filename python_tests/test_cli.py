@@ -75,6 +75,14 @@ def test_quantize_train_evaluate_chat(folder, capsys, monkeypatch):
     assert Recommender.from_pretrained(folder / "model").titles["i3"] == "Film 3 (1993)"
 
 
+@pytest.mark.parametrize("command", ["quickstart", "train --out x", "reproduce"])
+def test_no_time_to_train(command, capsys):
+    data = [] if command == "quickstart" else ["--data", "starter"]
+    with pytest.raises(SystemExit):
+        main([*command.split(), *data, "--minutes", "0"])
+    assert "argument --minutes: must be above 0 (got 0)" in capsys.readouterr().err
+
+
 def test_evaluate_looks_for_its_splits_first(folder, tmp_path, capsys):
     for name in ("items.jsonl", "test.jsonl"):
         shutil.copy(folder / "data" / name, tmp_path)

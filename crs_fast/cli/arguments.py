@@ -27,6 +27,14 @@ def sid_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def above_zero(text: str) -> float:
+    """An argument's type: a number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0 (got {text})")
+    return value
+
+
 def machine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--qlora", action="store_true", help="LoRA on the backbone in 4 bits (crs_fast[qlora], GPU)"

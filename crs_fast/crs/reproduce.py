@@ -260,12 +260,13 @@ def _run(
     say: Say,
     keep_models: bool,
 ) -> None:
-    rate, work = 0.0, folder
+    config, work = plan.training, folder
     if arm.trains:
         rate = _rate(plan, setting, arm, out, say)
+        config = _config(plan, seed, rate)
         if seed == 0 and len(plan.learning_rates) > 1:
             work = _trial(out, arm, rate)  # trained there already
-    fitted = arm.fit(setting, work, _config(plan, seed, rate))
+    fitted = arm.fit(setting, work, config)
     if not first_process():
         return
     start = time.perf_counter()
@@ -285,7 +286,7 @@ def _run(
             "budget": plan.tokens,
             "tokens": last["tokens"],
             "steps": fitted.training.steps,
-            "learning_rate": rate,
+            "learning_rate": config.learning_rate,
             "loss": last["loss"],
         }
         if not keep_models:
