@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from crs_fast.cli import main
 from crs_fast.crs.backbones import tiny_backbone
@@ -81,6 +82,33 @@ def test_no_time_to_train(command, capsys):
     with pytest.raises(SystemExit):
         main([*command.split(), *data, "--minutes", "0"])
     assert "argument --minutes: must be above 0 (got 0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["chat", "evaluate --data starter"])
+@pytest.mark.parametrize(
+    ("given", "gpu", "expected"),
+    [
+        ([], False, ("cpu", None)),
+        ([], True, ("cuda", None)),
+        (["--device", "cpu", "--dtype", "bfloat16"], True, ("cpu", torch.bfloat16)),
+    ],
+)
+def test_where_a_model_runs(command, given, gpu, expected, monkeypatch):
+    asked = []
+
+    def load(path, *, dtype, device):
+        asked.append((device, dtype))
+        raise ValueError("that's enough")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(Recommender, "from_pretrained", load)
+    assert main([*command.split(), "--model", "m", *given]) == 2
+    assert asked == [expected]
+
+
+def test_a_device_that_is_not_there(capsys):
+    assert main(["chat", "--device", "nonsense"]) == 2
+    assert "chat: --device must be one that PyTorch finds here" in capsys.readouterr().err
 
 
 def test_evaluate_looks_for_its_splits_first(folder, tmp_path, capsys):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from crs_fast import __version__
 
-from .arguments import above_zero, data_arguments, machine_arguments, sid_arguments
+from .arguments import above_zero, data_arguments, machine_arguments, model_arguments, sid_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,6 +114,7 @@ def _evaluate(commands) -> None:
     parser = commands.add_parser("evaluate", help="evaluate a trained recommender")
     data_arguments(parser)
     parser.add_argument("--model", required=True, help="a directory that train wrote")
+    model_arguments(parser)
     parser.add_argument("--split", default="test", choices=("valid", "test"))
     parser.add_argument("--out", help="folder for tables and predictions (default: --model)")
     parser.add_argument("--beams", type=int, default=50)
@@ -144,13 +145,14 @@ def _reproduce(commands) -> None:
 def _chat(commands) -> None:
     parser = commands.add_parser("chat", help="talk to a trained recommender")
     parser.add_argument("--model", default="crs_fast_quickstart/model", help="a model directory")
+    model_arguments(parser)
     parser.add_argument("--items", type=int, default=5, help="items to list under a reply")
     parser.add_argument("--sample", action="store_true", help="sample the words")
 
     def run(args) -> int:
         from .chat import run
 
-        return run(args.model, args.items, args.sample)
+        return run(args)
 
     parser.set_defaults(run=run)
 

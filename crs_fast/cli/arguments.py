@@ -27,6 +27,15 @@ def sid_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="where the model runs (default: a GPU, if there is one)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of its weights (default: as saved)",
+    )
+
+
 def above_zero(text: str) -> float:
     """An argument's type: a number above 0."""
     value = float(text)
