@@ -16,6 +16,9 @@ counts as empty), `new_ranking` (the same searched without the items named befor
 finer than its mode, by the data set's names), and `gold_nll`, how unlikely the system finds the
 gold reply, `{"gold": [nats, words], "own": [nats, words]}`: summed over its word tokens, after the
 gold mode and item and after the system's own; perplexity is of the turns that have it.
+
+`crs-fast score --template FILE --data DATA` writes every line of a split, with all but the first
+three fields left to fill in.
 """
 
 from __future__ import annotations

@@ -294,5 +294,10 @@ def test_score_command(tmp_path, capsys):
     assert bare["text"] == {}
     assert bare["mode"]["chat -> chat"] == bare["mode"]["rec -> chat"] == 0
     (data / "train.jsonl").unlink()
+    template = ["score", "--template", str(tmp_path / "t.jsonl"), "--data", str(data)]
+    assert main(template) == 0
+    assert read_predictions(tmp_path / "t.jsonl", TEST, ITEMS) == blank_predictions(TEST)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["turns"] == 10
+    assert main(template) == 2  # what somebody has filled in stays
     assert main(command) == 2
     assert "score: dataset must have a split 'train'" in capsys.readouterr().err
