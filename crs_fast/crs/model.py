@@ -122,10 +122,14 @@ class Recommender:
         self._check(batch, excluded, mode, given, num_items, num_beams, num_named)
         builder = self.bundle.builder
         named = len(given) or num_named
-        each = self.bundle.vocab.num_levels + 2
-        reserve = min(2 + named * each + max_new_tokens, builder.max_length // 2)
+        levels = self.bundle.vocab.num_levels
+        reply = 2 + named * (levels + 2) + max_new_tokens
+        reserve = min(reply, builder.max_length // 2)
+        # The tree's slots, all levels' but the last, are dropped before a reply is written; its
+        # last item may need some tokens more.
+        room = max(2 + num_beams * (levels - 1), reply + levels + 1)
         contexts = [builder.context(self.turns(one), reserve=reserve) for one in batch]
-        turns = TurnBatch(self.bundle, contexts, cache)
+        turns = TurnBatch(self.bundle, contexts, cache, room=room)
         modes = self._modes(turns, mode, given)
         trie = self.bundle.trie
         filters = [trie.filter(deny=list(ids)) if ids else None for ids in excluded]

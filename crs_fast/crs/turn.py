@@ -61,6 +61,8 @@ class TurnBatch:
         bundle: model, tokenizer, trie.
         contexts: token ids of each context, see `SequenceBuilder.context`.
         cache: of the turn before; updated.
+        room: columns and tree slots that `rank` and `write` are expected to need behind the
+            contexts; more is possible, for a copy of what is cached.
     """
 
     @torch.no_grad()
@@ -69,6 +71,8 @@ class TurnBatch:
         bundle: Bundle,
         contexts: Sequence[Sequence[int]],
         cache: TurnCache | None = None,
+        *,
+        room: int = 0,
     ) -> None:
         self.bundle = bundle
         self.pad = bundle.builder.eos
@@ -78,7 +82,7 @@ class TurnBatch:
         model, control = bundle.model, bundle.control
         modes = self.ids.new_tensor(list(control.modes.values()))
         if _holds(model, self.ids.shape[1]):
-            self.prompt = self._prefilled(contexts, cache)
+            self.prompt = self._prefilled(contexts, cache, room)
             self._length = self.prompt.length
             logits = self.prompt.logits(modes)
         else:
@@ -87,17 +91,19 @@ class TurnBatch:
         self.rec_probability = control.rec_probability(logits)  # [B]: of REC against CHAT
         self.intents = control.likeliest_intents(logits)
 
-    def _prefilled(self, contexts: Sequence[Sequence[int]], cache: TurnCache | None) -> Prompt:
+    def _prefilled(
+        self, contexts: Sequence[Sequence[int]], cache: TurnCache | None, room: int
+    ) -> Prompt:
         """A prompt of the contexts, from the cache as far as that holds their beginnings."""
         if cache is None:
-            return Prompt(self.bundle.model, self.ids, self.mask)
+            return Prompt(self.bundle.model, self.ids, self.mask, room=room)
         prompt, cache.prompt = cache.prompt, None  # lost if what follows fails half-way
         known = None
         # Windows count columns, also those that hold no token of a row.
         if prompt is not None and _fits(self.bundle.model, prompt.length + self.ids.shape[1]):
             known = _common(prompt, self.bundle.model, contexts)
         if prompt is None or known is None:
-            prompt = Prompt(self.bundle.model, self.ids, self.mask)
+            prompt = Prompt(self.bundle.model, self.ids, self.mask, room=room)
         else:
             prompt.rewind(self.ids.new_tensor(known))
             rest = [context[n:] for context, n in zip(contexts, known, strict=True)]

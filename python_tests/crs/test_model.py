@@ -8,7 +8,8 @@ from crs_fast.crs.bundle import Bundle
 from crs_fast.crs.model import Recommender
 from crs_fast.crs.sequence import CHAT, REC
 from crs_fast.crs.turn import TurnBatch, TurnCache
-from crs_fast.decode import Capability, SidLogitsProcessor, recommend
+from crs_fast.decode import Capability, SidLogitsProcessor, capability, recommend
+from crs_fast.decode.cache import GrowingLayer
 
 from .tiny_system import ITEMS, system
 
@@ -179,6 +180,23 @@ def test_a_reply_never_ends_inside_an_item(recommender):
 def test_bad_requests(recommender, messages, kwargs, message):
     with pytest.raises(ValueError, match=message):
         recommender.respond(messages, **kwargs)
+
+
+@pytest.mark.parametrize("mode", ["rec", "chat"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_turn_never_copies_its_prompt(recommender, mode, cached, monkeypatch):
+    """What it will need behind the prompt is there from the beginning."""
+    copied, grown = [], GrowingLayer._grown
+
+    def watched(self, old, like, before, length):
+        copied.append(before)
+        return grown(self, old, like, before, length)
+
+    capability(recommender.bundle.model)  # whose probe has prompts of its own
+    monkeypatch.setattr(GrowingLayer, "_grown", watched)
+    cache = TurnCache() if cached else None
+    recommender.respond([ASK, LONGER], mode, num_beams=30, cache=cache, max_new_tokens=40)
+    assert set(copied) == {0}
 
 
 class Counted(torch.nn.Module):
