@@ -65,6 +65,18 @@ def test_protocols_by_hand():
     assert [key[2] for key in unseen.keys] == ["i2", "i5", "i5"]
 
 
+def test_baselines_rank_once_with_and_once_without_named_items():
+    asked = []
+
+    def ranks(turns, dialogues, exclude_named):
+        asked.append(exclude_named)
+        return [["i3"] for _ in turns]
+
+    figures = recommendation_figures(DATASET, "test", answers(0), {"mine": ranks})
+    assert asked == [False, True]
+    assert all(methods["mine"]["n"] for methods in figures.values())
+
+
 def test_a_search_without_named_items_goes_before_a_filtered_list():
     (p, *_) = [p for p in answers(0) if p.gold_items == ["i5"]]
     p.named, p.new_ranking = ["i1"], ["i5"]
