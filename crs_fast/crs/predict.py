@@ -38,8 +38,8 @@ def predict(
         dialogues: a split.
         num_beams, normalize: see `crs_fast.recommend`.
         replies: also generate the reply of every turn (greedy).
-        free_rankings: rank also at CHAT turns where the model chooses REC (for item precision
-            and counting in free mode).
+        free_rankings: rank also at CHAT turns where the model chooses REC: `note_gold_nll` reads
+            the top item there.
         tokens_per_batch: prompt tokens that are prefilled together, and that a batch of turns
             holds, at most (one dialogue or turn at least); None for what suits the device.
         progress: show a progress bar.
