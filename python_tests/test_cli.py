@@ -1,8 +1,10 @@
 """The command line end to end, on a tiny dataset in the package's own format."""
 
 import json
+import shutil
 
 import pytest
+import torch
 
 from crs_fast.cli import main
 from crs_fast.crs.backbones import tiny_backbone
@@ -72,6 +74,48 @@ def test_quantize_train_evaluate_chat(folder, capsys, monkeypatch):
     assert "(heard: Film 3 (1993))" in out
     assert "  1. Film" in out
     assert Recommender.from_pretrained(folder / "model").titles["i3"] == "Film 3 (1993)"
+
+
+@pytest.mark.parametrize("command", ["quickstart", "train --out x", "reproduce"])
+def test_no_time_to_train(command, capsys):
+    data = [] if command == "quickstart" else ["--data", "starter"]
+    with pytest.raises(SystemExit):
+        main([*command.split(), *data, "--minutes", "0"])
+    assert "argument --minutes: must be above 0 (got 0)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["chat", "evaluate --data starter"])
+@pytest.mark.parametrize(
+    ("given", "gpu", "expected"),
+    [
+        ([], False, ("cpu", None)),
+        ([], True, ("cuda", None)),
+        (["--device", "cpu", "--dtype", "bfloat16"], True, ("cpu", torch.bfloat16)),
+    ],
+)
+def test_where_a_model_runs(command, given, gpu, expected, monkeypatch):
+    asked = []
+
+    def load(path, *, dtype, device):
+        asked.append((device, dtype))
+        raise ValueError("that's enough")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(Recommender, "from_pretrained", load)
+    assert main([*command.split(), "--model", "m", *given]) == 2
+    assert asked == [expected]
+
+
+def test_a_device_that_is_not_there(capsys):
+    assert main(["chat", "--device", "nonsense"]) == 2
+    assert "chat: --device must be one that PyTorch finds here" in capsys.readouterr().err
+
+
+def test_evaluate_looks_for_its_splits_first(folder, tmp_path, capsys):
+    for name in ("items.jsonl", "test.jsonl"):
+        shutil.copy(folder / "data" / name, tmp_path)
+    assert main(["evaluate", "--data", str(tmp_path), "--model", "nowhere"]) == 2
+    assert "evaluate: dataset must have a split 'train'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

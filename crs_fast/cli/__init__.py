@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from crs_fast import __version__
 
-from .arguments import data_arguments, machine_arguments, sid_arguments
+from .arguments import above_zero, data_arguments, machine_arguments, model_arguments, sid_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def _quickstart(commands) -> None:
         "quickstart", help="the whole system on embedded data, in minutes on a CPU"
     )
     parser.add_argument("--out", default="crs_fast_quickstart", help="where artefacts go")
-    parser.add_argument("--minutes", type=float, default=3.6, help="training time")
+    parser.add_argument("--minutes", type=above_zero, default=3.6, help="training time")
     parser.add_argument("--seed", type=int, default=0)
 
     def run(args) -> int:
@@ -91,7 +91,7 @@ def _train(commands) -> None:
     parser.add_argument("--model", default="smollm2", help="hub name, path, or smollm2")
     parser.add_argument("--out", required=True, help="the model directory to write")
     parser.add_argument("--epochs", type=float, default=3)
-    parser.add_argument("--minutes", type=float, help="stop training after so long")
+    parser.add_argument("--minutes", type=above_zero, help="stop training after so long")
     parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate")
     parser.add_argument("--lora-rank", type=int, default=16, help="0 tunes every weight")
     machine_arguments(parser)
@@ -114,6 +114,7 @@ def _evaluate(commands) -> None:
     parser = commands.add_parser("evaluate", help="evaluate a trained recommender")
     data_arguments(parser)
     parser.add_argument("--model", required=True, help="a directory that train wrote")
+    model_arguments(parser)
     parser.add_argument("--split", default="test", choices=("valid", "test"))
     parser.add_argument("--out", help="folder for tables and predictions (default: --model)")
     parser.add_argument("--beams", type=int, default=50)
@@ -144,13 +145,14 @@ def _reproduce(commands) -> None:
 def _chat(commands) -> None:
     parser = commands.add_parser("chat", help="talk to a trained recommender")
     parser.add_argument("--model", default="crs_fast_quickstart/model", help="a model directory")
+    model_arguments(parser)
     parser.add_argument("--items", type=int, default=5, help="items to list under a reply")
     parser.add_argument("--sample", action="store_true", help="sample the words")
 
     def run(args) -> int:
         from .chat import run
 
-        return run(args.model, args.items, args.sample)
+        return run(args)
 
     parser.set_defaults(run=run)
 

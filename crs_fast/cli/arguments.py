@@ -27,6 +27,23 @@ def sid_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="where the model runs (default: a GPU, if there is one)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of its weights (default: as saved)",
+    )
+
+
+def above_zero(text: str) -> float:
+    """An argument's type: a number above 0."""
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0 (got {text})")
+    return value
+
+
 def machine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--qlora", action="store_true", help="LoRA on the backbone in 4 bits (crs_fast[qlora], GPU)"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from typing import Any
 
 HELP = "Type a message. /rec or /chat force the next turn's mode, /new starts over, /quit ends."
 
 
-def run(directory: str, num_items: int, sample: bool) -> int:
+def run(args: Namespace) -> int:
     """Read messages from the terminal until /quit or end of input."""
-    from crs_fast.crs.model import Recommender
     from crs_fast.crs.turn import TurnCache
 
-    recommender, cache = Recommender.from_pretrained(directory), TurnCache()
+    from .commands import read_model
+
+    recommender, cache = read_model(args), TurnCache()
     print(HELP)
     messages: list[dict[str, Any]] = []
     mode: str | None = None
@@ -33,7 +35,7 @@ def run(directory: str, num_items: int, sample: bool) -> int:
             print(HELP)
         elif text:
             messages.append({"role": "user", "content": text})
-            print(answer(recommender, messages, mode, num_items, sample, cache))
+            print(answer(recommender, messages, mode, args.items, args.sample, cache))
             mode = None
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .arguments import training_config
+
+if TYPE_CHECKING:
+    from crs_fast.crs.model import Recommender
 
 
 def read_dataset(args: Namespace):
@@ -22,6 +26,31 @@ def read_dataset(args: Namespace):
     for where in report.skipped:
         print(f"skipped: {where}")
     return dataset
+
+
+def read_model(args: Namespace) -> Recommender:
+    """The recommender that the arguments name, on the device they name."""
+    import torch
+
+    from crs_fast.crs.model import Recommender
+
+    dtype = getattr(torch, args.dtype) if args.dtype else None
+    return Recommender.from_pretrained(args.model, dtype=dtype, device=_device(args))
+
+
+def _device(args: Namespace) -> str:
+    import torch
+
+    if args.device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"{args.command}: --device must be one that PyTorch finds here "
+            f"(got {args.device!r}: {str(error).splitlines()[0]})"
+        ) from error
+    return args.device
 
 
 def _sid_config(args: Namespace):
@@ -65,11 +94,12 @@ def train(args: Namespace) -> int:
 
 def evaluate(args: Namespace) -> int:
     from crs_fast.crs.answering import log_test
+    from crs_fast.crs.dialogue import need_splits
     from crs_fast.crs.evaluate import evaluate as run
-    from crs_fast.crs.model import Recommender
 
     dataset = read_dataset(args)
-    recommender = Recommender.from_pretrained(args.model)
+    need_splits(dataset, "evaluate", ("train", args.split))  # nothing is loaded or logged in vain
+    recommender = read_model(args)
     folder = Path(args.out or Path(args.model) / "training")
     if args.split == "test":
         log_test(folder, model=str(args.model), data=dataset.name, limit=args.limit)

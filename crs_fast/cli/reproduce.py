@@ -9,7 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from .arguments import machine_arguments, sid_arguments, training_config
+from .arguments import above_zero, machine_arguments, sid_arguments, training_config
 
 
 def add(commands: Any) -> None:
@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--seeds", type=int, default=1, help="runs an arm")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--tokens", type=int, help="training tokens a run")
-    budget.add_argument("--minutes", type=float, help="training time of all runs together")
+    budget.add_argument("--minutes", type=above_zero, help="training time of all runs together")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="tried on validation")
     parser.add_argument("--limit", type=int, help="only the first so many test dialogues")
     parser.add_argument(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 
@@ -12,7 +13,9 @@ def add(commands: Any, data_arguments: Any) -> None:
         "score", help="figures of a predictions.jsonl (format: crs_fast/crs/predictions.py)"
     )
     data_arguments(parser)
-    parser.add_argument("predictions", help="the file; one line a recommender turn")
+    file = parser.add_mutually_exclusive_group(required=True)
+    file.add_argument("predictions", nargs="?", help="the file; one line a recommender turn")
+    file.add_argument("--template", help="write a file here instead, with everything to fill in")
     parser.add_argument("--split", default="test", choices=("valid", "test"))
     parser.add_argument(
         "--against", help="another system's file: paired differences on the same targets"
@@ -21,7 +24,12 @@ def add(commands: Any, data_arguments: Any) -> None:
 
 
 def run(args: Namespace) -> int:
-    from crs_fast.crs.predictions import read_predictions
+    from crs_fast.crs.dialogue import need_splits
+    from crs_fast.crs.predictions import (
+        blank_predictions,
+        read_predictions,
+        write_predictions,
+    )
     from crs_fast.crs.report import difference_table, scores_markdown
     from crs_fast.crs.score import (
         PROTOCOLS,
@@ -35,10 +43,17 @@ def run(args: Namespace) -> int:
 
     from .commands import read_dataset
 
+    if args.template and Path(args.template).exists():
+        raise ValueError(f"score: --template must be a new file (got {args.template})")
     dataset = read_dataset(args)
-    if not dataset.splits.get(args.split):
-        raise ValueError(f"score: the data must have a split {args.split!r} (got none)")
+    need_splits(dataset, "score", [args.split])
     dialogues = dataset.splits[args.split]
+    if args.template:
+        blank = blank_predictions(dialogues)
+        write_predictions(args.template, blank)
+        print(json.dumps({"template": args.template, "turns": len(blank)}))
+        return 0
+    need_splits(dataset, "score", ["train"])
     ours = read_predictions(args.predictions, dialogues, dataset.items)
     figures: dict[str, Any] = {
         "recommendation": recommendation_figures(dataset, args.split, ours, name="system"),

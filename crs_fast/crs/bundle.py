@@ -87,9 +87,7 @@ def save_bundle(
     model = merge_lora(model)
     _check_items("save_bundle", trie, items)
     _check_model("save_bundle", model, vocab, control)
-    others = {entry.name for entry in path.iterdir()} - set(KEPT) if path.is_dir() else set()
-    if others and MANIFEST not in others:
-        raise ValueError(f"save_bundle: path must be empty or hold a bundle (got {path})")
+    check_folder("save_bundle: path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -118,6 +116,20 @@ def save_bundle(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return path
+
+
+def check_folder(argument: str, path: Path) -> None:
+    """Refuse a path that saving a bundle must not replace.
+
+    Args:
+        argument: who asks, and what the path is called there.
+
+    Raises:
+        ValueError: it is no folder, or holds something else.
+    """
+    held = {entry.name for entry in path.iterdir()} - set(KEPT) if path.is_dir() else set()
+    if path.is_file() or (held and MANIFEST not in held):
+        raise ValueError(f"{argument} must be empty or hold a bundle (got {path})")
 
 
 def _swap_in(partial: Path, path: Path) -> None:

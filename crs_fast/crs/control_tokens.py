@@ -27,6 +27,11 @@ def split_mode(mode: str) -> tuple[str, str]:
     return coarse, intent
 
 
+def likelier_mode(rec_probability: float) -> str:
+    """REC above 0.5, else CHAT."""
+    return REC if rec_probability > 0.5 else CHAT
+
+
 @dataclass(frozen=True, slots=True)
 class ControlTokens:
     """Token ids of `<RESP>`, `<MODE=CHAT>` and `<MODE=REC>`, and of finer modes by their names:

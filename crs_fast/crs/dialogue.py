@@ -6,7 +6,7 @@ turned into semantic IDs, or reduced to `<movie>` placeholders without searching
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 SEEKER = "seeker"
@@ -116,6 +116,20 @@ class CrsDataset:
     name: str
     items: tuple[Item, ...]
     splits: dict[str, tuple[Dialogue, ...]]
+
+
+def need_splits(dataset: CrsDataset, caller: str, names: Iterable[str]) -> None:
+    """Look for the splits that work will need, before it begins.
+
+    Raises:
+        ValueError: one of them is missing or empty.
+    """
+    held = [name for name, dialogues in dataset.splits.items() if dialogues]
+    for name in names:
+        if name not in held:
+            raise ValueError(
+                f"{caller}: dataset must have a split {name!r} that is not empty (got {held})"
+            )
 
 
 def merge_turns(turns: Sequence[Turn], separator: str = " ") -> tuple[Turn, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crs_fast.crs.dialogue import CrsDataset
+from crs_fast.crs.dialogue import CrsDataset, need_splits
 from crs_fast.crs.files import write_text
 from crs_fast.crs.gold_replies import note_gold_nll
 from crs_fast.crs.model import Recommender
@@ -84,12 +84,9 @@ def evaluate(
         baselines: more rankings to put beside, by name.
 
     Raises:
-        ValueError: the dataset has no such split, or the split has no target.
+        ValueError: the dataset has no such split, or none to train on, or the split has no target.
     """
-    if not dataset.splits.get(split):
-        raise ValueError(
-            f"evaluate: split must be one of {sorted(dataset.splits)} and not empty (got {split!r})"
-        )
+    need_splits(dataset, "evaluate", ("train", split))
     start = time.perf_counter()
     dialogues = dataset.splits[split][:limit]
     predictions = predict(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from crs_fast.crs.bundle import Bundle, load_bundle
-from crs_fast.crs.control_tokens import CHAT, MODES, REC
+from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
 from crs_fast.crs.dialogue import RECOMMENDER, SEEKER, Mention, Turn, merge_turns
 from crs_fast.crs.linking import TitleIndex
 from crs_fast.crs.turn import TurnBatch, TurnCache
@@ -95,7 +95,8 @@ class Recommender:
                 "items": [{"item_id", "start", "end"}, ...] (offsets may be absent).
             mode: "chat" or "rec" forces the intent; None lets the model choose.
             num_items: how many items to return at most, in mode "rec".
-            exclude: item ids that must not be recommended; for a batch one collection a request.
+            exclude: item ids that must not be recommended, nor named in the reply; for a batch one
+                collection a request.
             item: force mode "rec" and this item, or these; the model writes the text.
             num_named: how many of the items found stand before the reply, best first. Training
                 shows the model one, so more is more than it has learned.
@@ -107,8 +108,8 @@ class Recommender:
             do_sample, temperature, top_p: how the reply's words are chosen (greedy by default).
 
         Returns:
-            A `Response`, or a list of them for a batch. Where exclusion leaves no item, `items` is
-            empty and the reply is a chat reply.
+            A `Response`, or a list of them for a batch. Where exclusion leaves no item, the mode is
+            "chat".
 
         Raises:
             ValueError: an unknown role or mode, an item with mode "chat", no message, an item id
@@ -121,22 +122,27 @@ class Recommender:
         self._check(batch, excluded, mode, given, num_items, num_beams, num_named)
         builder = self.bundle.builder
         named = len(given) or num_named
-        each = self.bundle.vocab.num_levels + 2
-        reserve = min(2 + named * each + max_new_tokens, builder.max_length // 2)
+        levels = self.bundle.vocab.num_levels
+        reply = 2 + named * (levels + 2) + max_new_tokens
+        reserve = min(reply, builder.max_length // 2)
+        # The tree's slots, all levels' but the last, are dropped before a reply is written; its
+        # last item may need some tokens more.
+        room = max(2 + num_beams * (levels - 1), reply + levels + 1)
         contexts = [builder.context(self.turns(one), reserve=reserve) for one in batch]
-        turns = TurnBatch(self.bundle, contexts, cache)
+        turns = TurnBatch(self.bundle, contexts, cache, room=room)
         modes = self._modes(turns, mode, given)
-        items = self._items(turns, modes, given, excluded, num_items, num_beams, normalize)
-        prefixes = [
-            self._prefix([i for i, _, _ in found[:named]] if m == REC else [])
-            for m, found in zip(modes, items, strict=True)
-        ]
+        trie = self.bundle.trie
+        filters = [trie.filter(deny=list(ids)) if ids else None for ids in excluded]
+        items = self._items(turns, modes, given, filters, num_items, num_beams, normalize)
+        modes = [REC if found else CHAT for found in items]
+        prefixes = [self._prefix([i for i, _, _ in found[:named]]) for found in items]
         replies = turns.write(
             prefixes,
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
             temperature=temperature,
             top_p=top_p,
+            filters=_stacked(filters),
         )
         responses = [
             self._response(*parts)
@@ -212,14 +218,14 @@ class Recommender:
     def _modes(self, turns: TurnBatch, mode: str | None, items: list[str]) -> list[str]:
         if mode is not None or items:
             return [mode or REC] * len(turns.rec_probability)
-        return [REC if p > 0.5 else CHAT for p in turns.rec_probability.tolist()]
+        return [likelier_mode(p) for p in turns.rec_probability.tolist()]
 
     def _items(
         self,
         turns: TurnBatch,
         modes: list[str],
         given: list[str],
-        excluded: Sequence[Any],
+        filters: Sequence[ItemFilter | None],
         num_items: int,
         num_beams: int,
         normalize: str,
@@ -231,12 +237,8 @@ class Recommender:
         found: list[list[tuple[str, str, float]]] = [[] for _ in modes]
         if not rows:
             return found
-        trie = self.bundle.trie
-        filters = None
-        if any(excluded[row] for row in rows):
-            denied = [trie.filter(deny=list(excluded[r])) if excluded[r] else None for r in rows]
-            filters = ItemFilter.stack(denied)
-        out = turns.rank(rows, num_beams=num_beams, normalize=normalize, filters=filters)
+        mine = _stacked([filters[row] for row in rows])
+        out = turns.rank(rows, num_beams=num_beams, normalize=normalize, filters=mine)
         for row, ids, scores in zip(rows, out.items, out.item_scores, strict=True):
             pairs = list(zip(map(str, ids), scores, strict=True))[:num_items]
             found[row] = [(i, self.titles[i], score) for i, score in pairs]
@@ -253,3 +255,8 @@ class Recommender:
         named, invalid = builder.sid_fragments(reply)
         text = builder.decode(reply, self.titles)
         return Response(mode, items, text, rec_probability, named, invalid)
+
+
+def _stacked(filters: Sequence[ItemFilter | None]) -> ItemFilter | None:
+    """One filter a request; None where nobody has one."""
+    return None if all(f is None for f in filters) else ItemFilter.stack(filters)

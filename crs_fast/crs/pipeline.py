@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crs_fast.crs.bundle import save_bundle
+from crs_fast.crs.bundle import check_folder, save_bundle
 from crs_fast.crs.co_mention import co_mention_embeddings
-from crs_fast.crs.cold_start import place_items
-from crs_fast.crs.dialogue import CrsDataset
+from crs_fast.crs.dialogue import CrsDataset, need_splits
 from crs_fast.crs.files import replacing, write_text
 from crs_fast.crs.sequence import ControlTokens
 from crs_fast.crs.token_rows import init_sid_rows
 from crs_fast.crs.train import TrainConfig, TrainResult, train
-from crs_fast.quantize import build_sids, encode_texts
+from crs_fast.quantize import build_sids, encode_texts, resolve_collisions
 from crs_fast.trie import SidTrie, SidVocab
 
 if TYPE_CHECKING:
@@ -89,8 +88,8 @@ def make_catalogue(
     sids = fitted.new_empty(len(new), config.levels)
     sids[~new] = fitted
     x = embeddings[new]
-    sids[new] = place_items(
-        quantizer.embed(x).cpu(), quantizer.encode(x).cpu(), quantizer.codebooks.cpu(), fitted
+    sids[new] = resolve_collisions(
+        quantizer.embed(x), quantizer.encode(x).cpu(), quantizer.codebooks, fitted
     )
     return Catalogue(embeddings, sids, quantizer, report)
 
@@ -142,7 +141,13 @@ def train_recommender(
         training: see `TrainConfig`.
         catalogue: from `make_catalogue`, to skip encoding and quantizing.
         resume: go on from the newest checkpoint in `output_dir`.
+
+    Raises:
+        ValueError: `output_dir` holds something else than a bundle, no "train" split, or see
+            `train`.
     """
+    check_folder("train_recommender: output_dir", Path(output_dir))
+    need_splits(dataset, "train_recommender", ["train"])
     sids, training = sids or SidConfig(), training or TrainConfig()
     catalogue = catalogue or make_catalogue(dataset, sids, progress)
     model, tokenizer = backbone

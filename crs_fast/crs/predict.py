@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from crs_fast.crs.bundle import Bundle
+from crs_fast.crs.control_tokens import likelier_mode
 from crs_fast.crs.dialogue import Dialogue
 from crs_fast.crs.predictions import PLACEHOLDER, Prediction, blank_predictions
 from crs_fast.crs.sequence import CHAT, REC, Layout
@@ -37,8 +38,8 @@ def predict(
         dialogues: a split.
         num_beams, normalize: see `crs_fast.recommend`.
         replies: also generate the reply of every turn (greedy).
-        free_rankings: rank also at CHAT turns where the model chooses REC (for item precision
-            and counting in free mode).
+        free_rankings: rank also at CHAT turns where the model chooses REC: `note_gold_nll` reads
+            the top item there.
         tokens_per_batch: prompt tokens that are prefilled together, and that a batch of turns
             holds, at most (one dialogue or turn at least); None for what suits the device.
         progress: show a progress bar.
@@ -89,6 +90,7 @@ def predict_in_words(
         found = [row for row, tokens in enumerate(said) if builder.begin in tokens]
         for row, p in enumerate(mine):
             if not modes:
+                p.mode = REC if row in found else CHAT
                 p.rec_probability = float(row in found)
         found = [row for row in found if mine[row].gold_items]
         if found:
@@ -142,6 +144,7 @@ def _note_modes(turns: TurnBatch, predictions: Sequence[Prediction]) -> None:
     chosen = turns.rec_probability.tolist(), turns.intents
     for prediction, chance, intent in zip(predictions, *chosen, strict=True):
         prediction.rec_probability, prediction.intent = chance, intent
+        prediction.mode = likelier_mode(chance)
 
 
 def _contexts(

@@ -9,24 +9,27 @@ One JSON object a line, one line a recommender turn (consecutive messages of one
 
 `dialogue` is the data set's id and `turn` the index among its turns; every recommender turn of a
 dialogue must be there. `gold` is for human readers: scoring takes it from the data. All else may be
-null or absent: `mode` ("rec" or "chat": the system's own choice), `ranking` (items best first, as
-if the mode were "rec"; missing counts as empty), `new_ranking` (the same searched without the items
-named before; where missing, `ranking` less those), `reply` (items as `<movie>`), `reply_items`,
-`intent` (what the turn is for, finer than its mode, by the data set's names), and `gold_nll`, how
-unlikely the system finds the gold reply, `{"gold": [nats, words], "own": [nats, words]}`: summed
-over its word tokens, after the gold mode and item and after the system's own; perplexity is of
-the turns that have it.
+null or absent: `mode` ("rec" or "chat": the system's own choice; where missing, "rec" if
+`rec_probability` is above 0.5), `ranking` (items best first, as if the mode were "rec"; missing
+counts as empty), `new_ranking` (the same searched without the items named before; where missing,
+`ranking` less those), `reply` (items as `<movie>`), `reply_items`, `intent` (what the turn is for,
+finer than its mode, by the data set's names), and `gold_nll`, how unlikely the system finds the
+gold reply, `{"gold": [nats, words], "own": [nats, words]}`: summed over its word tokens, after the
+gold mode and item and after the system's own; perplexity is of the turns that have it.
+
+`crs-fast score --template FILE --data DATA` writes every line of a split, with all but the first
+three fields left to fill in.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crs_fast.crs.control_tokens import CHAT, MODES, REC
+from crs_fast.crs.control_tokens import MODES, REC, likelier_mode
 from crs_fast.crs.datasets.jsonl import json_object, read_lines, write_lines
 from crs_fast.crs.dialogue import Dialogue, Item
 from crs_fast.crs.targets import recommender_turns
@@ -42,7 +45,8 @@ class Prediction:
     dialogue, turn: indices into the split; dialogue_id: the data set's
     gold_items: distinct items of the gold reply; empty for a CHAT turn
     named: items of all earlier turns
-    rec_probability: the system's own choice of mode, REC above 0.5; None where it has none
+    mode: the system's own choice; None where it makes none
+    rec_probability: how likely it finds REC against CHAT; None where it doesn't say
     ranking: items best first, as if the mode were REC; None where it was not asked for
     new_ranking: the same with named items filtered out during the search
     reply, gold_reply: text with `<movie>` for every item; None where not generated
@@ -58,6 +62,7 @@ class Prediction:
     dialogue_id: str
     gold_items: list[str]
     named: list[str]
+    mode: str | None = None
     rec_probability: float | None = None
     ranking: list[str] | None = None
     new_ranking: list[str] | None = None
@@ -68,12 +73,6 @@ class Prediction:
     intent: str | None = None
     gold_intent: str | None = None
     gold_nll: dict[str, Nll] | None = None
-
-    @property
-    def mode(self) -> str | None:
-        if self.rec_probability is None:
-            return None
-        return REC if self.rec_probability > 0.5 else CHAT
 
     @property
     def chooses_rec(self) -> bool:
@@ -163,19 +162,28 @@ def read_predictions(
     return [p for key, p in blank.items() if key in filled]
 
 
+_PLAIN: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "mode": (f"one of {MODES}", lambda v: v in MODES),
+    "rec_probability": ("a number in [0, 1]", lambda v: type(v) in (int, float) and 0 <= v <= 1),
+    "reply": ("a string", lambda v: isinstance(v, str)),
+    "invalid_items": ("an integer of at least 0", lambda v: type(v) is int and v >= 0),
+    "intent": ("a string", lambda v: isinstance(v, str)),
+}
+
+
 def _fill(prediction: Prediction, record: dict[str, Any], catalogue: Collection[str]) -> None:
-    mode, probability = record.get("mode"), record.get("rec_probability")
-    if mode not in (None, *MODES):
-        raise ValueError(f"mode must be one of {MODES} or null (got {mode!r})")
-    if probability is None and mode is not None:
-        probability = float(mode == REC)
-    prediction.rec_probability = probability
+    for name, (expected, good) in _PLAIN.items():
+        value = record.get(name)
+        if value is None:
+            continue
+        if not good(value):
+            raise ValueError(f"{name} must be {expected} or null (got {value!r})")
+        setattr(prediction, name, value)
+    if prediction.mode is None and prediction.rec_probability is not None:
+        prediction.mode = likelier_mode(prediction.rec_probability)
     for name in ("ranking", "new_ranking"):
         setattr(prediction, name, _item_ids(name, record.get(name), catalogue))
-    prediction.reply = record.get("reply")
     prediction.reply_items = _item_ids("reply_items", record.get("reply_items"), catalogue) or []
-    prediction.invalid_items = record.get("invalid_items") or 0
-    prediction.intent = record.get("intent")
     prediction.gold_nll = _gold_nll(record.get("gold_nll"))
 
 

@@ -37,7 +37,7 @@ from crs_fast.crs.arms.joint import join
 from crs_fast.crs.backbones import load_backbone, tiny_backbone
 from crs_fast.crs.cold_start import hold_out, without
 from crs_fast.crs.datasets import load_dataset
-from crs_fast.crs.dialogue import CrsDataset
+from crs_fast.crs.dialogue import CrsDataset, need_splits
 from crs_fast.crs.files import write_text
 from crs_fast.crs.metrics import ranking_metrics
 from crs_fast.crs.pipeline import (
@@ -121,7 +121,7 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
     """Run what is missing of a plan and write the results.
 
     Raises:
-        ValueError: `out` holds another experiment, or no such data.
+        ValueError: `out` holds another experiment, or no such data or split of it.
         ImportError: what the tables will need is missing.
     """
     out = Path(out)
@@ -131,9 +131,9 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
     join_processes()
     if not first_process():
         say = _silent
+    dataset, held = _dataset(plan)
     with first_alone():
         _write_config(plan, out)
-    dataset, held = _dataset(plan)
     setting = make_setting(plan, dataset, held, out)
     missing = [
         (seed, arm, folder)
@@ -160,6 +160,8 @@ def _silent(text: str) -> None:
 
 def _dataset(plan: Plan) -> tuple[CrsDataset, frozenset[str]]:
     dataset = load_dataset(plan.data, plan.root)
+    tries = len(plan.learning_rates) > 1
+    need_splits(dataset, "reproduce", ["train", "test", *(["valid"] if tries else [])])
     return hold_out(dataset, plan.hold_out) if plan.hold_out else (dataset, frozenset())
 
 
@@ -258,12 +260,13 @@ def _run(
     say: Say,
     keep_models: bool,
 ) -> None:
-    rate, work = 0.0, folder
+    config, work = plan.training, folder
     if arm.trains:
         rate = _rate(plan, setting, arm, out, say)
+        config = _config(plan, seed, rate)
         if seed == 0 and len(plan.learning_rates) > 1:
             work = _trial(out, arm, rate)  # trained there already
-    fitted = arm.fit(setting, work, _config(plan, seed, rate))
+    fitted = arm.fit(setting, work, config)
     if not first_process():
         return
     start = time.perf_counter()
@@ -283,7 +286,7 @@ def _run(
             "budget": plan.tokens,
             "tokens": last["tokens"],
             "steps": fitted.training.steps,
-            "learning_rate": rate,
+            "learning_rate": config.learning_rate,
             "loss": last["loss"],
         }
         if not keep_models:

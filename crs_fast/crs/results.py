@@ -56,8 +56,7 @@ def read_runs(out: Path, dataset: CrsDataset) -> Runs:
                 runs.setdefault(name + way + mark, []).append(predictions)
     if BASE in runs:
         runs[FILTERED] = [
-            [replace(p, ranking=_new(p), rec_probability=None, reply=None) for p in run]
-            for run in runs[BASE]
+            [replace(p, ranking=_new(p), mode=None, reply=None) for p in run] for run in runs[BASE]
         ]
     return runs
 

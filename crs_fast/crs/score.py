@@ -84,23 +84,15 @@ def recommendation_figures(
     dialogues = dataset.splits[split]
     answered = {(p.dialogue, p.turn) for p in rec}
     turns = [t for t in recommendation_targets(dialogues) if (t.dialogue, t.turn) in answered]
-    train = recommendation_targets(dataset.splits["train"])
+    baselines = {
+        new: _baselines(dataset, dialogues, turns, more or {}, new) for new in (False, True)
+    }
     seen, films = named_items(dataset.splits["train"]), same_films(dataset.items)
     figures: dict[str, dict[str, dict[str, Any]]] = {}
     for protocol in PROTOCOLS:
-        new = protocol.endswith("new-only")
         if protocol == "free" and all(p.mode is None for p in rec):
             continue
-        methods = {
-            "popularity": popularity_ranking(turns, dataset.items, train, 50, new),
-            "copy": copy_ranking(turns, 50),
-            "copy, then popularity": copy_then_popularity_ranking(
-                turns, dataset.items, train, 50, new
-            ),
-            **{label: rank(turns, dialogues, new) for label, rank in (more or {}).items()},
-        }
-        answers = {name: predictions}
-        answers |= {label: _as_predictions(turns, r) for label, r in methods.items()}
+        answers = {name: predictions, **baselines[protocol.endswith("new-only")]}
         figures[protocol] = {
             label: target_figures(protocol_targets(p, protocol, seen))
             for label, p in answers.items()
@@ -111,11 +103,30 @@ def recommendation_figures(
     return figures
 
 
-def _as_predictions(turns: Sequence[RecTurn], rankings: Rankings) -> list[Prediction]:
-    return [
-        Prediction(t.dialogue, t.turn, "", list(t.targets), list(t.named), 1.0, ranking, ranking)
-        for t, ranking in zip(turns, rankings, strict=True)
-    ]
+def _baselines(
+    dataset: CrsDataset,
+    dialogues: Sequence[Dialogue],
+    turns: Sequence[RecTurn],
+    more: Mapping[str, Baseline],
+    new: bool,
+) -> dict[str, list[Prediction]]:
+    """What each baseline answers, named items left out where `new` says so."""
+    train, items = recommendation_targets(dataset.splits["train"]), dataset.items
+    rankings: dict[str, Rankings] = {
+        "popularity": popularity_ranking(turns, items, train, 50, new),
+        "copy": copy_ranking(turns, 50),
+        "copy, then popularity": copy_then_popularity_ranking(turns, items, train, 50, new),
+        **{label: rank(turns, dialogues, new) for label, rank in more.items()},
+    }
+    return {
+        label: [
+            Prediction(
+                t.dialogue, t.turn, "", list(t.targets), list(t.named), ranking=r, new_ranking=r
+            )
+            for t, r in zip(turns, found, strict=True)
+        ]
+        for label, found in rankings.items()
+    }
 
 
 def named_items(dialogues: Sequence[Dialogue]) -> set[str]:

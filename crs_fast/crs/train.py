@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.crs.compiled import compiled, decoder_layers
-from crs_fast.crs.dialogue import CrsDataset, Dialogue
+from crs_fast.crs.dialogue import CrsDataset, Dialogue, need_splits
 from crs_fast.crs.lora import add_lora, in_four_bits, merge_lora
 from crs_fast.crs.packing import (
     Collate,
@@ -40,6 +40,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("epochs max_minutes learning_rate", "above 0", lambda v: v > 0),
+    (
+        "max_tokens tokens_per_batch accumulate max_length lora_rank lora_alpha logging_steps",
+        "at least 1",
+        lambda v: v >= 1,
+    ),
+    ("weight_decay max_grad_norm save_steps", "at least 0", lambda v: v >= 0),
+    ("warmup_ratio code_noise", "in [0, 1]", lambda v: 0 <= v <= 1),
+    ("adam_beta2 lora_dropout context_dropout", "in [0, 1)", lambda v: 0 <= v < 1),
+    ("embeddings", "'all' or 'new'", lambda v: v in ("all", "new")),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
     """How to train.
@@ -59,7 +73,7 @@ class TrainConfig:
         qlora: the adapter stands on a backbone in 4 bits (`load_backbone(..., four_bit=True)`),
             which is unpacked to bfloat16 when it is merged.
         embeddings: "all" tunes every row; "new" leaves the rows of old tokens as they are (LoRA
-            always does).
+            always does) and needs a `weight_decay` of 0.
         code_noise: share of the code tokens a model is fed while it learns to write a SID that are
             replaced by another code of the level, anew in each batch; what it must write stays.
         bf16: autocast to bfloat16; None means on a GPU that has it, and not on the CPU.
@@ -71,6 +85,9 @@ class TrainConfig:
             and the draws of dropout, faster once it is compiled (a minute or so).
         save_steps: steps between checkpoints (`<output_dir>/training/checkpoint-*`, the newest
             two are kept); 0 for none.
+
+    Raises:
+        ValueError: a number out of range, or settings that exclude each other.
     """
 
     epochs: float = 3
@@ -100,6 +117,17 @@ class TrainConfig:
     save_steps: int = 0
 
     def __post_init__(self) -> None:
+        for names, expected, good in _RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                # None says that there is no limit, or no adapter.
+                if value is not None and not good(value):
+                    raise ValueError(f"TrainConfig: {name} must be {expected} (got {value!r})")
+        if self.embeddings == "new" and self.weight_decay and not self.lora_rank:
+            raise ValueError(
+                "TrainConfig: weight_decay must be 0 with embeddings='new', for it would move the "
+                f"other rows (got {self.weight_decay})"
+            )
         if self.qlora and not self.lora_rank:
             raise ValueError(
                 f"TrainConfig: lora_rank must be at least 1 with qlora (got {self.lora_rank})"
@@ -266,6 +294,7 @@ def _instances(
     builder: SequenceBuilder, dialogues: CrsDataset | Sequence[Dialogue]
 ) -> list[list[Instance]]:
     if isinstance(dialogues, CrsDataset):
+        need_splits(dialogues, "train", ["train"])
         dialogues = dialogues.splits["train"]
     groups = [group for dialogue in dialogues if (group := builder.instances(dialogue))]
     if not groups:

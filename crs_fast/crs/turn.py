@@ -61,6 +61,8 @@ class TurnBatch:
         bundle: model, tokenizer, trie.
         contexts: token ids of each context, see `SequenceBuilder.context`.
         cache: of the turn before; updated.
+        room: columns and tree slots that `rank` and `write` are expected to need behind the
+            contexts; more is possible, for a copy of what is cached.
     """
 
     @torch.no_grad()
@@ -69,6 +71,8 @@ class TurnBatch:
         bundle: Bundle,
         contexts: Sequence[Sequence[int]],
         cache: TurnCache | None = None,
+        *,
+        room: int = 0,
     ) -> None:
         self.bundle = bundle
         self.pad = bundle.builder.eos
@@ -78,7 +82,7 @@ class TurnBatch:
         model, control = bundle.model, bundle.control
         modes = self.ids.new_tensor(list(control.modes.values()))
         if _holds(model, self.ids.shape[1]):
-            self.prompt = self._prefilled(contexts, cache)
+            self.prompt = self._prefilled(contexts, cache, room)
             self._length = self.prompt.length
             logits = self.prompt.logits(modes)
         else:
@@ -87,17 +91,19 @@ class TurnBatch:
         self.rec_probability = control.rec_probability(logits)  # [B]: of REC against CHAT
         self.intents = control.likeliest_intents(logits)
 
-    def _prefilled(self, contexts: Sequence[Sequence[int]], cache: TurnCache | None) -> Prompt:
+    def _prefilled(
+        self, contexts: Sequence[Sequence[int]], cache: TurnCache | None, room: int
+    ) -> Prompt:
         """A prompt of the contexts, from the cache as far as that holds their beginnings."""
         if cache is None:
-            return Prompt(self.bundle.model, self.ids, self.mask)
+            return Prompt(self.bundle.model, self.ids, self.mask, room=room)
         prompt, cache.prompt = cache.prompt, None  # lost if what follows fails half-way
         known = None
         # Windows count columns, also those that hold no token of a row.
         if prompt is not None and _fits(self.bundle.model, prompt.length + self.ids.shape[1]):
             known = _common(prompt, self.bundle.model, contexts)
         if prompt is None or known is None:
-            prompt = Prompt(self.bundle.model, self.ids, self.mask)
+            prompt = Prompt(self.bundle.model, self.ids, self.mask, room=room)
         else:
             prompt.rewind(self.ids.new_tensor(known))
             rest = [context[n:] for context, n in zip(contexts, known, strict=True)]
@@ -149,13 +155,14 @@ class TurnBatch:
         do_sample: bool = False,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        filters: ItemFilter | None = None,
     ) -> list[list[int]]:
         """The words after each row's prefix (`SequenceBuilder.prefix`), without end-of-sequence.
 
-        SIDs in the text are constrained to the catalogue. One that is open when `max_new_tokens`
-        is reached is finished first, so a reply never ends inside an item. Where the prefixes name
-        items that `rank` has just found, their keys and values are kept from the tree. Spends the
-        prefill: call it last.
+        SIDs in the text are constrained to the catalogue, and to each row's filter. One that is
+        open when `max_new_tokens` is reached is finished first, so a reply never ends inside an
+        item. Where the prefixes name items that `rank` has just found, their keys and values are
+        kept from the tree. Spends the prefill: call it last.
         """
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
@@ -189,9 +196,7 @@ class TurnBatch:
             input_ids=ids,
             attention_mask=mask.long(),
             generation_config=config,
-            logits_processor=LogitsProcessorList(
-                [SidLogitsProcessor(_placed(bundle.trie, ids.device), bundle.vocab)]
-            ),
+            logits_processor=LogitsProcessorList(self._processors(filters)),
             stopping_criteria=StoppingCriteriaList(
                 [_LongEnough(start + max_new_tokens, bundle.builder.begin, bundle.builder.end)]
             ),
@@ -214,6 +219,14 @@ class TurnBatch:
         self._tree.keep(self.ids.new_tensor([beam for beam, _ in found]))
         self._tree = None
         return [prefix[fed:] for prefix, (_, fed) in zip(prefixes, found, strict=True)]
+
+    def _processors(self, filters: ItemFilter | None) -> list[Any]:
+        trie, vocab = _placed(self.bundle.trie, self.ids.device), self.bundle.vocab
+        processors: list[Any] = [SidLogitsProcessor(trie, vocab, filters)]
+        if filters is not None:
+            words = filters.over(trie).tensors.words  # [B, W]
+            processors.append(_NeverOpened(self.bundle.builder.begin, ~words.bool().any(1)))
+        return processors
 
     def _until_eos(self, tokens: list[int]) -> list[int]:
         eos = self.bundle.builder.eos
@@ -248,6 +261,17 @@ def _holds(model: PreTrainedModel, columns: int) -> bool:
 def _fits(model: PreTrainedModel, columns: int) -> bool:
     window = sliding_window(model)
     return window is None or columns <= window
+
+
+class _NeverOpened:
+    """Opens no SID in rows bool [B]: of those that may name no item, none could be finished."""
+
+    def __init__(self, begin: int, rows: torch.Tensor) -> None:
+        self.begin, self.rows = begin, rows
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[self.rows, self.begin] = -torch.inf
+        return scores
 
 
 class _LongEnough:

@@ -8,6 +8,8 @@ import torch
 
 from crs_fast.crs.backbones import load_backbone, tiny_backbone
 from crs_fast.crs.bundle import load_bundle, save_bundle
+from crs_fast.crs.dialogue import CrsDataset
+from crs_fast.crs.pipeline import train_recommender
 from crs_fast.trie import SidTrie, SidVocab
 
 from .tiny_system import DIALOGUE, ITEMS, SIDS, system
@@ -74,6 +76,12 @@ def test_other_folders_are_left_alone(tmp_path):
     model, tokenizer, trie, vocab, control, _ = system()
     with pytest.raises(ValueError, match="must be empty or hold a bundle"):
         save_bundle(tmp_path, (model, tokenizer), trie, vocab, control, ITEMS)
+    nothing = CrsDataset("t", ITEMS, {})
+    for path in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(ValueError, match="train_recommender: output_dir must be empty or"):
+            train_recommender(nothing, (model, tokenizer), path)
+    with pytest.raises(ValueError, match="train_recommender: dataset must have a split 'train'"):
+        train_recommender(nothing, (model, tokenizer), tmp_path / "model")
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 

@@ -1,11 +1,12 @@
-import itertools
-
 import pytest
 import torch
 
-from crs_fast.crs.cold_start import hold_out, place_items
+from crs_fast.crs import pipeline
+from crs_fast.crs.cold_start import hold_out
 from crs_fast.crs.dialogue import CrsDataset
+from crs_fast.crs.pipeline import SidConfig, make_catalogue
 from crs_fast.crs.score import named_items
+from crs_fast.quantize import build_sids
 
 from .tiny_system import DIALOGUE, ITEMS, dialogues
 
@@ -27,26 +28,14 @@ def test_held_out_items_are_in_no_training_turn():
         hold_out(dataset, 0.0)
 
 
-def test_new_items_take_the_nearest_free_sid_and_move_nobody():
-    generator = torch.Generator().manual_seed(0)
-    books = torch.randn(2, 3, 4, generator=generator)
-    x = torch.randn(5, 4, generator=generator)
-    sums = {c: books[0, c[0]] + books[1, c[1]] for c in itertools.product(range(3), repeat=2)}
-    codes = []
-    for row in x:
-        first = int((books[0] - row).square().sum(-1).argmin())
-        second = int((books[1] - (row - books[0, first])).square().sum(-1).argmin())
-        codes.append([first, second])
-    taken = torch.tensor([codes[0], codes[1]]).unique(dim=0)
-    placed = [tuple(row) for row in place_items(x, torch.tensor(codes), books, taken).tolist()]
-    held = {tuple(row) for row in taken.tolist()}
-    for row, code, sid in zip(x, codes, placed, strict=True):
-        assert sid not in held
-        free = [c for c in sums if c not in held and c[0] == code[0]]
-        if free:  # under its own prefix, by distance
-            assert sid == min(free, key=lambda c: float((sums[c] - row).square().sum()))
-        held.add(sid)
-    everything = torch.tensor(list(sums))
-    with pytest.raises(ValueError, match="must leave one free"):
-        place_items(x[:1], torch.tensor(codes[:1]), books, everything)
-    assert place_items(x[:0], torch.tensor(codes)[:0], books, everything).shape == (0, 2)
+@pytest.mark.parametrize("held", [("i6",), ("i1", "i4", "i6", "i7")])
+def test_items_held_out_take_free_sids_and_move_nobody(held, monkeypatch):
+    """Three levels of two codes for eight items: not one SID is left over."""
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(pipeline, "encode_texts", lambda *args, **kw: x)
+    config = SidConfig(levels=3, codes=2, method="rqkmeans")
+    catalogue = make_catalogue(CrsDataset("t", ITEMS, {}), config, held=held)
+    assert len(catalogue.sids.unique(dim=0)) == 8
+    rest = torch.tensor([item.item_id not in held for item in ITEMS])
+    alone = build_sids(x[rest], config.levels, config.codes, config.method)[1]
+    assert torch.equal(catalogue.sids[rest], alone)

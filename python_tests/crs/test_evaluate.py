@@ -1,6 +1,7 @@
 """Evaluation protocols on a tiny random model: counts and figures against plain recomputation."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -110,6 +111,14 @@ def test_saved_files_hold_the_figures(evaluation, tmp_path):
     ]
 
 
-def test_unknown_split(recommender, dataset):
-    with pytest.raises(ValueError, match="split must be one of"):
-        evaluate(recommender, dataset, "dev")
+def test_missing_splits_are_found_before_anything_is_answered(dataset):
+    with pytest.raises(
+        ValueError, match=r"evaluate: dataset must have a split 'dev' .*\(got \['tr"
+    ):
+        evaluate(None, dataset, "dev")
+    for train in ({}, {"train": ()}):
+        bare = replace(dataset, splits={**train, "test": dataset.splits["test"]})
+        with pytest.raises(
+            ValueError, match=r"a split 'train' that is not empty \(got \['test'\]\)"
+        ):
+            evaluate(None, bare)

@@ -22,7 +22,7 @@ def answered(layout):
     its own words name one."""
     predictions = blank_predictions(SPLIT)
     for n, p in enumerate(predictions):
-        p.rec_probability, p.reply = float(n % 3 == 0), "words"
+        p.mode, p.reply = CHAT if n % 3 else REC, "words"
         p.ranking = [f"i{n % 8}"] if layout.item or (p.gold_items and n % 2) else None
     assert {(bool(p.gold_items), p.chooses_rec) for p in predictions} == {
         (gold, own) for gold in (True, False) for own in (True, False)

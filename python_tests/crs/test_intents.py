@@ -168,7 +168,7 @@ def test_own_perplexity_takes_the_own_intent(fine):
     wrong = []
     for intent in (None, "explain"):
         for p in predictions:
-            p.rec_probability, p.intent = 0.0, intent
+            p.mode, p.intent = "chat", intent
         note_gold_nll(fine, [dialogue], predictions, progress=False)
         wrong.append([p.gold_nll for p in predictions])
     plain, explaining = wrong

@@ -8,7 +8,8 @@ from crs_fast.crs.bundle import Bundle
 from crs_fast.crs.model import Recommender
 from crs_fast.crs.sequence import CHAT, REC
 from crs_fast.crs.turn import TurnBatch, TurnCache
-from crs_fast.decode import Capability, SidLogitsProcessor, recommend
+from crs_fast.decode import Capability, SidLogitsProcessor, capability, recommend
+from crs_fast.decode.cache import GrowingLayer
 
 from .tiny_system import ITEMS, system
 
@@ -98,7 +99,27 @@ def test_exclusion_is_exact_and_per_request(recommender):
     assert {i for i, _, _ in one.items} == set(everything) - {"i1", "i2"}
     assert {i for i, _, _ in two.items} == set(everything)
     nothing = recommender.respond(ASK, exclude=everything, **common)
-    assert nothing.items == []
+    assert (nothing.mode, nothing.items) == ("chat", [])
+
+
+@pytest.mark.parametrize("mode", ["rec", "chat"])
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_a_reply_names_no_excluded_item(recommender, mode, do_sample):
+    """Of a model that opens an item wherever it may."""
+    everything = {item.item_id for item in ITEMS}
+    exclude = [everything - {"i4"}, None, everything]
+    begin = recommender.bundle.builder.begin
+
+    def opens(module, inputs, logits):
+        logits[..., begin] += 1000
+
+    with recommender.bundle.model.get_output_embeddings().register_forward_hook(opens):
+        turns = recommender.respond(
+            [ASK, LONGER, ASK], mode, exclude=exclude, do_sample=do_sample, max_new_tokens=12
+        )
+    assert [set(turn.named) for turn in turns[::2]] == [{"i4"}, set()]
+    assert set(turns[1].named) - {"i4"}
+    assert {turn.invalid_items for turn in turns} == {0}
 
 
 def test_a_batch_answers_as_each_alone(recommender):
@@ -159,6 +180,23 @@ def test_a_reply_never_ends_inside_an_item(recommender):
 def test_bad_requests(recommender, messages, kwargs, message):
     with pytest.raises(ValueError, match=message):
         recommender.respond(messages, **kwargs)
+
+
+@pytest.mark.parametrize("mode", ["rec", "chat"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_turn_never_copies_its_prompt(recommender, mode, cached, monkeypatch):
+    """What it will need behind the prompt is there from the beginning."""
+    copied, grown = [], GrowingLayer._grown
+
+    def watched(self, old, like, before, length):
+        copied.append(before)
+        return grown(self, old, like, before, length)
+
+    capability(recommender.bundle.model)  # whose probe has prompts of its own
+    monkeypatch.setattr(GrowingLayer, "_grown", watched)
+    cache = TurnCache() if cached else None
+    recommender.respond([ASK, LONGER], mode, num_beams=30, cache=cache, max_new_tokens=40)
+    assert set(copied) == {0}
 
 
 class Counted(torch.nn.Module):

@@ -2,6 +2,7 @@
 cut off."""
 
 import json
+import shutil
 import subprocess
 from dataclasses import replace
 
@@ -266,6 +267,16 @@ def test_held_out_items_have_tables_of_their_own(data, tmp_path):
     assert 0 < n < found["paper"]["gcrs"]["n"]
     # Every item is reachable: with as many beams as items all are ranked.
     assert found["held out"]["gcrs"]["recall@10"] == 1.0
+
+
+@pytest.mark.parametrize(("missing", "rates"), [("test", (1e-3,)), ("valid", (1e-3, 1e-2))])
+def test_missing_splits_are_found_before_anything_is_written(data, missing, rates, tmp_path):
+    folder, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(data, folder)
+    (folder / f"{missing}.jsonl").unlink()
+    with pytest.raises(ValueError, match=f"reproduce: dataset must have a split '{missing}'"):
+        reproduce(plan(folder, learning_rates=rates), out, str)
+    assert not out.exists()
 
 
 def test_an_experiment_from_before_a_switch_goes_on(data, tmp_path):

@@ -36,7 +36,9 @@ def answers(seed, modes=True):
     out = blank_predictions(TEST)
     for p in out:
         p.ranking = [f"i{i}" for i in rng.permutation(8)]
-        p.rec_probability = float(rng.random()) if modes else None
+        if modes:
+            p.rec_probability = float(rng.random())
+            p.mode = "rec" if p.rec_probability > 0.5 else "chat"
         p.reply, p.reply_items = "see <movie>", [p.ranking[0]]
     return out
 
@@ -61,6 +63,18 @@ def test_protocols_by_hand():
     # Train names i0, i3, i1, i4; the test targets are i2, i3, i4, i5 and i3, i4, i5.
     unseen = protocol_targets(predictions, "unseen", {"i0", "i3", "i1", "i4"})
     assert [key[2] for key in unseen.keys] == ["i2", "i5", "i5"]
+
+
+def test_baselines_rank_once_with_and_once_without_named_items():
+    asked = []
+
+    def ranks(turns, dialogues, exclude_named):
+        asked.append(exclude_named)
+        return [["i3"] for _ in turns]
+
+    figures = recommendation_figures(DATASET, "test", answers(0), {"mine": ranks})
+    assert asked == [False, True]
+    assert all(methods["mine"]["n"] for methods in figures.values())
 
 
 def test_a_search_without_named_items_goes_before_a_filtered_list():
@@ -178,6 +192,26 @@ def test_the_file_brings_back_every_figure(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("said", "chance", "mode"),
+    [
+        ("rec", 0.3, "rec"),
+        ("chat", 0.9, "chat"),
+        (None, 0.9, "rec"),
+        (None, 0.5, "chat"),
+        ("rec", None, "rec"),
+        (None, None, None),
+    ],
+)
+def test_the_mode_is_what_the_system_says(tmp_path, said, chance, mode):
+    """How likely it was counts only where no mode is given."""
+    write_predictions(tmp_path / "p.jsonl", answers(4))
+    lines = (tmp_path / "p.jsonl").read_text().splitlines()
+    changed = [_with(line, mode=said, rec_probability=chance) for line in lines]
+    (tmp_path / "p.jsonl").write_text("\n".join(changed))
+    assert {p.mode for p in read_predictions(tmp_path / "p.jsonl", TEST, ITEMS)} == {mode}
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda lines: lines[:-1], "must hold every recommender turn"),
@@ -186,6 +220,20 @@ def test_the_file_brings_back_every_figure(tmp_path):
         (lambda lines: [lines[0].replace("[]", '["i1", "i1"]', 1), *lines[1:]], None),
         (lambda lines: [_with(lines[0], ranking=["i1", "i1"])], "must name an item once"),
         (lambda lines: [_with(lines[0], mode="maybe")], "mode must be one of"),
+        *(
+            (lambda lines, odd=odd: [_with(lines[0], **odd)], f"line 1 .*{next(iter(odd))} must be")
+            for odd in (
+                {"rec_probability": "0.9"},
+                {"rec_probability": float("nan")},
+                {"rec_probability": 1.1},
+                {"rec_probability": True},
+                {"reply": 5},
+                {"invalid_items": "two"},
+                {"invalid_items": -1},
+                {"intent": 3},
+                {"mode": ["rec"]},
+            )
+        ),
         (lambda lines: [_with(lines[0], ranking=[1, 2])], r"as strings \(got 1\)"),
         (lambda lines: [_with(lines[0], ranking="i1")], "must be a list of item ids"),
         (lambda lines: [_with(lines[0], new_ranking=["i1", "gone"])], "of the catalogue.*'gone'"),
@@ -257,3 +305,11 @@ def test_score_command(tmp_path, capsys):
     assert bare["recommendation"]["paper"] == figures["recommendation"]["paper"]
     assert bare["text"] == {}
     assert bare["mode"]["chat -> chat"] == bare["mode"]["rec -> chat"] == 0
+    (data / "train.jsonl").unlink()
+    template = ["score", "--template", str(tmp_path / "t.jsonl"), "--data", str(data)]
+    assert main(template) == 0
+    assert read_predictions(tmp_path / "t.jsonl", TEST, ITEMS) == blank_predictions(TEST)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["turns"] == 10
+    assert main(template) == 2  # what somebody has filled in stays
+    assert main(command) == 2
+    assert "score: dataset must have a split 'train'" in capsys.readouterr().err

@@ -194,10 +194,33 @@ def test_bf16_autocast_runs_on_the_cpu(tmp_path):
     assert result.losses[-1]["loss"] < result.losses[0]["loss"] + 0.5
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"embeddings": "nwe"}, r"embeddings must be 'all' or 'new' \(got 'nwe'\)"),
+        ({"max_minutes": 0}, r"max_minutes must be above 0 \(got 0\)"),
+        ({"max_minutes": -1.0}, "max_minutes must be above 0"),
+        ({"epochs": 0}, "epochs must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0"),
+        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"lora_rank": -1}, "lora_rank must be at least 1"),
+        ({"save_steps": -1}, "save_steps must be at least 0"),
+        ({"code_noise": 1.5}, r"code_noise must be in \[0, 1\]"),
+        ({"context_dropout": 1.0}, r"context_dropout must be in \[0, 1\)"),
+        ({"embeddings": "new", "weight_decay": 0.1, "lora_rank": None}, "weight_decay must be 0"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=f"TrainConfig: {message}"):
+        TrainConfig(**settings)
+
+
 def test_nothing_to_train_on(tmp_path):
     silent = Dialogue("d", (Turn(SEEKER, "anyone?"),))
     with pytest.raises(ValueError, match="must hold a recommender turn"):
         run(system(), tmp_path, data=[silent])
+    with pytest.raises(ValueError, match="train: dataset must have a split 'train'"):
+        run(system(), tmp_path, data=CrsDataset("t", ITEMS, {"test": (silent,)}))
 
 
 @pytest.mark.parametrize("tied", [True, False])
