@@ -157,7 +157,8 @@ def token_tensors(
         known = _tokens.setdefault(trie if vocab is None else vocab, {})
     key = trie.device, eos_token_id
     if key not in known:
-        known[key] = _token_tensors(trie, vocab, eos_token_id)
+        with torch.inference_mode(False):  # else only inference code could use them
+            known[key] = _token_tensors(trie, vocab, eos_token_id)
     return known[key]
 
 

@@ -55,7 +55,7 @@ class Question:
                 f"recommend: filters must hold one filter for all or one a prompt, {self.batch} "
                 f"(got {self.filters.num_requests})"
             )
-        _ = self.bitmaps
+        _ = self.bitmaps  # refuses filters of another catalogue
 
     @property
     def room(self) -> int:

@@ -15,7 +15,7 @@ import torch
 
 from crs_fast import _native
 
-from . import reference, trie_dispatch
+from . import reference, reference_build, trie_dispatch
 from .reference import NORMALIZE
 from .tensors import FilterTensors, TokenTensors, TrieTensors
 
@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.1
 def trie_build(
     sids: torch.Tensor, num_sorted: int = 0, progress: Callable[[float], Any] | None = None
 ) -> tuple[TrieTensors, torch.Tensor]:
-    """Sort SIDs and lay the trie out, in C++ on all threads.
+    """Sort SIDs and lay the trie out, in C++ on all threads (else in PyTorch).
 
         order = stable_argsort(sids)            # lexicographic, -1 first
         for each depth: mark the items at which the prefix changes, list their codes
@@ -43,7 +43,6 @@ def trie_build(
     Raises:
         ValueError: 2^28 rows or more, more than 127 levels, a code outside [0, 2^31 - 1], an empty
             row, a code after padding.
-        RuntimeError: the native module was not built.
     """
     if sids.ndim != 2 or sids.dtype != torch.int64 or sids.device.type != "cpu":
         raise ValueError(
@@ -52,15 +51,18 @@ def trie_build(
         )
     if sids.shape[1] < 1:
         raise ValueError("trie_build: sids must have at least one level (got L = 0)")
-    native = _native.load()
-    if native is None:
-        raise RuntimeError(f"trie_build: needs the native module: {_native.BUILD_HINT}")
-    sids = sids.contiguous()
     items, levels = sids.shape
     if not 0 <= num_sorted <= items:
         raise ValueError(
             f"trie_build: num_sorted must lie in 0 .. {items}, the rows of sids (got {num_sorted})"
         )
+    native = _native.load()
+    if native is None:
+        built = reference_build.trie_build(sids, num_sorted)
+        if progress is not None:
+            progress(1.0)
+        return built
+    sids = sids.contiguous()
     builder = native.TrieBuilder(sids.data_ptr(), items, levels, num_sorted)
     with _watched(builder, progress):
         builder.sort()

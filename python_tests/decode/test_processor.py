@@ -239,7 +239,9 @@ def test_vocabulary_must_hold_the_tries_codes():
 
 def test_token_tensors_are_made_once_and_keep_nothing_alive():
     trie, vocab = make_trie(), make_vocab(eos=EOS)
-    made = token_tensors(trie, vocab)
+    with torch.inference_mode():
+        made = token_tensors(trie, vocab)
+    assert not made.column.is_inference()
     assert token_tensors(make_trie(seed=1), vocab) is made
     assert token_tensors(trie, vocab, 9).terminator == 9
     assert made.terminator == EOS
