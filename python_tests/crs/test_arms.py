@@ -245,7 +245,7 @@ def test_retrieval_head_scores_every_item(setting):
     assert labels.tolist() == [2, 5]
     states = model.backbone(torch.tensor([[5, 6, 7]])).last_hidden_state[0, -1]
     cosine = torch.nn.functional.cosine_similarity(
-        head.query(states)[None], head.item(head.texts) + head.rows
+        head.query(states)[None], head.item(head.known) + head.rows
     )
     torch.testing.assert_close(logits[0], cosine * 20 + head.popularity, rtol=1e-4, atol=1e-4)
 
