@@ -50,8 +50,8 @@ def seconds(run: Callable[[], Any], device: str, calls: int) -> float:
 def measure(
     ways: dict[str, Callable[[], Any]], device: str, repeats: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds a call, short ones repeated until the clock is no part of them; and the MiB that the
-    first call of each way took (0 on the CPU, where nobody counts)."""
+    """Seconds a call, short ones repeated until the clock is no part of them; and the MiB that a
+    call of each way takes besides what is held already (0 on the CPU, where nobody counts)."""
     calls, memory = {}, {}
     for name, run in ways.items():
         memory[name] = extra_memory(run, device)
@@ -144,6 +144,7 @@ def main() -> int:
         parser.error(f"no case {sorted(unknown)}; there are {[case.name for case in CASES]}")
     rows: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
+    skipped: list[str] = []
     start = time.perf_counter()
     signal.signal(signal.SIGTERM, _stop)  # `timeout` ends a run, and its rows are printed
     for case in CASES:
@@ -151,7 +152,7 @@ def main() -> int:
         if (args.cases and case.name not in args.cases) or not here:
             continue
         if args.seconds is not None and time.perf_counter() - start > args.seconds:
-            failed[case.name] = "not run: time was up"
+            skipped.append(case.name)
             continue
         try:
             mine = rows_of(case, args)
@@ -168,13 +169,16 @@ def main() -> int:
             torch.cuda.empty_cache()
     for name, reason in failed.items():
         print(f"{name}: FAILED, {reason}", flush=True)
+    for name in skipped:
+        print(f"{name}: not run, time was up", flush=True)
     about = machine(args.device)
     if args.csv and rows:
         with open(args.csv, "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=[*rows[0], *about])
             writer.writeheader()
             writer.writerows(row | about for row in rows)
-    print(json.dumps({"machine": about, "size": args.size, "rows": rows, "failed": failed}))
+    outcome = {"rows": rows, "failed": failed, "skipped": skipped}
+    print(json.dumps({"machine": about, "size": args.size, **outcome}))
     return 1 if failed else 0
 
 

@@ -42,12 +42,18 @@ def attempt(
         raise
     except Exception as problem:
         # Whatever a model's code raises, the answer is the same: not this way.
-        first = (str(problem).splitlines() or [""])[0]
-        reason = f"{type(problem).__name__}: {first}"
+        reason = _told(problem)
     found = otherwise()
     known.add((way, case))
     give_up(model, way, reason)
     return found
+
+
+def _told(problem: BaseException) -> str:
+    """A failure and what it came after: a capture that breaks fails once more where it ends."""
+    first = (str(problem).splitlines() or [""])[0]
+    told, before = f"{type(problem).__name__}: {first}", problem.__context__
+    return told if before is None else f"{told}, after {_told(before)}"
 
 
 def give_up(model: PreTrainedModel, way: str, reason: str) -> None:

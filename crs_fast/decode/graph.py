@@ -153,16 +153,17 @@ class Recordings:
     ) -> Beams:
         """The beams after a prompt, recording the search first where it is not."""
         with self._turn(ids.device):
+            kept = MAX_RECORDINGS - 1
             if key in self._made:
                 self._made.move_to_end(key)
                 beams = self._made[key](ids, mask, words)
                 # Compared while the device replays.
                 if self._made[key].state == model_state(model):
                     return beams
-                self._keep(0)
-            self._keep(MAX_RECORDINGS - 1)
-            pool, self._pool = self._pool, None  # what a failure leaves in it, nobody knows
+                kept = 0  # another model than was recorded
             with _recording:
+                self._keep(kept)
+                pool, self._pool = self._pool, None  # what a failure leaves in it, nobody knows
                 self._made[key] = make((pool, self._stream))
             self._pool = pool
             return self._made[key](ids, mask, words)
@@ -215,8 +216,11 @@ def record(run: Callable[[], Beams], place: Any) -> Callable[[], Beams]:
     side.synchronize()  # what ran eagerly frees its memory before recording takes any
     graph = torch.cuda.CUDAGraph()
     # Other threads may use the device meanwhile.
-    with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
-        beams = run()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+            beams = run()
+    finally:
+        torch.cuda.set_stream(current)  # a capture that breaks leaves the other one current
     current.wait_stream(side)
 
     def replay() -> Beams:

@@ -31,6 +31,17 @@ def test_a_failure_is_remembered_where_the_plain_way_does_the_call():
     assert attempt(model, "fast", 2, lambda: "fast", lambda: "plain") == "fast"
 
 
+def test_the_warning_says_what_a_failure_came_after():
+    def run():
+        try:
+            raise KeyError("cause")
+        finally:
+            raise RuntimeError("where a capture ends")
+
+    with pytest.warns(UserWarning, match="RuntimeError: where a capture ends, after KeyError: 'ca"):
+        attempt(Model(), "fast", 1, run, lambda: "plain")
+
+
 @pytest.mark.filterwarnings("error")
 def test_wrong_calls_and_full_memory_are_raised_and_not_remembered():
     model = Model()

@@ -3,10 +3,17 @@
 import pytest
 import torch
 
+from crs_fast import _native
 from crs_fast.ops import reference, trie_mask_, trie_step, trie_walk
 from crs_fast.trie import ItemFilter, SidTrie, TrieSlot
 
 from ..helpers import DTYPES, clear_places, random_sids, vocab_of
+
+
+@pytest.mark.gpu
+def test_kernels_are_built_for_this_gpu():
+    """Else the reference would be compared with itself."""
+    assert _native.has_cuda(torch.cuda.get_device_capability())
 
 
 @pytest.mark.gpu
