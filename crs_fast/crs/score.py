@@ -84,8 +84,10 @@ def recommendation_figures(
     dialogues = dataset.splits[split]
     answered = {(p.dialogue, p.turn) for p in rec}
     turns = [t for t in recommendation_targets(dialogues) if (t.dialogue, t.turn) in answered]
+    train = recommendation_targets(dataset.splits["train"])
     baselines = {
-        new: _baselines(dataset, dialogues, turns, more or {}, new) for new in (False, True)
+        new: _baselines(dataset.items, dialogues, turns, train, more or {}, new)
+        for new in (False, True)
     }
     seen, films = named_items(dataset.splits["train"]), same_films(dataset.items)
     figures: dict[str, dict[str, dict[str, Any]]] = {}
@@ -104,14 +106,14 @@ def recommendation_figures(
 
 
 def _baselines(
-    dataset: CrsDataset,
+    items: Sequence[Item],
     dialogues: Sequence[Dialogue],
     turns: Sequence[RecTurn],
+    train: Sequence[RecTurn],
     more: Mapping[str, Baseline],
     new: bool,
 ) -> dict[str, list[Prediction]]:
     """What each baseline answers, named items left out where `new` says so."""
-    train, items = recommendation_targets(dataset.splits["train"]), dataset.items
     rankings: dict[str, Rankings] = {
         "popularity": popularity_ranking(turns, items, train, 50, new),
         "copy": copy_ranking(turns, 50),

@@ -222,11 +222,14 @@ class TurnBatch:
 
     def _processors(self, filters: ItemFilter | None) -> list[Any]:
         trie, vocab = _placed(self.bundle.trie, self.ids.device), self.bundle.vocab
-        processors: list[Any] = [SidLogitsProcessor(trie, vocab, filters)]
-        if filters is not None:
-            words = filters.over(trie).tensors.words  # [B, W]
-            processors.append(_NeverOpened(self.bundle.builder.begin, ~words.bool().any(1)))
-        return processors
+        if filters is None:
+            return [SidLogitsProcessor(trie, vocab)]
+        filters = filters.over(trie)
+        nothing = ~filters.tensors.words.bool().any(1)  # [B]
+        return [
+            SidLogitsProcessor(trie, vocab, filters),
+            _NeverOpened(self.bundle.builder.begin, nothing),
+        ]
 
     def _until_eos(self, tokens: list[int]) -> list[int]:
         eos = self.bundle.builder.eos
