@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -191,10 +191,12 @@ def make_setting(
         return kept(name, lambda: make_catalogue(dataset, sids, signals=signals, held=held))
 
     @cache
-    def joint() -> tuple[CrsDataset, Catalogue]:
+    def joint(signals: tuple[str, ...]) -> tuple[CrsDataset, Catalogue]:
         both = join(dataset, load_dataset("redial", plan.root))
-        both = replace(both, splits={"train": without(both.splits["train"], held)})
-        return both, kept("joint", lambda: make_catalogue(both, plan.sids, held=held))
+        splits = {name: without(dialogues, held) for name, dialogues in both.splits.items()}
+        both = replace(both, splits=splits)
+        make = partial(make_catalogue, both, plan.sids, signals=signals, held=held)
+        return both, kept("joint-" + "+".join(signals), make)
 
     def backbone(seed: int) -> Any:
         if plan.model != "tiny":

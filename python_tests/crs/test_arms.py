@@ -58,7 +58,7 @@ OTHER = CrsDataset(
 )
 
 
-def joint():
+def joint(signals):
     both = join(DATASET, OTHER)
     quantizer, sids, report = build_sids(embeddings(9), 3, 4, "rqkmeans")
     return both, Catalogue(embeddings(9), sids, quantizer, report)
@@ -67,9 +67,32 @@ def joint():
 def test_join():
     both = join(DATASET, OTHER)
     assert [item.item_id for item in both.items] == [*(i.item_id for i in ITEMS), "other:y"]
-    (dialogue,) = both.splits["train"]
+    (dialogue,) = both.splits["first"]
     assert [t.item_ids() for t in dialogue.turns] == [["i1"], ["other:y"]]
     assert dialogue.liked == {"i1": "liked"}
+    assert both.splits["train"] == (dialogue, *DATASET.splits["train"])
+
+
+def test_joint_items_are_known_by_both_data_sets_dialogues(monkeypatch, tmp_path):
+    seen = {}
+
+    def spy(dataset, config, signals, held):
+        seen[signals] = dataset
+        return joint(signals)[1]
+
+    monkeypatch.setattr(reproduce, "load_dataset", lambda *args: OTHER)
+    monkeypatch.setattr(reproduce, "make_catalogue", spy)
+    sids = reproduce.SidConfig(method="rqkmeans")
+    plan = reproduce.Plan("tiny", "tiny", ("redial-first",), 100, sids=sids)
+    setting = reproduce.make_setting(plan, DATASET, out=tmp_path)
+    both, _ = setting.joint(("text", "co-mention"))
+    assert setting.joint(("text", "co-mention"))[0] is both
+    setting.joint(("text",))
+    assert list(seen) == [("text", "co-mention"), ("text",)]
+    named = seen["text", "co-mention"].splits["train"]
+    assert {d.dialogue_id for d in named} == {"o", *(d.dialogue_id for d in TRAIN)}
+    found = sorted(folder.name for folder in (tmp_path / "catalogue").iterdir())
+    assert found == ["joint-text", "joint-text+co-mention"]
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +297,7 @@ def test_nothing_is_trained_on_items_held_out(name, setting, tmp_path, monkeypat
         patch.setattr(reproduce, "make_catalogue", lambda *args, **kw: setting.catalogue((), None))
         plan = reproduce.Plan("tiny", "tiny", (name,), 100)
         joint = reproduce.make_setting(plan, cut, held).joint
-        joint()
+        joint(("text",))
     here = replace(setting, dataset=cut, held=held, joint=joint)
     builder = extended(here, TRAINING, here.catalogue(("text",), None), GCRS).builder
     sids = [builder.item(item)[1:-1] for item in held]

@@ -41,11 +41,23 @@ _ALL: tuple[Arm, ...] = (
         for n, k in ((3, 64), (5, 64), (4, 128))
     ),
     GenerativeArm("redial-first", "gcrs, half its budget spent on ReDial first", joint=True),
+    GenerativeArm(
+        "redial-first-co-mention-mentions",
+        "co-mention-mentions, half its budget spent on ReDial first",
+        signals=BOTH,
+        instances=with_mentions,
+        joint=True,
+    ),
     OracleArm(),
     FineIntentsArm(),
 )
 # For INSPIRED; for ReDial, and no rival; for data with intents.
-NOT_DEFAULT = ("redial-first", "oracle-liked", "fine-intents")
+NOT_DEFAULT = (
+    "redial-first",
+    "redial-first-co-mention-mentions",
+    "oracle-liked",
+    "fine-intents",
+)
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 
 

@@ -117,9 +117,9 @@ class GenerativeArm:
             return extended(setting, config, catalogue, *how, fine_modes=self.fine_modes), [own]
         if setting.joint is None:
             raise ValueError(f"{self.name}: the experiment must have data to train on first")
-        both, catalogue = setting.joint()
+        both, catalogue = setting.joint(self.signals)
         bundle = extended(setting, config, catalogue, self.layout, items=both.items)
-        return bundle, [both.splits["train"], own]
+        return bundle, [both.splits["first"], own]
 
 
 def extended(

@@ -8,8 +8,8 @@ from crs_fast.crs.dialogue import CrsDataset, Dialogue, Item
 
 
 def join(dataset: CrsDataset, other: CrsDataset) -> CrsDataset:
-    """`dataset`'s items followed by those of `other` that it lacks, with `other`'s training
-    dialogues.
+    """`dataset`'s items followed by those of `other` that it lacks, with the training dialogues
+    of `other` as the split "first" and those of both as "train".
 
     Items are one where title and year agree; the rest of `other` get ids `<name>:<id>`.
     """
@@ -22,9 +22,10 @@ def join(dataset: CrsDataset, other: CrsDataset) -> CrsDataset:
     for item in other.items:
         if ids[item.item_id] not in known.values():
             added.setdefault(ids[item.item_id], replace(item, item_id=ids[item.item_id]))
-    train = tuple(_renamed(dialogue, ids) for dialogue in other.splits["train"])
+    first = tuple(_renamed(dialogue, ids) for dialogue in other.splits["train"])
+    splits = {"first": first, "train": first + dataset.splits["train"]}
     name = f"{dataset.name}+{other.name}"
-    return CrsDataset(name, (*dataset.items, *added.values()), {"train": train})
+    return CrsDataset(name, (*dataset.items, *added.values()), splits)
 
 
 def _renamed(dialogue: Dialogue, ids: dict[str, str]) -> Dialogue:

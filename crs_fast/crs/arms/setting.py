@@ -29,7 +29,8 @@ class Setting:
     dataset: catalogue and dialogues
     catalogue: makes the items' SIDs from the names of their signals, ("text",) say, and a shape
         (levels, codes), None for everybody's; cached
-    joint: the data set joined with another to train on first (see `join`), and its SIDs; cached
+    joint: the data set joined with another to train on first (see `join`), and its SIDs, of the
+        same signals; cached
     backbone: loads the language model afresh; the seed is of what it starts at random
     training: seed and learning rate are the run's, the rest is everybody's
     pretrained: whether the backbone knows a language already
@@ -41,7 +42,7 @@ class Setting:
     catalogue: Callable[[tuple[str, ...], tuple[int, int] | None], Catalogue]
     backbone: Callable[[int], Backbone]
     training: TrainConfig
-    joint: Callable[[], tuple[CrsDataset, Catalogue]] | None = None
+    joint: Callable[[tuple[str, ...]], tuple[CrsDataset, Catalogue]] | None = None
     pretrained: bool = True
     held: frozenset[str] = frozenset()
     num_beams: int = 50
