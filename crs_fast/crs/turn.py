@@ -180,6 +180,7 @@ class TurnBatch:
         ids, mask = _left_padded(bundle, prefixes)
         ids, mask = torch.cat([context, ids], 1), torch.cat([seen, mask], 1)
         start, control = ids.shape[1], bundle.control
+        processor = SidLogitsProcessor(_placed(bundle.trie, ids.device), bundle.vocab, filters)
         sampling: dict[str, Any] = (
             dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
             if do_sample
@@ -196,7 +197,7 @@ class TurnBatch:
             input_ids=ids,
             attention_mask=mask.long(),
             generation_config=config,
-            logits_processor=LogitsProcessorList(self._processors(filters)),
+            logits_processor=LogitsProcessorList([processor]),
             stopping_criteria=StoppingCriteriaList(
                 [_LongEnough(start + max_new_tokens, bundle.builder.begin, bundle.builder.end)]
             ),
@@ -219,17 +220,6 @@ class TurnBatch:
         self._tree.keep(self.ids.new_tensor([beam for beam, _ in found]))
         self._tree = None
         return [prefix[fed:] for prefix, (_, fed) in zip(prefixes, found, strict=True)]
-
-    def _processors(self, filters: ItemFilter | None) -> list[Any]:
-        trie, vocab = _placed(self.bundle.trie, self.ids.device), self.bundle.vocab
-        if filters is None:
-            return [SidLogitsProcessor(trie, vocab)]
-        filters = filters.over(trie)
-        nothing = ~filters.tensors.words.bool().any(1)  # [B]
-        return [
-            SidLogitsProcessor(trie, vocab, filters),
-            _NeverOpened(self.bundle.builder.begin, nothing),
-        ]
 
     def _until_eos(self, tokens: list[int]) -> list[int]:
         eos = self.bundle.builder.eos
@@ -264,17 +254,6 @@ def _holds(model: PreTrainedModel, columns: int) -> bool:
 def _fits(model: PreTrainedModel, columns: int) -> bool:
     window = sliding_window(model)
     return window is None or columns <= window
-
-
-class _NeverOpened:
-    """Opens no SID in rows bool [B]: of those that may name no item, none could be finished."""
-
-    def __init__(self, begin: int, rows: torch.Tensor) -> None:
-        self.begin, self.rows = begin, rows
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        scores[self.rows, self.begin] = -torch.inf
-        return scores
 
 
 class _LongEnough:

@@ -24,11 +24,11 @@ class SidLogitsProcessor:
     """Lets `model.generate` write only semantic IDs that exist.
 
     With `vocab.begin` set, constrains after each unclosed `<BOI>` and frees after `<EOI>`; outside
-    a SID, code tokens and `<EOI>` are masked, so free text holds no fake item. Without it, or with
-    `prompt_length` given, the SID begins right after the prompt. After a whole SID comes `end`,
-    else end-of-sequence. Stateless: everything is read from `input_ids`, so beam search, sampling,
-    greedy search and rows in different phases all work. Costs one host synchronisation a step, to
-    report illegal prefixes.
+    a SID, code tokens and `<EOI>` are masked, so free text holds no fake item, and `<BOI>` where
+    the row's filter allows nothing. Without it, or with `prompt_length` given, the SID begins right
+    after the prompt. After a whole SID comes `end`, else end-of-sequence. Stateless: everything is
+    read from `input_ids`, so beam search, sampling, greedy search and rows in different phases all
+    work. Costs one host synchronisation a step, to report illegal prefixes.
 
     Args:
         trie: the catalogue.
@@ -60,13 +60,19 @@ class SidLogitsProcessor:
         check_codes("SidLogitsProcessor", trie, vocab)
         self.trie, self.vocab, self.prompt_length = trie, vocab, prompt_length
         self.filters = None if filters is None else filters.over(trie).tensors
+        self._nothing = None if self.filters is None else ~self.filters.words.bool().any(1)
         self.tokens = token_tensors(trie, vocab, eos_token_id)
         self.codes = _code_table(vocab, trie)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`scores` [R, V] with -inf wherever a token may not follow `input_ids` [R, T]."""
         nodes = self.nodes(input_ids, check=True)
-        return trie_mask(scores, nodes, self.trie.tensors, self.tokens, self.filters)
+        scores = trie_mask(scores, nodes, self.trie.tensors, self.tokens, self.filters)
+        if self._nothing is not None and self.prompt_length is None:
+            assert self.vocab is not None
+            rows = self._nothing.repeat_interleave(len(scores) // len(self._nothing))
+            scores[:, self.vocab.begin].masked_fill_(rows, -torch.inf)
+        return scores
 
     def nodes(self, input_ids: torch.Tensor, check: bool = False) -> torch.Tensor:
         """The trie node each row stands at, int64 [R]; -1 outside a SID, and in an illegal one

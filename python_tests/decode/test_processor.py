@@ -208,6 +208,9 @@ def test_each_request_has_its_own_filter():
         *[{a[0], a[1], a[2]}] * 2,
         *[{END}] * 2,  # nothing is allowed: the SID closes at once and names no item
     ]
+    # In free text no SID opens that could not be finished.
+    opens = [BEGIN in free for free in score_rows(processor, [[4]] * 6)]
+    assert opens == [True] * 4 + [False] * 2
 
 
 def test_codes_are_token_ids_without_a_vocabulary():
