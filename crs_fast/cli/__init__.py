@@ -93,6 +93,9 @@ def _train(commands) -> None:
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--minutes", type=above_zero, help="stop training after so long")
     parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate")
+    parser.add_argument(
+        "--embedding-lr-ratio", type=above_zero, default=1.0, help="rows' learning rate over --lr"
+    )
     parser.add_argument("--lora-rank", type=int, default=16, help="0 tunes every weight")
     machine_arguments(parser)
     parser.add_argument("--tokens-per-batch", type=int, default=8192)

@@ -69,6 +69,7 @@ def train(args: Namespace) -> int:
         epochs=args.epochs,
         max_minutes=args.minutes,
         learning_rate=args.lr,
+        embedding_lr_ratio=args.embedding_lr_ratio,
         seed=args.seed,
         **training_config(args),
     )

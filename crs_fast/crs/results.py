@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from crs_fast.crs.arms import ARMS
+from crs_fast.crs.arms import ARMS, Arm, choose_arms
 from crs_fast.crs.arms.setting import ORACLE
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import replacing, write_text
@@ -47,8 +47,8 @@ def read_runs(out: Path, dataset: CrsDataset) -> Runs:
     """Method -> one prediction list a seed. A method is an arm, or an arm and a way of decoding; an
     oracle says so in its name."""
     runs: Runs = {}
-    for name, arm in ARMS.items():
-        mark = f" ({ORACLE})" if arm.about.startswith(ORACLE) else ""
+    for arm in _arms(out):
+        name, mark = arm.name, f" ({ORACLE})" if arm.about.startswith(ORACLE) else ""
         for done in sorted((out / "runs" / name).glob("seed*/done.json")):
             for file in sorted(done.parent.glob("*.jsonl")):
                 way = "" if file.stem == "predictions" else f" ({file.stem})"
@@ -59,6 +59,13 @@ def read_runs(out: Path, dataset: CrsDataset) -> Runs:
             [replace(p, ranking=_new(p), mode=None, reply=None) for p in run] for run in runs[BASE]
         ]
     return runs
+
+
+def _arms(out: Path) -> list[Arm]:
+    """Those with a finished run, in the order of `ARMS`."""
+    names = {done.parents[1].name for done in (out / "runs").glob("*/seed*/done.json")}
+    arms, order = choose_arms(",".join(names)) if names else [], list(ARMS)
+    return sorted(arms, key=lambda arm: [order.index(part) for part in arm.name.split("+")])
 
 
 def _new(p: Prediction) -> list[str]:

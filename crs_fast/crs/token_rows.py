@@ -124,6 +124,16 @@ def embedding_weights(model: Any) -> dict[str, torch.nn.Parameter]:
     return weights
 
 
+def trained_rows(model: Any) -> list[torch.nn.Parameter]:
+    """The parameters that hold embedding rows which train: whole matrices, or PEFT's new rows."""
+    whole = {id(weight) for weight in embedding_weights(model).values()}
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (id(parameter) in whole or "trainable_tokens" in name)
+    ]
+
+
 def freeze_old_rows(model: PreTrainedModel, tokens: list[int]) -> list[Any]:
     """Let only the rows of `tokens` of the embedding (and an untied head) take gradients; all else
     of the model trains on. Weight decay must be 0, for it would move the others still.

@@ -28,7 +28,7 @@ from crs_fast.crs.packing import (
 from crs_fast.crs.processes import several_processes
 from crs_fast.crs.resume import newest_checkpoint, note_weights
 from crs_fast.crs.sequence import ControlTokens, Instance, SequenceBuilder, trie_sids
-from crs_fast.crs.token_rows import freeze_old_rows, new_tokens
+from crs_fast.crs.token_rows import freeze_old_rows, new_tokens, trained_rows
 from crs_fast.trie import SidTrie, SidVocab
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("epochs max_minutes learning_rate", "above 0", lambda v: v > 0),
+    ("epochs max_minutes learning_rate embedding_lr_ratio", "above 0", lambda v: v > 0),
     (
         "max_tokens tokens_per_batch accumulate max_length lora_rank lora_alpha logging_steps",
         "at least 1",
@@ -66,6 +66,9 @@ class TrainConfig:
             rate follows the larger of the share of steps and the share of time, so it reaches zero
             either way.
         learning_rate: peak, after a linear warm-up over `warmup_ratio`; then a cosine to zero.
+        embedding_lr_ratio: learning rate of the embedding rows that train (and those of an untied
+            head) over that of all other weights. Ten where a pretrained model has new rows to learn
+            in a few hundred steps.
         tokens_per_batch: padded tokens a batch holds at most (one sequence at least).
         accumulate: batches a step.
         lora_rank: rank on all linear layers, where old embedding rows stay frozen and only the
@@ -94,6 +97,7 @@ class TrainConfig:
     max_tokens: int | None = None
     max_minutes: float | None = None
     learning_rate: float = 2e-4
+    embedding_lr_ratio: float = 1.0
     warmup_ratio: float = 0.06
     weight_decay: float = 0.0
     adam_beta2: float = 0.98
@@ -344,6 +348,8 @@ def _trainer(
         clock=Clock(config.max_minutes * 60 if config.max_minutes else None),
         loss_file=LossFile(folder / "loss.jsonl"),
         warmup=config.warmup_ratio,
+        rows=trained_rows(model),
+        rows_ratio=config.embedding_lr_ratio,
     )
 
 

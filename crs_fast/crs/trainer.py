@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,23 @@ class PackedTrainer(Trainer):
     """`Trainer` over ready-made batches (per_device_train_batch_size is 1: one batch).
 
     The loss is the mean over all labels of a step. The learning rate goes up linearly over
-    `warmup`, then down a cosine to zero, in the larger of the shares of steps and time done.
+    `warmup`, then down a cosine to zero, in the larger of the shares of steps and time done;
+    parameters in `rows` have it times `rows_ratio`.
     """
 
     def __init__(
-        self, *args: Any, clock: Clock, loss_file: LossFile, warmup: float, **kwargs: Any
+        self,
+        *args: Any,
+        clock: Clock,
+        loss_file: LossFile,
+        warmup: float,
+        rows: Sequence[torch.nn.Parameter] = (),
+        rows_ratio: float = 1.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.clock, self.loss_file, self.warmup = clock, loss_file, warmup
+        self.rows, self.rows_ratio = {id(row) for row in rows}, rows_ratio
         self.model_accepts_loss_kwargs = True  # makes Trainer count a step's labels
         self.tokens_read: torch.Tensor | int = 0
         self.remove_callback(ProgressCallback)
@@ -160,6 +170,21 @@ class PackedTrainer(Trainer):
             return total / count
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return total / num_items_in_batch * processes
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if self.rows_ratio != 1:
+            self._part_rows(optimizer)
+        return optimizer
+
+    def _part_rows(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the rows groups of their own."""
+        for group in list(optimizer.param_groups):
+            rows = [p for p in group["params"] if id(p) in self.rows]
+            if rows:
+                group["params"] = [p for p in group["params"] if id(p) not in self.rows]
+                rate = group["lr"] * self.rows_ratio
+                optimizer.add_param_group({**group, "params": rows, "lr": rate})
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

@@ -114,7 +114,10 @@ def setting():
     )
 
 
-@pytest.mark.parametrize("arm", ARMS.values(), ids=lambda arm: arm.name)
+COMBINED = choose_arms("co-mention+mentions+fast-rows,retrieval+co-mention+mentions+fast-rows")
+
+
+@pytest.mark.parametrize("arm", [*ARMS.values(), *COMBINED], ids=lambda arm: arm.name)
 def test_every_arm_ranks_every_target_and_filters(arm, setting, tmp_path):
     fitted = arm.fit(setting, tmp_path, TRAINING)
     assert (fitted.training is not None) == arm.trains
@@ -369,6 +372,23 @@ def test_unknown_arm():
     with pytest.raises(ValueError, match="arms must be among"):
         choose_arms("gcrs,magic")
     assert [arm.name for arm in choose_arms("resp,gcrs,resp")] == ["resp", "gcrs"]
+
+
+def test_switches_are_lent():
+    both, head = choose_arms("co-mention+mentions+fast-rows,retrieval+co-mention+mentions")
+    assert both.signals == head.signals == ("text", "co-mention")
+    assert both.instances == head.instances == with_mentions
+    assert (both.embedding_lr_ratio, head.embedding_lr_ratio) == (10, 1)
+    assert both.name == "co-mention+mentions+fast-rows"
+    assert both.about == "gcrs, SIDs of text and co-mentions, and mentions, and fast-rows"
+    (joint,) = choose_arms("redial-first+resp")
+    assert joint.joint
+    assert joint.layout == ARMS["resp"].layout
+    for name in ("retrieval+align", "copy+mentions", "gcrs+copy", "gcrs+gcrs", "mentions+mentions"):
+        with pytest.raises(ValueError, match="must have a place for"):
+            choose_arms(name)
+    with pytest.raises(ValueError, match="arms must be among"):
+        choose_arms("gcrs+magic")
 
 
 def test_two_fits_with_one_seed_give_the_same_ranks(setting, tmp_path):

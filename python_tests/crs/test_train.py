@@ -113,7 +113,9 @@ def test_lora_trains_new_rows_only(tmp_path, tied):
 
 @pytest.mark.parametrize("rank", [None, 4])
 def test_resume_equals_an_uninterrupted_run(tmp_path, rank):
-    config = replace(FULL, lora_rank=rank, lora_dropout=0.2, save_steps=3, epochs=3)
+    config = replace(
+        FULL, lora_rank=rank, lora_dropout=0.2, save_steps=3, epochs=3, embedding_lr_ratio=4
+    )
     whole = run(system(), tmp_path, config)
     checkpoints = sorted((tmp_path / "training").glob("checkpoint-*"))
     assert whole.steps > 6
@@ -282,6 +284,28 @@ def test_old_rows_can_stay_while_all_else_trains(tmp_path, tied):
         else:
             assert not torch.equal(value, start[name])
         assert not value._backward_hooks
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_rows_learn_at_a_rate_of_their_own(tmp_path, rank):
+    """Adam's first step is the learning rate in every coordinate that has a gradient."""
+    moved = {}
+    for ratio in (1, 10):
+        torch.manual_seed(0)
+        parts = system()
+        start = {k: v.detach().clone() for k, v in parts[0].named_parameters()}
+        config = replace(
+            FULL, max_tokens=1, lora_rank=rank, lora_dropout=0.0, embedding_lr_ratio=ratio
+        )
+        result = run(parts, tmp_path / str(ratio), config)
+        assert result.steps == 1
+        moved[ratio] = {k: v.detach() - start[k] for k, v in result.model.named_parameters()}
+    for name, slow in moved[1].items():
+        rows = "embed" in name or "lm_head" in name
+        torch.testing.assert_close(
+            moved[10][name], slow * (10 if rows else 1), rtol=1e-2, atol=1e-6
+        )
+        assert not rows or slow.any()
 
 
 def test_a_budget_in_tokens(tmp_path):

@@ -1,7 +1,14 @@
 """The arms of the experiment: ways to recommend that are compared on the same instances, with the
-same backbone and the same budget of training tokens."""
+same backbone and the same budget of training tokens.
+
+An arm that is gcrs but for a switch lends it to others: `co-mention+mentions` has both, and
+`retrieval+co-mention` is the retrieval head with the items that `co-mention` knows.
+"""
 
 from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
 
 from crs_fast.crs.arms.baselines import COPY, COPY_POPULARITY, POPULARITY
 from crs_fast.crs.arms.generative import GenerativeArm
@@ -31,46 +38,53 @@ _ALL: tuple[Arm, ...] = (
     GenerativeArm("align", "gcrs, also trained on item text -> SID -> title", align=True),
     GenerativeArm("co-mention", "gcrs, SIDs of text and co-mentions", signals=BOTH),
     GenerativeArm("mentions", "gcrs, trained on every mention too", instances=with_mentions),
-    GenerativeArm("co-mention-mentions", "both of these", signals=BOTH, instances=with_mentions),
-    RetrievalArm("retrieval-co-mention", "retrieval, items of text and co-mentions", BOTH),
-    RetrievalArm(
-        "retrieval-co-mention-mentions", "that, trained on every mention too", BOTH, with_mentions
-    ),
+    GenerativeArm("fast-rows", "gcrs, new rows at ten times the rate", embedding_lr_ratio=10.0),
     *(
         GenerativeArm(f"sids-{n}x{k}", f"gcrs, SIDs of {n} levels of {k} codes", shape=(n, k))
         for n, k in ((3, 64), (5, 64), (4, 128))
     ),
     GenerativeArm("redial-first", "gcrs, half its budget spent on ReDial first", joint=True),
-    GenerativeArm(
-        "redial-first-co-mention-mentions",
-        "co-mention-mentions, half its budget spent on ReDial first",
-        signals=BOTH,
-        instances=with_mentions,
-        joint=True,
-    ),
     OracleArm(),
     FineIntentsArm(),
 )
 # For INSPIRED; for ReDial, and no rival; for data with intents.
-NOT_DEFAULT = (
-    "redial-first",
-    "redial-first-co-mention-mentions",
-    "oracle-liked",
-    "fine-intents",
-)
+NOT_DEFAULT = ("redial-first", "oracle-liked", "fine-intents")
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 
 
 def choose_arms(names: str | None) -> list[Arm]:
-    """Arms by their names, joined by commas; for None all but `NOT_DEFAULT`.
+    """Arms by their names, joined by commas, switches behind a "+"; for None all but `NOT_DEFAULT`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a switch that an arm has no place for.
     """
     if names is None:
         return [arm for arm in _ALL if arm.name not in NOT_DEFAULT]
-    wanted = names.split(",")
-    unknown = [name for name in wanted if name not in ARMS]
+    return [_arm(name) for name in dict.fromkeys(names.split(","))]
+
+
+def _arm(name: str) -> Arm:
+    parts = name.split("+")
+    unknown = [part for part in parts if part not in ARMS]
     if unknown:
         raise ValueError(f"choose_arms: arms must be among {sorted(ARMS)} (got {unknown[0]!r})")
-    return [ARMS[name] for name in dict.fromkeys(wanted)]
+    arm = ARMS[parts[0]]
+    for part in parts[1:]:
+        arm = _with_switch(arm, part)
+    return arm
+
+
+def _with_switch(arm: Any, switch: str) -> Arm:
+    """The arm with what makes the arm `switch` differ from gcrs."""
+    other: Any = ARMS[switch]
+    plain = GenerativeArm("", "")
+    changed: dict[str, Any] = {}
+    if isinstance(other, GenerativeArm):
+        names = [field.name for field in fields(plain) if field.name not in ("name", "about")]
+        pairs = {name: (getattr(other, name), getattr(plain, name)) for name in names}
+        changed = {name: new for name, (new, usual) in pairs.items() if new != usual}
+    free = all(getattr(arm, name, None) == getattr(plain, name) for name in changed)
+    if not changed or not free:
+        raise ValueError(f"choose_arms: {arm.name} must have a place for {switch} (got none)")
+    about = f"{arm.about}, and {switch}"
+    return replace(arm, name=f"{arm.name}+{switch}", about=about, **changed)

@@ -41,6 +41,7 @@ class GenerativeArm:
             catalogues, and only the data set's own items can be recommended.
         instances: what a dialogue is trained on.
         fine_modes: further mode tokens, for turns with an intent (see `ControlTokens`).
+        embedding_lr_ratio: see `TrainConfig`.
     """
 
     name: str
@@ -56,6 +57,7 @@ class GenerativeArm:
     joint: bool = False
     instances: Callable[[SequenceBuilder, Dialogue], list[Instance]] = SequenceBuilder.instances
     fine_modes: tuple[str, ...] = ()
+    embedding_lr_ratio: float = 1.0
     trains = True
 
     def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
@@ -63,6 +65,7 @@ class GenerativeArm:
             config,
             embeddings="all" if self.all_rows or not setting.pretrained else "new",
             code_noise=self.code_noise,
+            embedding_lr_ratio=self.embedding_lr_ratio,
         )
         bundle, stages = self._stages(setting, config)
         spent: dict[str, float] = dict.fromkeys(("tokens", "seconds"), 0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +129,18 @@ class RetrievalArm:
     Args:
         signals: what item vectors are made of: "text", "co-mention".
         instances: what a dialogue is trained on.
+        embedding_lr_ratio: see `TrainConfig`.
     """
 
     name: str = "retrieval"
     about: str = "backbone's last state against item vectors, softmax over the catalogue"
     signals: tuple[str, ...] = ("text",)
     instances: Callable[[SequenceBuilder, Dialogue], list[Instance]] = SequenceBuilder.instances
+    embedding_lr_ratio: float = 1.0
     trains = True
 
     def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
+        config = replace(config, embedding_lr_ratio=self.embedding_lr_ratio)
         catalogue = setting.catalogue(self.signals, None)
         bundle = extended(setting, config, catalogue, Layout(words=False))
         index = {item.item_id: i for i, item in enumerate(bundle.items)}
