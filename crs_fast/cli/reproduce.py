@@ -22,7 +22,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--root", help="folder that holds redial/ and inspired/ ($CRS_FAST_DATA)")
     parser.add_argument("--model", default="smollm2", help="smollm2, tiny, a path or a hub name")
     parser.add_argument("--out", help="results directory (reproduce_<data>_<model>)")
-    parser.add_argument("--arms", help="names joined by commas (all that need no special data)")
+    parser.add_argument(
+        "--arms",
+        help="names joined by commas, switches lent with + (retrieval+co-mention); "
+        "all that need no special data",
+    )
     parser.add_argument("--seeds", type=int, default=1, help="runs an arm")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--tokens", type=int, help="training tokens a run")
