@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 
 from crs_fast.crs.dialogue import Dialogue, Item
 
@@ -42,4 +43,26 @@ def co_mention_embeddings(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         u, s, _ = torch.svd_lowrank(ppmi, q=dim)
-    return torch.nn.functional.normalize(u * s.sqrt(), dim=1)
+    return F.normalize(u * s.sqrt(), dim=1)
+
+
+def fill_unnamed(vectors: torch.Tensor, texts: torch.Tensor, neighbours: int = 10) -> torch.Tensor:
+    """Co-mention vectors for items that have none: those of the items nearest by text, weighted by
+    cosine, scaled to unit length. Without them such items share a corner of their own, and a model
+    that was never taught its SIDs finds none of them.
+
+    Args:
+        vectors: float [N, C], zero rows where there is none.
+        texts: float [N, D], text embeddings.
+        neighbours: at most so many items that have a vector.
+
+    Returns:
+        float [N, C]; the other rows as they were, and all of them where no item has a vector.
+    """
+    known = vectors.any(1)
+    x = F.normalize(texts.float(), dim=1)
+    near, which = (x[~known] @ x[known].T).topk(min(neighbours, int(known.sum())))  # [U, k]
+    means = (near.clamp(min=0)[..., None] * vectors[known][which]).sum(1)  # [U, C]
+    filled = vectors.clone()
+    filled[~known] = F.normalize(means, dim=1)
+    return filled

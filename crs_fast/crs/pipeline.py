@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.crs.bundle import check_folder, save_bundle
-from crs_fast.crs.co_mention import co_mention_embeddings
+from crs_fast.crs.co_mention import co_mention_embeddings, fill_unnamed
 from crs_fast.crs.dialogue import CrsDataset, need_splits
 from crs_fast.crs.files import replacing, write_text
 from crs_fast.crs.sequence import ControlTokens
@@ -23,6 +23,9 @@ from crs_fast.trie import SidTrie, SidVocab
 if TYPE_CHECKING:
     from crs_fast.crs.backbones import Backbone
     from crs_fast.quantize import ResidualQuantizer
+
+
+SIGNALS = ("text", "co-mention", "co-mention-filled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,20 +70,20 @@ def make_catalogue(
 
     Args:
         signals: what an item's embedding is made of, side by side: "text" (the encoder's), and
-            "co-mention" (see `co_mention_embeddings`; of the "train" split).
+            "co-mention" (see `co_mention_embeddings`; of the "train" split) or "co-mention-filled",
+            where items without one get their text neighbours' (see `fill_unnamed`).
         held: ids of items that the quantizer's fit may not see (see `crs_fast.crs.cold_start`).
     """
     config = config or SidConfig()
-    parts = []
-    for signal in signals:
-        if signal == "text":
-            texts = [item.text() for item in dataset.items]
-            parts.append(encode_texts(texts, config.encoder, progress=progress))
-        elif signal == "co-mention":
-            parts.append(co_mention_embeddings(dataset.items, dataset.splits["train"]))
-        else:
-            raise ValueError(f"make_catalogue: signals must be text or co-mention (got {signal!r})")
-    embeddings = torch.cat(parts, 1)
+    unknown = [signal for signal in signals if signal not in SIGNALS]
+    if unknown:
+        raise ValueError(f"make_catalogue: signals must be among {SIGNALS} (got {unknown[0]!r})")
+    texts = encode_texts([item.text() for item in dataset.items], config.encoder, progress=progress)
+    parts = {"text": texts}
+    if set(signals) != {"text"}:
+        named = co_mention_embeddings(dataset.items, dataset.splits["train"])
+        parts |= {"co-mention": named, "co-mention-filled": fill_unnamed(named, texts)}
+    embeddings = torch.cat([parts[signal] for signal in signals], 1)
     new = torch.tensor([item.item_id in held for item in dataset.items])
     quantizer, fitted, report = build_sids(
         embeddings[~new], config.levels, config.codes, config.method, config.seed, progress

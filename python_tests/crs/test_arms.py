@@ -14,11 +14,11 @@ from crs_fast.crs.arms.mentions import mention_instances, with_mentions
 from crs_fast.crs.arms.retrieval import RetrievalArm, RetrievalHead
 from crs_fast.crs.arms.titles import title_tokens
 from crs_fast.crs.backbones import tiny_backbone
-from crs_fast.crs.co_mention import co_mention_embeddings
+from crs_fast.crs.co_mention import co_mention_embeddings, fill_unnamed
 from crs_fast.crs.cold_start import hold_out
 from crs_fast.crs.dialogue import CrsDataset, Dialogue, Item, Mention, Turn
 from crs_fast.crs.packing import collate_separate, label_logits, pack, read_after, separate
-from crs_fast.crs.pipeline import Catalogue
+from crs_fast.crs.pipeline import Catalogue, SidConfig, make_catalogue
 from crs_fast.crs.predict import predict, predict_in_words
 from crs_fast.crs.sequence import GCRS, Instance, Layout
 from crs_fast.crs.train import TrainConfig, train_instances
@@ -366,6 +366,34 @@ def test_co_mentioned_items_are_near():
     assert sum(near) > sum(far)
     assert torch.equal(x, co_mention_embeddings(ITEMS, dialogues(8), dim=4))
     assert not co_mention_embeddings(ITEMS, [], dim=4).any()
+
+
+def test_items_without_co_mentions_get_their_neighbours():
+    vectors = torch.tensor([[1.0, 0], [0, 1], [0, 0], [0, 0]])
+    texts = torch.tensor([[2.0, 0, 0], [0, 2, 0], [3, 4, 0], [-1, 0, 1]])
+    filled = fill_unnamed(vectors, texts)
+    torch.testing.assert_close(filled[2], torch.tensor([0.6, 0.8]))
+    assert torch.equal(filled[:2], vectors[:2])
+    assert not filled[3].any()  # like nothing that is known
+    assert fill_unnamed(vectors, texts, neighbours=1)[2].tolist() == [0, 1]
+    assert not fill_unnamed(torch.zeros(4, 2), texts).any()
+    assert torch.equal(fill_unnamed(vectors[:2], texts[:2]), vectors[:2])
+
+
+def test_what_sids_are_made_of():
+    """Of 8 items the dialogues name 4, two by two."""
+    sids = SidConfig(2, 4, "rqkmeans")
+    named = replace(DATASET, splits={"train": tuple(dialogues(2))})
+    text, plain, filled = (
+        make_catalogue(named, sids, signals=signals).embeddings
+        for signals in (("text",), ("text", "co-mention"), ("text", "co-mention-filled"))
+    )
+    assert torch.equal(plain[:, : text.shape[1]], text)
+    rest = plain[:, text.shape[1] :]
+    assert rest.any(1).sum() == 4
+    assert torch.equal(filled[:, text.shape[1] :], fill_unnamed(rest, text))
+    with pytest.raises(ValueError, match="signals must be among"):
+        make_catalogue(named, sids, signals=("text", "magic"))
 
 
 def test_unknown_arm():

@@ -37,6 +37,11 @@ _ALL: tuple[Arm, ...] = (
     GenerativeArm("code-noise", "gcrs, 10 % of fed codes replaced at random", code_noise=0.1),
     GenerativeArm("align", "gcrs, also trained on item text -> SID -> title", align=True),
     GenerativeArm("co-mention", "gcrs, SIDs of text and co-mentions", signals=BOTH),
+    GenerativeArm(
+        "co-mention-filled",
+        "co-mention, items without co-mentions get those of their neighbours by text",
+        signals=("text", "co-mention-filled"),
+    ),
     GenerativeArm("mentions", "gcrs, trained on every mention too", instances=with_mentions),
     GenerativeArm("fast-rows", "gcrs, new rows at ten times the rate", embedding_lr_ratio=10.0),
     *(

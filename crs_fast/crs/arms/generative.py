@@ -35,7 +35,7 @@ class GenerativeArm:
         informed_rows: SID rows start from the embeddings of the items below them, else at random.
         code_noise: see `TrainConfig`.
         align: also train on item text -> SID and SID -> title.
-        signals: what SIDs are made of: "text", "co-mention".
+        signals: what SIDs are made of (see `make_catalogue`).
         shape: levels and codes of its SIDs; None for everybody's.
         joint: spend half the budget on another data set's dialogues first; SIDs are of both
             catalogues, and only the data set's own items can be recommended.

@@ -127,7 +127,7 @@ class RetrievalArm:
     """See the module. Chooses no mode and writes no reply.
 
     Args:
-        signals: what item vectors are made of: "text", "co-mention".
+        signals: what item vectors are made of (see `make_catalogue`).
         instances: what a dialogue is trained on.
         embedding_lr_ratio: see `TrainConfig`.
     """
