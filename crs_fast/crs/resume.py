@@ -25,14 +25,15 @@ def newest_checkpoint(folder: Path, config: TrainConfig) -> str | None:
 
     Raises:
         ValueError: the checkpoints are of a full tuning where `config` says LoRA, or the reverse,
-            or of an adapter of another rank, alpha, dropout or precision.
+            of an adapter of another rank, alpha, dropout or precision, or of another
+            `embedding_lr_ratio`.
     """
     from transformers.trainer_utils import get_last_checkpoint
 
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if checkpoint is None or not (folder / NOTE).is_file():
         return checkpoint
-    noted = json.loads((folder / NOTE).read_text())
+    noted = {"embedding_lr_ratio": 1.0, **json.loads((folder / NOTE).read_text())}
     for name, value in _weights(config).items():
         if noted.get(name) != value:
             raise ValueError(
@@ -43,7 +44,6 @@ def newest_checkpoint(folder: Path, config: TrainConfig) -> str | None:
 
 
 def _weights(config: TrainConfig) -> dict[str, Any]:
-    if not config.lora_rank:
-        return {"lora_rank": None, "embeddings": config.embeddings}
-    names = ("lora_rank", "lora_alpha", "lora_dropout", "qlora")
+    kind = ("lora_alpha", "lora_dropout", "qlora") if config.lora_rank else ("embeddings",)
+    names = ("lora_rank", *kind, "embedding_lr_ratio")
     return {name: getattr(config, name) for name in names}

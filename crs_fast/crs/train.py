@@ -67,8 +67,8 @@ class TrainConfig:
             either way.
         learning_rate: peak, after a linear warm-up over `warmup_ratio`; then a cosine to zero.
         embedding_lr_ratio: learning rate of the embedding rows that train (and those of an untied
-            head) over that of all other weights. Ten where a pretrained model has new rows to learn
-            in a few hundred steps.
+            head) over that of all other weights: above 1 where a pretrained model has new rows to
+            learn in a few hundred steps.
         tokens_per_batch: padded tokens a batch holds at most (one sequence at least).
         accumulate: batches a step.
         lora_rank: rank on all linear layers, where old embedding rows stay frozen and only the

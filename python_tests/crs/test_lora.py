@@ -104,6 +104,7 @@ def test_the_retrieval_head_resumes(tmp_path):
     ("change", "message"),
     [
         ({"lora_rank": 8}, "lora_rank must be that of the checkpoints in .*, 4, .*got 8"),
+        ({"embedding_lr_ratio": 10}, r"embedding_lr_ratio must be that of .*, 1\.0, .*got 10"),
         ({"lora_alpha": 16}, "lora_alpha must be .*, 32, .*got 16"),
         ({"lora_dropout": 0.5}, "lora_dropout must be"),
         ({"lora_rank": None}, "lora_rank must be .*, 4, .*got None"),
