@@ -21,7 +21,6 @@ from crs_fast.crs.sequence import Layout
 
 __all__ = ["ARMS", "Arm", "Fitted", "Setting", "choose_arms"]
 
-BOTH = ("text", "co-mention")
 _ALL: tuple[Arm, ...] = (
     POPULARITY,
     COPY,
@@ -36,7 +35,9 @@ _ALL: tuple[Arm, ...] = (
     GenerativeArm("random-rows", "gcrs, SID rows start at random", informed_rows=False),
     GenerativeArm("code-noise", "gcrs, 10 % of fed codes replaced at random", code_noise=0.1),
     GenerativeArm("align", "gcrs, also trained on item text -> SID -> title", align=True),
-    GenerativeArm("co-mention", "gcrs, SIDs of text and co-mentions", signals=BOTH),
+    GenerativeArm(
+        "co-mention", "gcrs, SIDs of text and co-mentions", signals=("text", "co-mention")
+    ),
     GenerativeArm(
         "co-mention-filled",
         "co-mention, items without co-mentions get those of their neighbours by text",
@@ -82,12 +83,11 @@ def _arm(name: str) -> Arm:
 def _with_switch(arm: Any, switch: str) -> Arm:
     """The arm with what makes the arm `switch` differ from gcrs."""
     other: Any = ARMS[switch]
-    plain = GenerativeArm("", "")
+    plain = GenerativeArm(other.name, other.about)
     changed: dict[str, Any] = {}
     if isinstance(other, GenerativeArm):
-        names = [field.name for field in fields(plain) if field.name not in ("name", "about")]
-        pairs = {name: (getattr(other, name), getattr(plain, name)) for name in names}
-        changed = {name: new for name, (new, usual) in pairs.items() if new != usual}
+        values = {field.name: getattr(other, field.name) for field in fields(plain)}
+        changed = {name: new for name, new in values.items() if new != getattr(plain, name)}
     free = all(getattr(arm, name, None) == getattr(plain, name) for name in changed)
     if not changed or not free:
         raise ValueError(f"choose_arms: {arm.name} must have a place for {switch} (got none)")
