@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from crs_fast._version import __version__
 from crs_fast.crs.answering import answer_in_parts, forget_parts, log_test
 from crs_fast.crs.arms import Arm, Setting, choose_arms
 from crs_fast.crs.arms.joint import join
+from crs_fast.crs.arms.setting import Shape, Signals
 from crs_fast.crs.backbones import load_backbone, tiny_backbone
 from crs_fast.crs.cold_start import hold_out, without
 from crs_fast.crs.datasets import load_dataset
@@ -173,30 +174,29 @@ def make_setting(
     if four_bit and plan.model == "tiny":
         raise ValueError("reproduce: model must be a path or a hub name with qlora (got 'tiny')")
 
-    def kept(name: str, make: Callable[[], Catalogue]) -> Catalogue:
-        if out is None:
-            return make()
-        folder = out / "catalogue" / name
-        with first_alone():
-            if not (folder / "sids.safetensors").is_file():
-                save_catalogue(folder, make())
-        return load_catalogue(folder, plan.sids.method)
-
-    @cache
-    def catalogue(signals: tuple[str, ...], shape: tuple[int, int] | None) -> Catalogue:
-        sids, name = plan.sids, "+".join(signals)
+    def made(data: CrsDataset, prefix: str, signals: Signals, shape: Shape) -> Catalogue:
+        sids, name = plan.sids, prefix + "+".join(signals)
         if shape:
             levels, codes = shape
             sids, name = replace(sids, levels=levels, codes=codes), f"{name}-{levels}x{codes}"
-        return kept(name, lambda: make_catalogue(dataset, sids, signals=signals, held=held))
+        if out is None:
+            return make_catalogue(data, sids, signals=signals, held=held)
+        folder = out / "catalogue" / name
+        with first_alone():
+            if not (folder / "sids.safetensors").is_file():
+                save_catalogue(folder, make_catalogue(data, sids, signals=signals, held=held))
+        return load_catalogue(folder, sids.method)
 
     @cache
-    def joint(signals: tuple[str, ...]) -> tuple[CrsDataset, Catalogue]:
+    def catalogue(signals: Signals, shape: Shape) -> Catalogue:
+        return made(dataset, "", signals, shape)
+
+    @cache
+    def joint(signals: Signals, shape: Shape) -> tuple[CrsDataset, Catalogue]:
         both = join(dataset, load_dataset("redial", plan.root))
         splits = {name: without(dialogues, held) for name, dialogues in both.splits.items()}
         both = replace(both, splits=splits)
-        make = partial(make_catalogue, both, plan.sids, signals=signals, held=held)
-        return both, kept("joint-" + "+".join(signals), make)
+        return both, made(both, "joint-", signals, shape)
 
     def backbone(seed: int) -> Any:
         if plan.model != "tiny":

@@ -58,9 +58,10 @@ OTHER = CrsDataset(
 )
 
 
-def joint(signals):
+def joint(signals, shape=None):
     both = join(DATASET, OTHER)
-    quantizer, sids, report = build_sids(embeddings(9), 3, 4, "rqkmeans")
+    levels = shape[0] if shape else 3
+    quantizer, sids, report = build_sids(embeddings(9), levels, 4, "rqkmeans")
     return both, Catalogue(embeddings(9), sids, quantizer, report)
 
 
@@ -85,14 +86,14 @@ def test_joint_items_are_known_by_both_data_sets_dialogues(monkeypatch, tmp_path
     sids = reproduce.SidConfig(method="rqkmeans")
     plan = reproduce.Plan("tiny", "tiny", ("redial-first",), 100, sids=sids)
     setting = reproduce.make_setting(plan, DATASET, out=tmp_path)
-    both, _ = setting.joint(("text", "co-mention"))
-    assert setting.joint(("text", "co-mention"))[0] is both
-    setting.joint(("text",))
+    both, _ = setting.joint(("text", "co-mention"), None)
+    assert setting.joint(("text", "co-mention"), None)[0] is both
+    setting.joint(("text",), (2, 8))
     assert list(seen) == [("text", "co-mention"), ("text",)]
     named = seen["text", "co-mention"].splits["train"]
     assert {d.dialogue_id for d in named} == {"o", *(d.dialogue_id for d in TRAIN)}
     found = sorted(folder.name for folder in (tmp_path / "catalogue").iterdir())
-    assert found == ["joint-text", "joint-text+co-mention"]
+    assert found == ["joint-text+co-mention", "joint-text-2x8"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,9 @@ def setting():
     )
 
 
-COMBINED = choose_arms("co-mention+mentions+fast-rows,retrieval+co-mention+mentions+fast-rows")
+COMBINED = choose_arms(
+    "co-mention+mentions+fast-rows,retrieval+co-mention+mentions+fast-rows,redial-first+sids-5x64"
+)
 
 
 @pytest.mark.parametrize("arm", [*ARMS.values(), *COMBINED], ids=lambda arm: arm.name)
@@ -300,7 +303,7 @@ def test_nothing_is_trained_on_items_held_out(name, setting, tmp_path, monkeypat
         patch.setattr(reproduce, "make_catalogue", lambda *args, **kw: setting.catalogue((), None))
         plan = reproduce.Plan("tiny", "tiny", (name,), 100)
         joint = reproduce.make_setting(plan, cut, held).joint
-        joint(("text",))
+        joint(("text",), None)
     here = replace(setting, dataset=cut, held=held, joint=joint)
     builder = extended(here, TRAINING, here.catalogue(("text",), None), GCRS).builder
     sids = [builder.item(item)[1:-1] for item in held]
@@ -417,6 +420,10 @@ def test_switches_are_lent():
             choose_arms(name)
     with pytest.raises(ValueError, match="arms must be among"):
         choose_arms("gcrs+magic")
+    for name in ("titles+co-mention", "titles+sids-3x64", "align+titles", "redial-first+titles"):
+        with pytest.raises(ValueError, match=r"must be .* with titles"):
+            choose_arms(name)
+    assert choose_arms("titles+mentions")[0].titles
 
 
 def test_two_fits_with_one_seed_give_the_same_ranks(setting, tmp_path):

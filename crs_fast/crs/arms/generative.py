@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from crs_fast.crs.sequence import GCRS, ControlTokens, Instance, Layout, Sequenc
 from crs_fast.crs.token_rows import init_sid_rows, new_tokens
 from crs_fast.crs.train import TrainConfig, train_instances
 from crs_fast.trie import SidTrie, SidVocab
+
+_OF_SIDS = ("informed_rows", "code_noise", "align", "signals", "shape", "joint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,9 @@ class GenerativeArm:
         instances: what a dialogue is trained on.
         fine_modes: further mode tokens, for turns with an intent (see `ControlTokens`).
         embedding_lr_ratio: see `TrainConfig`.
+
+    Raises:
+        ValueError: titles with a switch that is about SIDs.
     """
 
     name: str
@@ -59,6 +64,15 @@ class GenerativeArm:
     fine_modes: tuple[str, ...] = ()
     embedding_lr_ratio: float = 1.0
     trains = True
+
+    def __post_init__(self) -> None:
+        for switch in fields(self):
+            value = getattr(self, switch.name)
+            if self.titles and switch.name in _OF_SIDS and value != switch.default:
+                raise ValueError(
+                    f"{self.name}: {switch.name} must be {switch.default!r} with titles, which "
+                    f"have no SIDs (got {value!r})"
+                )
 
     def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
         config = replace(
@@ -111,18 +125,19 @@ class GenerativeArm:
         self, setting: Setting, config: TrainConfig
     ) -> tuple[Bundle, list[Sequence[Dialogue]]]:
         """The system before training, and the dialogues to train on, one after the other."""
-        own = setting.dataset.splits["train"]
+        own: Sequence[Dialogue] = setting.dataset.splits["train"]
         if self.titles:
             return with_titles(setting, config, self.layout), [own]
+        data, stages = setting.dataset, [own]
         if not self.joint:
             catalogue = setting.catalogue(self.signals, self.shape)
-            how = (self.layout, self.informed_rows)
-            return extended(setting, config, catalogue, *how, fine_modes=self.fine_modes), [own]
-        if setting.joint is None:
+        elif setting.joint is None:
             raise ValueError(f"{self.name}: the experiment must have data to train on first")
-        both, catalogue = setting.joint(self.signals)
-        bundle = extended(setting, config, catalogue, self.layout, items=both.items)
-        return bundle, [both.splits["first"], own]
+        else:
+            data, catalogue = setting.joint(self.signals, self.shape)
+            stages = [data.splits["first"], own]
+        how = (self.layout, self.informed_rows, data.items, self.fine_modes)
+        return extended(setting, config, catalogue, *how), stages
 
 
 def extended(

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # How the line about an arm begins that knows what no system can: tables show it, headlines don't.
 ORACLE = "oracle: labels given after the dialogue"
 
+Signals = tuple[str, ...]
+Shape = tuple[int, int] | None
+
 # Dialogues and whether replies are wanted -> predictions by way of decoding ("" is the arm's own).
 Answer = Callable[[Sequence[Dialogue], bool], dict[str, list[Prediction]]]
 
@@ -29,8 +32,8 @@ class Setting:
     dataset: catalogue and dialogues
     catalogue: makes the items' SIDs from the names of their signals, ("text",) say, and a shape
         (levels, codes), None for everybody's; cached
-    joint: the data set joined with another to train on first (see `join`), and its SIDs, of the
-        same signals; cached
+    joint: the data set joined with another to train on first (see `join`), and its SIDs, made of
+        the same; cached
     backbone: loads the language model afresh; the seed is of what it starts at random
     training: seed and learning rate are the run's, the rest is everybody's
     pretrained: whether the backbone knows a language already
@@ -39,10 +42,10 @@ class Setting:
     """
 
     dataset: CrsDataset
-    catalogue: Callable[[tuple[str, ...], tuple[int, int] | None], Catalogue]
+    catalogue: Callable[[Signals, Shape], Catalogue]
     backbone: Callable[[int], Backbone]
     training: TrainConfig
-    joint: Callable[[tuple[str, ...]], tuple[CrsDataset, Catalogue]] | None = None
+    joint: Callable[[Signals, Shape], tuple[CrsDataset, Catalogue]] | None = None
     pretrained: bool = True
     held: frozenset[str] = frozenset()
     num_beams: int = 50
