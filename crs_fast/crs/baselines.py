@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, islice
 
 import numpy as np
@@ -57,8 +57,9 @@ def popularity_ranking(
     return [_take(ranked, turn, k, exclude_named) for turn in turns]
 
 
-def _recent_first(turn: RecTurn) -> Iterator[str]:
-    return iter(dict.fromkeys(reversed(turn.named)))
+def recent_first(named: Sequence[str]) -> list[str]:
+    """Items that were named in this order, each once, the most recently named first."""
+    return list(dict.fromkeys(reversed(named)))
 
 
 def copy_ranking(turns: Sequence[RecTurn], k: int = 50) -> Rankings:
@@ -68,7 +69,7 @@ def copy_ranking(turns: Sequence[RecTurn], k: int = 50) -> Rankings:
         ValueError: k below 1.
     """
     _check_k("copy_ranking", k)
-    return [list(islice(_recent_first(turn), k)) for turn in turns]
+    return [recent_first(turn.named)[:k] for turn in turns]
 
 
 def copy_then_popularity_ranking(
@@ -87,7 +88,7 @@ def copy_then_popularity_ranking(
     _check_k("copy_then_popularity_ranking", k)
     ranked = _by_popularity(items, train)
     return [
-        _take(dict.fromkeys(chain(_recent_first(turn), ranked)), turn, k, exclude_named)
+        _take(dict.fromkeys(chain(recent_first(turn.named), ranked)), turn, k, exclude_named)
         for turn in turns
     ]
 

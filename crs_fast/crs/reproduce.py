@@ -32,7 +32,8 @@ import torch
 
 from crs_fast._version import __version__
 from crs_fast.crs.answering import answer_in_parts, forget_parts, log_test
-from crs_fast.crs.arms import Arm, Setting, choose_arms
+from crs_fast.crs.arms import Arm, FusedArm, Setting, choose_arms
+from crs_fast.crs.arms.fused import fused_with_copy
 from crs_fast.crs.arms.joint import join
 from crs_fast.crs.arms.setting import Shape, Signals
 from crs_fast.crs.backbones import load_backbone, tiny_backbone
@@ -146,7 +147,10 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
     wait_for_all()  # until all have looked
     for seed, arm, folder in missing:
         say(f"{arm.name}, seed {seed}: {arm.about}")
-        _run(plan, setting, arm, seed, folder, out, say, keep_models)
+        if isinstance(arm, FusedArm):
+            _fuse(plan, dataset, arm, seed, folder, out)
+        else:
+            _run(plan, setting, arm, seed, folder, out, say, keep_models)
         if first_process():
             write_results(out, dataset, held)
         wait_for_all()
@@ -239,7 +243,8 @@ def tokens_for(plan: Plan, minutes: float) -> int:
     if several_processes():
         raise ValueError("reproduce: tokens must be given with several processes (got minutes)")
     setting = make_setting(plan, *_dataset(plan))
-    training = [arm for arm in choose_arms(",".join(plan.arms)) if arm.trains]
+    arms = choose_arms(",".join(plan.arms))
+    training = [arm for arm in arms if arm.trains and not isinstance(arm, FusedArm)]
     if not training:
         return 1
     few = 4 * plan.training.tokens_per_batch
@@ -296,6 +301,21 @@ def _run(
     say(f"  {json.dumps(done)}")
     write_text(folder / "done.json", json.dumps(done | {"versions": _versions()}, indent=1) + "\n")
     forget_parts(folder)
+
+
+def _fuse(
+    plan: Plan, dataset: CrsDataset, arm: FusedArm, seed: int, folder: Path, out: Path
+) -> None:
+    """Write the predictions of an arm whose base has answered."""
+    if not first_process():
+        return
+    log_test(out, arm=arm.name, seed=seed)
+    base = out / "runs" / arm.base.name / f"seed{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in base.glob("*.jsonl"):
+        found = read_predictions(file, dataset.splits["test"][: plan.limit], dataset.items)
+        write_predictions(folder / file.name, [fused_with_copy(p) for p in found])
+    write_text(folder / "done.json", (base / "done.json").read_text())
 
 
 def _config(plan: Plan, seed: int, rate: float) -> TrainConfig:

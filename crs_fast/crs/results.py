@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from crs_fast.crs.arms import ARMS, Arm, choose_arms
+from crs_fast.crs.arms import ARMS, Arm, FusedArm, choose_arms
 from crs_fast.crs.arms.setting import ORACLE
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import replacing, write_text
@@ -61,7 +61,7 @@ def read_runs(out: Path, dataset: CrsDataset) -> Runs:
     return runs
 
 
-def _arms(out: Path) -> list[Arm]:
+def _arms(out: Path) -> list[Arm | FusedArm]:
     """Those with a finished run, in the order of `ARMS`."""
     names = {done.parents[1].name for done in (out / "runs").glob("*/seed*/done.json")}
     arms, order = choose_arms(",".join(names)) if names else [], list(ARMS)

@@ -8,10 +8,12 @@ import torch
 from crs_fast.crs import reproduce
 from crs_fast.crs.arms import ARMS, Setting, choose_arms, generative, retrieval
 from crs_fast.crs.arms.align import alignment_instances
+from crs_fast.crs.arms.fused import fused_with_copy, reciprocal_rank_fusion
 from crs_fast.crs.arms.generative import extended, with_titles
 from crs_fast.crs.arms.joint import join
 from crs_fast.crs.arms.mentions import mention_instances, with_mentions
 from crs_fast.crs.arms.retrieval import RetrievalArm, RetrievalHead
+from crs_fast.crs.arms.setting import ORACLE
 from crs_fast.crs.arms.titles import title_tokens
 from crs_fast.crs.backbones import tiny_backbone
 from crs_fast.crs.co_mention import co_mention_embeddings, fill_unnamed
@@ -20,6 +22,7 @@ from crs_fast.crs.dialogue import CrsDataset, Dialogue, Item, Mention, Turn
 from crs_fast.crs.packing import collate_separate, label_logits, pack, read_after, separate
 from crs_fast.crs.pipeline import Catalogue, SidConfig, make_catalogue
 from crs_fast.crs.predict import predict, predict_in_words
+from crs_fast.crs.predictions import Prediction
 from crs_fast.crs.sequence import GCRS, Instance, Layout
 from crs_fast.crs.train import TrainConfig, train_instances
 from crs_fast.quantize import build_sids
@@ -415,7 +418,11 @@ def test_switches_are_lent():
     (joint,) = choose_arms("redial-first+resp")
     assert joint.joint
     assert joint.layout == ARMS["resp"].layout
-    for name in ("retrieval+align", "copy+mentions", "gcrs+copy", "gcrs+gcrs", "mentions+mentions"):
+    refused = (
+        "retrieval+align copy+mentions gcrs+gcrs mentions+mentions copy+copy popularity+copy "
+        "gcrs+popularity gcrs+copy+copy gcrs+copy+mentions"
+    )
+    for name in refused.split():
         with pytest.raises(ValueError, match="must have a place for"):
             choose_arms(name)
     with pytest.raises(ValueError, match="arms must be among"):
@@ -424,6 +431,46 @@ def test_switches_are_lent():
         with pytest.raises(ValueError, match=r"must be .* with titles"):
             choose_arms(name)
     assert choose_arms("titles+mentions")[0].titles
+
+
+def test_an_arm_fused_with_copy_brings_its_base():
+    names = [arm.name for arm in choose_arms("gcrs+copy,resp,mentions+co-mention+copy,gcrs")]
+    expected = ["gcrs", "gcrs+copy", "resp", "mentions+co-mention", "mentions+co-mention+copy"]
+    assert names == expected
+    (_, oracle) = choose_arms("oracle-liked+copy")
+    assert oracle.about.startswith(ORACLE)
+
+
+def test_reciprocal_rank_fusion():
+    """1/61 + 1/63 > 2/62 > 1/61, and ties go to the first list."""
+    assert reciprocal_rank_fusion([["a", "b", "c"], ["c", "b", "d"]]) == ["c", "b", "a", "d"]
+    assert reciprocal_rank_fusion([["a", "b"], ["c", "d"]]) == ["a", "c", "b", "d"]
+    # With k at 0 a first place outweighs two third ones, and they two of a second one.
+    assert reciprocal_rank_fusion([["a", "b", "x"], ["c", "d", "x"]], k=0)[:3] == ["a", "c", "x"]
+    assert reciprocal_rank_fusion([["a", "b", "x"], ["c", "d", "x"]])[0] == "x"
+    assert reciprocal_rank_fusion([]) == reciprocal_rank_fusion([[], []]) == []
+
+
+def test_what_fusing_with_copy_changes():
+    given = Prediction(
+        0, 1, "d", ["b"], ["b", "n", "b"], "rec", 0.9, ["a", "n", "b"], None, "try <movie>", "",
+        ["a"], 1, gold_nll={"gold": (1.0, 2), "own": (1.0, 2)},
+    )  # fmt: skip
+    fused = fused_with_copy(given)
+    # Copy ranks b, then n: 1/63 + 1/61 for b, 2/62 for n.
+    assert fused.ranking == ["b", "n", "a"]
+    assert fused.new_ranking == ["a"]
+    assert (fused.mode, fused.rec_probability) == ("rec", 0.9)
+    assert (fused.reply, fused.reply_items, fused.invalid_items) == (None, [], 0)
+    assert fused.gold_nll is None
+    assert fused_with_copy(replace(given, new_ranking=["c"])).new_ranking == ["c"]
+    for nothing in (None, []):  # its own words named no item
+        still = fused_with_copy(replace(given, ranking=nothing, new_ranking=nothing))
+        assert (still.ranking, still.new_ranking) == (nothing, nothing)
+    long = [f"i{i}" for i in range(50)]
+    assert fused_with_copy(replace(given, ranking=long, named=["z"])).ranking[:2] == ["i0", "z"]
+    assert len(fused_with_copy(replace(given, ranking=long, named=["z"])).ranking) == 50
+    assert fused_with_copy(replace(given, ranking=long, named=[])).ranking == long
 
 
 def test_two_fits_with_one_seed_give_the_same_ranks(setting, tmp_path):

@@ -13,6 +13,7 @@ import torch
 from crs_fast.cli import main
 from crs_fast.crs import answering, train
 from crs_fast.crs import reproduce as module
+from crs_fast.crs.arms.fused import fused_with_copy
 from crs_fast.crs.arms.generative import GenerativeArm, extended
 from crs_fast.crs.datasets import load_dataset, write_dialogues, write_items
 from crs_fast.crs.metrics import bootstrap_interval
@@ -110,6 +111,25 @@ def test_results_and_resuming(data, tmp_path):
     assert (config["arms"], config["seeds"]) == (["copy", "gcrs", "resp", "popularity"], 2)
     with pytest.raises(ValueError, match="another tokens"):
         reproduce(plan(data, tokens=2000), tmp_path, said.append)
+
+
+def test_an_arm_fused_with_copy_is_made_of_its_bases_answers(data, tmp_path, monkeypatch):
+    one = plan(data, arms=("resp",))
+    reproduce(one, tmp_path, lambda text: None)
+    monkeypatch.setattr(GenerativeArm, "fit", None)  # nothing is trained again
+    reproduce(replace(one, arms=("resp+copy",)), tmp_path, lambda text: None)
+    dataset = load_dataset(str(data))
+    runs = read_runs(tmp_path, dataset)
+    assert list(runs) == ["resp (own words)", "resp", "resp+copy (own words)", "resp+copy"]
+    for way in ("", " (own words)"):
+        for base, fused in zip(runs[f"resp{way}"][0], runs[f"resp+copy{way}"][0], strict=True):
+            again = fused_with_copy(base)
+            assert (fused.ranking, fused.new_ranking) == (again.ranking, again.new_ranking)
+    assert any(p.ranking and p.ranking[0] in p.named for p in runs["resp+copy"][0])
+    log = [json.loads(line) for line in (tmp_path / "test_log.jsonl").read_text().splitlines()]
+    assert [line["arm"] for line in log] == ["resp", "resp+copy"]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["runs"]["resp+copy/seed0"] == found["runs"]["resp/seed0"]
 
 
 def test_a_run_that_was_cut_off_goes_on(data, tmp_path, monkeypatch):

@@ -2,7 +2,8 @@
 same backbone and the same budget of training tokens.
 
 An arm that is gcrs but for a switch lends it to others: `co-mention+mentions` has both, and
-`retrieval+co-mention` is the retrieval head with the items that `co-mention` knows.
+`retrieval+co-mention` is the retrieval head with the items that `co-mention` knows. `+copy` at the
+end of any of them fuses its ranking with the items named before.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from crs_fast.crs.arms.baselines import COPY, COPY_POPULARITY, POPULARITY
+from crs_fast.crs.arms.fused import FusedArm
 from crs_fast.crs.arms.generative import GenerativeArm
 from crs_fast.crs.arms.intents import FineIntentsArm
 from crs_fast.crs.arms.mentions import with_mentions
@@ -19,7 +21,7 @@ from crs_fast.crs.arms.retrieval import RetrievalArm
 from crs_fast.crs.arms.setting import Arm, Fitted, Setting
 from crs_fast.crs.sequence import Layout
 
-__all__ = ["ARMS", "Arm", "Fitted", "Setting", "choose_arms"]
+__all__ = ["ARMS", "Arm", "Fitted", "FusedArm", "Setting", "choose_arms"]
 
 _ALL: tuple[Arm, ...] = (
     POPULARITY,
@@ -58,31 +60,39 @@ NOT_DEFAULT = ("redial-first", "oracle-liked", "fine-intents")
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 
 
-def choose_arms(names: str | None) -> list[Arm]:
+def choose_arms(names: str | None) -> list[Arm | FusedArm]:
     """Arms by their names, joined by commas, switches behind a "+"; for None all but `NOT_DEFAULT`.
+    Before an arm fused with `copy` stands the arm it is made of.
 
     Raises:
         ValueError: an unknown name, or a switch that an arm has no place for.
     """
     if names is None:
         return [arm for arm in _ALL if arm.name not in NOT_DEFAULT]
-    return [_arm(name) for name in dict.fromkeys(names.split(","))]
+    chosen: dict[str, Arm | FusedArm] = {}
+    for arm in map(_arm, names.split(",")):
+        if isinstance(arm, FusedArm):
+            chosen.setdefault(arm.base.name, arm.base)
+        chosen.setdefault(arm.name, arm)
+    return list(chosen.values())
 
 
-def _arm(name: str) -> Arm:
+def _arm(name: str) -> Arm | FusedArm:
     parts = name.split("+")
     unknown = [part for part in parts if part not in ARMS]
     if unknown:
         raise ValueError(f"choose_arms: arms must be among {sorted(ARMS)} (got {unknown[0]!r})")
-    arm = ARMS[parts[0]]
+    arm: Arm | FusedArm = ARMS[parts[0]]
     for part in parts[1:]:
         arm = _with_switch(arm, part)
     return arm
 
 
-def _with_switch(arm: Any, switch: str) -> Arm:
-    """The arm with what makes the arm `switch` differ from gcrs."""
+def _with_switch(arm: Any, switch: str) -> Arm | FusedArm:
+    """The arm with what makes the arm `switch` differ from gcrs, or fused with `copy`."""
     other: Any = ARMS[switch]
+    if other is COPY and arm.trains and not isinstance(arm, FusedArm):
+        return FusedArm(arm)
     plain = GenerativeArm(other.name, other.about)
     changed: dict[str, Any] = {}
     if isinstance(other, GenerativeArm):
