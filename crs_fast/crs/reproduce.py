@@ -149,12 +149,13 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
         say(f"{arm.name}, seed {seed}: {arm.about}")
         if isinstance(arm, FusedArm):
             _fuse(plan, dataset, arm, seed, folder, out)
-        else:
-            _run(plan, setting, arm, seed, folder, out, say, keep_models)
+            continue
+        _run(plan, setting, arm, seed, folder, out, say, keep_models)
         if first_process():
-            write_results(out, dataset, held)
+            write_results(out, dataset, held)  # hours may pass before the next
         wait_for_all()
-    if not missing and first_process():  # the last call may have been cut off before its tables
+    # Fused arms still stand in no table, and the last call may have been cut off before its own.
+    if first_process() and (not missing or isinstance(missing[-1][1], FusedArm)):
         write_results(out, dataset, held)
     return out
 
