@@ -28,9 +28,8 @@ def reciprocal_rank_fusion(rankings: Sequence[Sequence[str]], k: int = 60) -> li
 
 
 def fused_with_copy(prediction: Prediction) -> Prediction:
-    """The prediction with its ranking fused with the items named before; one that ranks nothing
-    still does. Without named items it ranks as it did, and its reply, which spoke of its own top
-    item, is gone."""
+    """The prediction with its ranking fused with the items named before, and without its reply,
+    which spoke of its own top item. One that ranks nothing stays so."""
     ranking, new_ranking = prediction.ranking, prediction.new_ranking
     if ranking:
         ranking = reciprocal_rank_fusion([ranking, recent_first(prediction.named)])[:LONGEST]
