@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -184,12 +184,13 @@ def make_setting(
         if shape:
             levels, codes = shape
             sids, name = replace(sids, levels=levels, codes=codes), f"{name}-{levels}x{codes}"
+        make = partial(make_catalogue, data, sids, signals=signals, held=held)
         if out is None:
-            return make_catalogue(data, sids, signals=signals, held=held)
+            return make()
         folder = out / "catalogue" / name
         with first_alone():
             if not (folder / "sids.safetensors").is_file():
-                save_catalogue(folder, make_catalogue(data, sids, signals=signals, held=held))
+                save_catalogue(folder, make())
         return load_catalogue(folder, sids.method)
 
     @cache

@@ -445,7 +445,7 @@ def test_reciprocal_rank_fusion():
     """1/61 + 1/63 > 2/62 > 1/61, and ties go to the first list."""
     assert reciprocal_rank_fusion([["a", "b", "c"], ["c", "b", "d"]]) == ["c", "b", "a", "d"]
     assert reciprocal_rank_fusion([["a", "b"], ["c", "d"]]) == ["a", "c", "b", "d"]
-    # With k at 0 a first place outweighs two third ones, and they two of a second one.
+    # With k at 0 a first place outweighs two third ones, and they outweigh a second one.
     assert reciprocal_rank_fusion([["a", "b", "x"], ["c", "d", "x"]], k=0)[:3] == ["a", "c", "x"]
     assert reciprocal_rank_fusion([["a", "b", "x"], ["c", "d", "x"]])[0] == "x"
     assert reciprocal_rank_fusion([]) == reciprocal_rank_fusion([[], []]) == []
