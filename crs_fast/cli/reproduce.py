@@ -42,6 +42,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--lora-rank", type=int, default=0, help="0 tunes every weight")
     machine_arguments(parser)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast on the CPU too")
+    parser.add_argument("--bf16-answers", action="store_true", help="answer in bfloat16, too")
     parser.add_argument("--context-dropout", type=float, default=0.0)
     sid_arguments(parser)
     parser.add_argument("--save-steps", type=int, default=100, help="steps between checkpoints")
@@ -72,6 +73,7 @@ def run(args: Namespace) -> int:
         limit=args.limit,
         hold_out=args.hold_out,
         replies=not args.no_replies,
+        bf16_answers=args.bf16_answers,
         sids=SidConfig(args.levels, args.codes, args.method, args.encoder),
         training=TrainConfig(context_dropout=args.context_dropout, **training_config(args)),
     )

@@ -65,6 +65,7 @@ def make_catalogue(
     progress: bool = False,
     signals: Sequence[str] = ("text",),
     held: Collection[str] = (),
+    texts: torch.Tensor | None = None,
 ) -> Catalogue:
     """Encode the items and quantize them to distinct semantic IDs.
 
@@ -73,17 +74,15 @@ def make_catalogue(
             "co-mention" (see `co_mention_embeddings`; of the "train" split) or "co-mention-filled",
             where items without one get their text neighbours' (see `fill_unnamed`).
         held: ids of items that the quantizer's fit may not see (see `crs_fast.crs.cold_start`).
+        texts: embeddings of the items' texts, float32 [N, D], if the encoder has been there before.
     """
     config = config or SidConfig()
     unknown = [signal for signal in signals if signal not in SIGNALS]
     if unknown:
         raise ValueError(f"make_catalogue: signals must be among {SIGNALS} (got {unknown[0]!r})")
-    texts = encode_texts([item.text() for item in dataset.items], config.encoder, progress=progress)
-    parts = {"text": texts}
-    if set(signals) != {"text"}:
-        named = co_mention_embeddings(dataset.items, dataset.splits["train"])
-        parts |= {"co-mention": named, "co-mention-filled": fill_unnamed(named, texts)}
-    embeddings = torch.cat([parts[signal] for signal in signals], 1)
+    if texts is None:
+        texts = encode_texts(item_texts(dataset), config.encoder, progress=progress)
+    embeddings = torch.cat([_signal(name, dataset, texts) for name in signals], 1)
     new = torch.tensor([item.item_id in held for item in dataset.items])
     quantizer, fitted, report = build_sids(
         embeddings[~new], config.levels, config.codes, config.method, config.seed, progress
@@ -95,6 +94,18 @@ def make_catalogue(
         quantizer.embed(x), quantizer.encode(x).cpu(), quantizer.codebooks, fitted
     )
     return Catalogue(embeddings, sids, quantizer, report)
+
+
+def item_texts(dataset: CrsDataset) -> list[str]:
+    """What the encoder reads of each item."""
+    return [item.text() for item in dataset.items]
+
+
+def _signal(name: str, dataset: CrsDataset, texts: torch.Tensor) -> torch.Tensor:
+    if name == "text":
+        return texts
+    named = co_mention_embeddings(dataset.items, dataset.splits["train"])
+    return named if name == "co-mention" else fill_unnamed(named, texts)
 
 
 def save_catalogue(folder: Path, catalogue: Catalogue) -> None:

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from crs_fast.crs.metrics import ranking_metrics
 from crs_fast.crs.pipeline import (
     Catalogue,
     SidConfig,
+    item_texts,
     load_catalogue,
     make_catalogue,
     save_catalogue,
@@ -82,6 +83,8 @@ class Plan:
         limit: only the first so many dialogues of the test split (and of validation).
         hold_out: share of the test targets' items to hold out (see `crs_fast.crs.cold_start`).
         replies: also write replies (BLEU, Distinct, invalid items).
+        bf16_answers: answer with the trained backbone in bfloat16, as it would be served: half the
+            time where the machine computes in it. Ranks differ by rounding.
         training: all else about training.
 
     Raises:
@@ -98,6 +101,7 @@ class Plan:
     limit: int | None = None
     hold_out: float = 0.0
     replies: bool = True
+    bf16_answers: bool = False
     num_beams: int = 50
     max_new_tokens: int = 40
     sids: SidConfig = field(default_factory=SidConfig)
@@ -184,7 +188,11 @@ def make_setting(
         if shape:
             levels, codes = shape
             sids, name = replace(sids, levels=levels, codes=codes), f"{name}-{levels}x{codes}"
-        make = partial(make_catalogue, data, sids, signals=signals, held=held)
+
+        def make() -> Catalogue:
+            texts = _encoded(tuple(item_texts(data)), sids.encoder)
+            return make_catalogue(data, sids, signals=signals, held=held, texts=texts)
+
         if out is None:
             return make()
         folder = out / "catalogue" / name
@@ -227,12 +235,13 @@ def make_setting(
         held=held,
         num_beams=plan.num_beams,
         max_new_tokens=plan.max_new_tokens,
+        bf16_answers=plan.bf16_answers,
     )
 
 
 @cache
-def _encoded(texts: tuple[str, ...]) -> torch.Tensor:
-    return encode_texts(list(texts))
+def _encoded(texts: tuple[str, ...], encoder: str | None = None) -> torch.Tensor:
+    return encode_texts(list(texts), encoder)
 
 
 def tokens_for(plan: Plan, minutes: float) -> int:
@@ -371,6 +380,7 @@ def _write_config(plan: Plan, out: Path) -> None:
     if file.is_file():
         old = json.loads(file.read_text())
         # Switches that came after the experiment began stand at their defaults.
+        old = {"bf16_answers": False} | old
         old["training"] = asdict(TrainConfig()) | old["training"]
         if not old["tokens"]:  # nothing has trained yet
             old["tokens"] = config["tokens"]

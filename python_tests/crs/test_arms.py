@@ -1,6 +1,7 @@
 """Every arm on a tiny model: what it is trained on, and how its answers are found."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -80,12 +81,15 @@ def test_join():
 def test_joint_items_are_known_by_both_data_sets_dialogues(monkeypatch, tmp_path):
     seen = {}
 
-    def spy(dataset, config, signals, held):
+    def spy(dataset, config, signals, held, texts):
+        assert texts.shape == (len(dataset.items), 384)
         seen[signals] = dataset
         return joint(signals)[1]
 
     monkeypatch.setattr(reproduce, "load_dataset", lambda *args: OTHER)
     monkeypatch.setattr(reproduce, "make_catalogue", spy)
+    encode = Mock(side_effect=reproduce.encode_texts)
+    monkeypatch.setattr(reproduce, "encode_texts", encode)
     sids = reproduce.SidConfig(method="rqkmeans")
     plan = reproduce.Plan("tiny", "tiny", ("redial-first",), 100, sids=sids)
     setting = reproduce.make_setting(plan, DATASET, out=tmp_path)
@@ -97,6 +101,7 @@ def test_joint_items_are_known_by_both_data_sets_dialogues(monkeypatch, tmp_path
     assert {d.dialogue_id for d in named} == {"o", *(d.dialogue_id for d in TRAIN)}
     found = sorted(folder.name for folder in (tmp_path / "catalogue").iterdir())
     assert found == ["joint-text+co-mention", "joint-text-2x8"]
+    assert encode.call_count == 1
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +296,24 @@ def test_items_held_out_are_no_wrong_answers(setting):
 
 
 HELD_OUT_FROM = ("gcrs", "align", "mentions", "retrieval", "fine-intents", "redial-first")
+
+
+@pytest.mark.parametrize("name", ["gcrs", "resp", "titles", "retrieval"])
+def test_answers_in_bf16_are_nearly_those_in_float32(name, setting, tmp_path):
+    """Of one training: a rounded score may swap neighbours, and no more."""
+    ranks = []
+    for there, bf16 in (("one", False), ("two", True)):
+        fitted = ARMS[name].fit(
+            replace(setting, bf16_answers=bf16), tmp_path / there, replace(TRAINING, save_steps=0)
+        )
+        model = fitted.training.model
+        model = getattr(model, "backbone", model)
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16 if bf16 else torch.float32}
+        answers = fitted.answer((DIALOGUE,), True)
+        ranks.append([p.ranking for p in answers[""] if p.gold_items])
+    for exact, rounded in zip(*ranks, strict=True):
+        assert set(exact) == set(rounded)
+        assert all(abs(rounded.index(item) - place) <= 1 for place, item in enumerate(exact))
 
 
 @pytest.mark.parametrize("name", HELD_OUT_FROM)

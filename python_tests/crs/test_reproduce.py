@@ -305,12 +305,13 @@ def test_an_experiment_from_before_a_switch_goes_on(data, tmp_path):
     reproduce(copying, tmp_path, str)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
-    assert config["training"].pop("qlora") is False
+    assert config["training"].pop("qlora") is False and config.pop("bf16_answers") is False
     file.write_text(json.dumps(config))
     reproduce(copying, tmp_path, str)
-    other = replace(copying, training=TrainConfig(lora_rank=4, qlora=True))
-    with pytest.raises(ValueError, match="same experiment"):
-        module._write_config(other, tmp_path)
+    qlora = TrainConfig(lora_rank=4, qlora=True)
+    for other in (replace(copying, training=qlora), replace(copying, bf16_answers=True)):
+        with pytest.raises(ValueError, match="same experiment"):
+            module._write_config(other, tmp_path)
 
 
 def test_two_processes(data, tmp_path):

@@ -102,6 +102,7 @@ class GenerativeArm:
             bundle = replace(bundle, model=result.model)
             spent = {name: spent[name] + result.losses[-1][name] for name in spent}
         result.losses[-1] |= spent
+        setting.for_answers(bundle.model)
 
         def answer(dialogues: Sequence[Dialogue], replies: bool) -> dict[str, list[Prediction]]:
             common: dict[str, Any] = dict(

@@ -116,7 +116,7 @@ class RetrievalHead(torch.nn.Module):
             use_cache=use_cache,
         ).last_hidden_state
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.head(states[:, keep])
+        logits = self.head(states[:, keep].float())  # in bfloat16 many items tie
         if self.training:
             logits = logits.index_fill(-1, self.held, -torch.inf)
         return CausalLMOutput(logits=logits)
@@ -167,6 +167,7 @@ class RetrievalArm:
             resume=True,
             progress=setting.progress,
         )
+        setting.for_answers(result.model.backbone)
         ids = [item.item_id for item in bundle.items]
 
         def answer(dialogues: Sequence[Dialogue], replies: bool) -> dict[str, list[Prediction]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
 
 from crs_fast.crs.dialogue import CrsDataset, Dialogue
 from crs_fast.crs.pipeline import Catalogue
@@ -39,6 +41,7 @@ class Setting:
     pretrained: whether the backbone knows a language already
     held: ids of items held out on purpose, which nothing may be trained on
     num_beams, max_new_tokens: of answering
+    bf16_answers: answer with the trained backbone in bfloat16
     """
 
     dataset: CrsDataset
@@ -50,7 +53,13 @@ class Setting:
     held: frozenset[str] = frozenset()
     num_beams: int = 50
     max_new_tokens: int = 40
+    bf16_answers: bool = False
     progress: bool = False
+
+    def for_answers(self, backbone: Any) -> None:
+        """Put a trained backbone, in place, into the numbers it answers in."""
+        if self.bf16_answers:
+            backbone.to(torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
