@@ -305,7 +305,8 @@ def test_an_experiment_from_before_a_switch_goes_on(data, tmp_path):
     reproduce(copying, tmp_path, str)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
-    assert config["training"].pop("qlora") is False and config.pop("bf16_answers") is False
+    assert config["training"].pop("qlora") is False
+    assert config.pop("bf16_answers") is False
     file.write_text(json.dumps(config))
     reproduce(copying, tmp_path, str)
     qlora = TrainConfig(lora_rank=4, qlora=True)
