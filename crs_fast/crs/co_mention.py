@@ -43,7 +43,8 @@ def co_mention_embeddings(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         u, s, _ = torch.svd_lowrank(ppmi, q=dim)
-    return F.normalize(u * s.sqrt(), dim=1)
+    # Where items are few, a zero row's share of the null space is rounding, blown up to unit length.
+    return F.normalize(u * s.sqrt() * (sums > 0)[:, None], dim=1)
 
 
 def fill_unnamed(vectors: torch.Tensor, texts: torch.Tensor, neighbours: int = 10) -> torch.Tensor:
