@@ -43,7 +43,7 @@ def co_mention_embeddings(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         u, s, _ = torch.svd_lowrank(ppmi, q=dim)
-    # Where items are few, a zero row's share of the null space is rounding, blown up to unit length.
+    # Rows of zeros explicitly: in a null space they are rounding, which would become unit length.
     return F.normalize(u * s.sqrt() * (sums > 0)[:, None], dim=1)
 
 
