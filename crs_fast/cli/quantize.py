@@ -59,8 +59,10 @@ def _embeddings(args: Namespace) -> tuple[Any, list[Any] | None]:
         x, ids = load_embeddings(args.embeddings, args.key, args.ids)
         print(f"{args.embeddings}: {x.shape[0]} x {x.shape[1]}")
         return x, ids
+    from crs_fast.crs.pipeline import item_texts
+
     from .commands import read_dataset
 
     dataset = read_dataset(args)
-    texts = [item.text() for item in dataset.items]
-    return encode_texts(texts, args.encoder, progress=True), [i.item_id for i in dataset.items]
+    texts = encode_texts(item_texts(dataset), args.encoder, progress=True)
+    return texts, [item.item_id for item in dataset.items]

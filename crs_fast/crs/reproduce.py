@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,8 +83,8 @@ class Plan:
         limit: only the first so many dialogues of the test split (and of validation).
         hold_out: share of the test targets' items to hold out (see `crs_fast.crs.cold_start`).
         replies: also write replies (BLEU, Distinct, invalid items).
-        bf16_answers: answer with the trained backbone in bfloat16, as it would be served: half the
-            time where the machine computes in it. Ranks differ by rounding.
+        bf16_answers: answer with the trained backbone in bfloat16, as it would be served. Ranks
+            differ by rounding.
         training: all else about training.
 
     Raises:
@@ -380,7 +380,7 @@ def _write_config(plan: Plan, out: Path) -> None:
     if file.is_file():
         old = json.loads(file.read_text())
         # Switches that came after the experiment began stand at their defaults.
-        old = {"bf16_answers": False} | old
+        old = {f.name: f.default for f in fields(Plan) if f.default is not MISSING} | old
         old["training"] = asdict(TrainConfig()) | old["training"]
         if not old["tokens"]:  # nothing has trained yet
             old["tokens"] = config["tokens"]

@@ -89,6 +89,7 @@ def test_joint_items_are_known_by_both_data_sets_dialogues(monkeypatch, tmp_path
     monkeypatch.setattr(reproduce, "load_dataset", lambda *args: OTHER)
     monkeypatch.setattr(reproduce, "make_catalogue", spy)
     encode = Mock(side_effect=reproduce.encode_texts)
+    reproduce._encoded.cache_clear()  # of other tests with the same items
     monkeypatch.setattr(reproduce, "encode_texts", encode)
     sids = reproduce.SidConfig(method="rqkmeans")
     plan = reproduce.Plan("tiny", "tiny", ("redial-first",), 100, sids=sids)

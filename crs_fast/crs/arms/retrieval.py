@@ -116,7 +116,7 @@ class RetrievalHead(torch.nn.Module):
             use_cache=use_cache,
         ).last_hidden_state
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.head(states[:, keep].float())  # in bfloat16 many items tie
+        logits = self.head(states[:, keep])
         if self.training:
             logits = logits.index_fill(-1, self.held, -torch.inf)
         return CausalLMOutput(logits=logits)
