@@ -172,10 +172,12 @@ def _rank(
     if not rows:
         return
     common: dict[str, Any] = dict(num_beams=num_beams, normalize=normalize)
-    for row, ids in zip(rows, turns.rank(rows, **common).items, strict=True):
-        predictions[row].ranking = [str(i) for i in ids[:num_beams]]
-        if not predictions[row].named:  # a filter would change nothing
-            predictions[row].new_ranking = predictions[row].ranking
+    found = turns.rank(rows, **common)
+    for row, ids, scores in zip(rows, found.items, found.item_scores, strict=True):
+        mine = predictions[row]
+        mine.ranking, mine.scores = [str(i) for i in ids[:num_beams]], scores[:num_beams]
+        if not mine.named:  # a filter would change nothing
+            mine.new_ranking, mine.new_scores = mine.ranking, mine.scores
     rows = [
         row
         for row in rows
@@ -185,8 +187,10 @@ def _rank(
         return
     trie = bundle.trie
     filters = ItemFilter.stack([trie.filter(deny=set(predictions[r].named)) for r in rows])
-    for row, ids in zip(rows, turns.rank(rows, filters=filters, **common).items, strict=True):
-        predictions[row].new_ranking = [str(i) for i in ids[:num_beams]]
+    found = turns.rank(rows, filters=filters, **common)
+    for row, ids, scores in zip(rows, found.items, found.item_scores, strict=True):
+        mine = predictions[row]
+        mine.new_ranking, mine.new_scores = [str(i) for i in ids[:num_beams]], scores[:num_beams]
 
 
 def _reply(

@@ -33,7 +33,6 @@ import torch
 from crs_fast._version import __version__
 from crs_fast.crs.answering import answer_in_parts, forget_parts, log_test
 from crs_fast.crs.arms import Arm, FusedArm, Setting, choose_arms
-from crs_fast.crs.arms.fused import fused_with_copy
 from crs_fast.crs.arms.joint import join
 from crs_fast.crs.arms.setting import Shape, Signals
 from crs_fast.crs.backbones import load_backbone, tiny_backbone
@@ -323,9 +322,10 @@ def _fuse(
     log_test(out, arm=arm.name, seed=seed)
     base = out / "runs" / arm.base.name / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
+    fuse = arm.fuse(dataset)
     for file in base.glob("*.jsonl"):
         found = read_predictions(file, dataset.splits["test"][: plan.limit], dataset.items)
-        write_predictions(folder / file.name, [fused_with_copy(p) for p in found])
+        write_predictions(folder / file.name, [fuse(p) for p in found])
     write_text(folder / "done.json", (base / "done.json").read_text())
 
 

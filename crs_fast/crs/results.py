@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from crs_fast.crs.arms import ARMS, Arm, FusedArm, choose_arms
+from crs_fast.crs.arms.fused import RULES
 from crs_fast.crs.arms.setting import ORACLE
 from crs_fast.crs.dialogue import CrsDataset
 from crs_fast.crs.files import replacing, write_text
@@ -64,7 +65,7 @@ def read_runs(out: Path, dataset: CrsDataset) -> Runs:
 def _arms(out: Path) -> list[Arm | FusedArm]:
     """Those with a finished run, in the order of `ARMS`."""
     names = {done.parents[1].name for done in (out / "runs").glob("*/seed*/done.json")}
-    arms, order = choose_arms(",".join(names)) if names else [], list(ARMS)
+    arms, order = choose_arms(",".join(names)) if names else [], [*ARMS, *RULES]
     return sorted(arms, key=lambda arm: [order.index(part) for part in arm.name.split("+")])
 
 

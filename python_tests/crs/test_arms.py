@@ -1,5 +1,6 @@
 """Every arm on a tiny model: what it is trained on, and how its answers are found."""
 
+import math
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -9,7 +10,13 @@ import torch
 from crs_fast.crs import reproduce
 from crs_fast.crs.arms import ARMS, Setting, choose_arms, generative, retrieval
 from crs_fast.crs.arms.align import alignment_instances
-from crs_fast.crs.arms.fused import fused_with_copy, reciprocal_rank_fusion
+from crs_fast.crs.arms.fused import (
+    PLACES,
+    fused_by_odds,
+    fused_with_copy,
+    reciprocal_rank_fusion,
+    repeat_odds,
+)
 from crs_fast.crs.arms.generative import extended, with_titles
 from crs_fast.crs.arms.joint import join
 from crs_fast.crs.arms.mentions import mention_instances, with_mentions
@@ -25,6 +32,7 @@ from crs_fast.crs.pipeline import Catalogue, SidConfig, make_catalogue
 from crs_fast.crs.predict import predict, predict_in_words
 from crs_fast.crs.predictions import Prediction
 from crs_fast.crs.sequence import GCRS, Instance, Layout
+from crs_fast.crs.targets import RecTurn
 from crs_fast.crs.train import TrainConfig, train_instances
 from crs_fast.quantize import build_sids
 
@@ -444,13 +452,15 @@ def test_switches_are_lent():
     assert joint.layout == ARMS["resp"].layout
     refused = (
         "retrieval+align copy+mentions gcrs+gcrs mentions+mentions copy+copy popularity+copy "
-        "gcrs+popularity gcrs+copy+copy gcrs+copy+mentions"
+        "gcrs+popularity gcrs+copy+copy gcrs+copy+mentions gcrs+copy+copy-odds copy+copy-odds"
     )
     for name in refused.split():
         with pytest.raises(ValueError, match="must have a place for"):
             choose_arms(name)
     with pytest.raises(ValueError, match="arms must be among"):
         choose_arms("gcrs+magic")
+    with pytest.raises(ValueError, match="arms must be among"):
+        choose_arms("copy-odds")
     for name in ("titles+co-mention", "titles+sids-3x64", "align+titles", "redial-first+titles"):
         with pytest.raises(ValueError, match=r"must be .* with titles"):
             choose_arms(name)
@@ -461,6 +471,8 @@ def test_an_arm_fused_with_copy_brings_its_base():
     names = [arm.name for arm in choose_arms("gcrs+copy,resp,mentions+co-mention+copy,gcrs")]
     expected = ["gcrs", "gcrs+copy", "resp", "mentions+co-mention", "mentions+co-mention+copy"]
     assert names == expected
+    both = choose_arms("gcrs+copy,gcrs+copy-odds")
+    assert [arm.name for arm in both] == ["gcrs", "gcrs+copy", "gcrs+copy-odds"]
     (_, oracle) = choose_arms("oracle-liked+copy")
     assert oracle.about.startswith(ORACLE)
 
@@ -495,6 +507,51 @@ def test_what_fusing_with_copy_changes():
     assert fused_with_copy(replace(given, ranking=long, named=["z"])).ranking[:2] == ["i0", "z"]
     assert len(fused_with_copy(replace(given, ranking=long, named=["z"])).ranking) == 50
     assert fused_with_copy(replace(given, ranking=long, named=[])).ranking == long
+
+
+def test_repeat_odds_count_places_by_recency():
+    """Before turn 2 stand b, a (latest first), before turn 3 a, b: a was named again."""
+    turns = [
+        RecTurn(0, 1, ("a",), (True,), ()),
+        RecTurn(0, 2, ("a", "c"), (False, True), ("a", "b")),
+        RecTurn(0, 3, ("a",), (False,), ("a", "b", "a")),
+    ]
+    assert repeat_odds(turns) == [1 / 2, 1 / 2, *[0] * (PLACES - 2)]
+    # All that is older shares the last place: one hit among the oldest three of twelve.
+    many = [f"i{n}" for n in range(PLACES + 2)]
+    assert repeat_odds([RecTurn(0, 1, ("i0",), (False,), tuple(many))])[-1] == 1 / 3
+
+
+def test_odds_of_repeating_against_the_models_own():
+    """b was named last (odds .2), n before it (.05). The model gives b .5, so of the rest, .5, a
+    has .4 / .5 and c .05 / .5; that neither is repeated has .8 * .95 = .76."""
+    logs = [math.log(p) for p in (0.5, 0.4, 0.05)]
+    given = Prediction(
+        0, 1, "d", ["a"], ["n", "b", "n", "b"], "rec", 0.9, ["b", "a", "c"], scores=logs, reply="x"
+    )
+    fused = fused_by_odds(given, [0.2, 0.05])
+    assert fused.ranking == ["a", "b", "c", "n"]  # .608, .2, .076, .05
+    assert (fused.new_ranking, fused.scores, fused.reply) == (["a", "c"], None, None)
+    assert (fused.mode, fused.rec_probability) == ("rec", 0.9)
+    assert fused_by_odds(given, [0.2, 0.09]).ranking == ["a", "b", "n", "c"]  # .7280 * .1 < .09
+    assert fused_by_odds(given, [0.7, 0.05]).ranking == ["b", "a", "n", "c"]
+    # Items that can't be told apart stay as the model has them.
+    assert fused_by_odds(given, [1.0, 0.0]).ranking == ["b", "a", "c", "n"]
+    # Nothing named: the model's own order.
+    assert fused_by_odds(replace(given, named=[]), [0.9]).ranking == ["b", "a", "c"]
+    for nothing in (None, []):
+        still = fused_by_odds(replace(given, ranking=nothing, scores=None), [0.9])
+        assert (still.ranking, still.new_ranking) == (nothing, None)
+    with pytest.raises(ValueError, match=r"must have scores \(got none in dialogue d, turn 1"):
+        fused_by_odds(replace(given, scores=None), [0.9])
+
+
+def test_a_model_that_gives_new_items_nothing_still_ranks_them():
+    """exp(-800) is 0 in double precision, and what is left beside the named item as well."""
+    given = Prediction(
+        0, 1, "d", ["a"], ["b"], "rec", 0.9, ["b", "a", "c"], scores=[0.0, -800.0, -900.0]
+    )
+    assert fused_by_odds(given, [0.1]).ranking == ["b", "a", "c"]
 
 
 def test_two_fits_with_one_seed_give_the_same_ranks(setting, tmp_path):

@@ -182,6 +182,8 @@ def test_paired_difference():
 
 def test_the_file_brings_back_every_figure(tmp_path):
     predictions = answers(4)
+    for p in predictions[::2]:  # not everyone says how likely it finds its items
+        p.scores = [-0.5 * n for n, _ in enumerate(p.ranking or [])]
     write_predictions(tmp_path / "p.jsonl", predictions)
     back = read_predictions(tmp_path / "p.jsonl", TEST, ITEMS)
     assert back == predictions
@@ -238,6 +240,18 @@ def test_the_mode_is_what_the_system_says(tmp_path, said, chance, mode):
         (lambda lines: [_with(lines[0], ranking="i1")], "must be a list of item ids"),
         (lambda lines: [_with(lines[0], new_ranking=["i1", "gone"])], "of the catalogue.*'gone'"),
         (lambda lines: [_with(lines[0], reply_items=[["i1"]])], "reply_items must hold"),
+        (
+            lambda lines: [_with(lines[0], ranking=["i1"], scores=[-1.0, -2.0])],
+            r"scores must be one for each ranked item \(got 2 for 1\)",
+        ),
+        (
+            lambda lines: [_with(lines[0], ranking=["i1"], scores=[0.5])],
+            "scores must be logarithms of probabilities",
+        ),
+        (
+            lambda lines: [_with(lines[0], new_ranking=["i1"], new_scores=["-1"])],
+            "new_scores must be logarithms of probabilities",
+        ),
         *(
             (lambda lines, nll=nll: [_with(lines[0], gold_nll=nll)], "gold_nll must be")
             for nll in (

@@ -2,8 +2,8 @@
 same backbone and the same budget of training tokens.
 
 An arm that is gcrs but for a switch lends it to others: `co-mention+mentions` has both, and
-`retrieval+co-mention` is the retrieval head with the items that `co-mention` knows. `+copy` at the
-end of any of them fuses its ranking with the items named before.
+`retrieval+co-mention` is the retrieval head with the items that `co-mention` knows. `+copy` or
+`+copy-odds` at the end of any of them fuses its ranking with the items named before.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from crs_fast.crs.arms.baselines import COPY, COPY_POPULARITY, POPULARITY
-from crs_fast.crs.arms.fused import FusedArm
+from crs_fast.crs.arms.fused import RULES, FusedArm
 from crs_fast.crs.arms.generative import GenerativeArm
 from crs_fast.crs.arms.intents import FineIntentsArm
 from crs_fast.crs.arms.mentions import with_mentions
@@ -62,7 +62,7 @@ ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 
 def choose_arms(names: str | None) -> list[Arm | FusedArm]:
     """Arms by their names, joined by commas, switches behind a "+"; for None all but `NOT_DEFAULT`.
-    Before an arm fused with `copy` stands the arm it is made of.
+    Before a fused arm stands the arm it is made of.
 
     Raises:
         ValueError: an unknown name, or a switch that an arm has no place for.
@@ -79,9 +79,10 @@ def choose_arms(names: str | None) -> list[Arm | FusedArm]:
 
 def _arm(name: str) -> Arm | FusedArm:
     parts = name.split("+")
-    unknown = [part for part in parts if part not in ARMS]
-    if unknown:
-        raise ValueError(f"choose_arms: arms must be among {sorted(ARMS)} (got {unknown[0]!r})")
+    known = [parts[0] in ARMS, *(part in ARMS or part in RULES for part in parts[1:])]
+    if not all(known):
+        unknown = parts[known.index(False)]
+        raise ValueError(f"choose_arms: arms must be among {sorted(ARMS)} (got {unknown!r})")
     arm: Arm | FusedArm = ARMS[parts[0]]
     for part in parts[1:]:
         arm = _with_switch(arm, part)
@@ -89,13 +90,13 @@ def _arm(name: str) -> Arm | FusedArm:
 
 
 def _with_switch(arm: Any, switch: str) -> Arm | FusedArm:
-    """The arm with what makes the arm `switch` differ from gcrs, or fused with `copy`."""
-    other: Any = ARMS[switch]
-    if other is COPY and arm.trains and not isinstance(arm, FusedArm):
-        return FusedArm(arm)
-    plain = GenerativeArm(other.name, other.about)
+    """The arm with what makes the arm `switch` differ from gcrs, or fused by a rule."""
+    if switch in RULES and arm.trains and not isinstance(arm, FusedArm):
+        return FusedArm(arm, switch)
+    other, plain = ARMS.get(switch), GenerativeArm("", "")
     changed: dict[str, Any] = {}
     if isinstance(other, GenerativeArm):
+        plain = GenerativeArm(other.name, other.about)
         values = {field.name: getattr(other, field.name) for field in fields(plain)}
         changed = {name: new for name, new in values.items() if new != getattr(plain, name)}
     free = all(getattr(arm, name, None) == getattr(plain, name) for name in changed)
