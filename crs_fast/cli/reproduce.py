@@ -24,8 +24,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--out", help="results directory (reproduce_<data>_<model>)")
     parser.add_argument(
         "--arms",
-        help="names joined by commas, switches lent with + (retrieval+co-mention), +copy last to "
-        "fuse an arm's ranking with copy; all that need no special data",
+        help="names joined by commas, switches lent with + (retrieval+co-mention), +copy or "
+        "+copy-odds last to fuse a ranking with copy; all that need no special data",
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs an arm")
     budget = parser.add_mutually_exclusive_group()

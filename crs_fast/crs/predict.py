@@ -177,7 +177,7 @@ def _rank(
         mine = predictions[row]
         mine.ranking, mine.scores = [str(i) for i in ids[:num_beams]], scores[:num_beams]
         if not mine.named:  # a filter would change nothing
-            mine.new_ranking, mine.new_scores = mine.ranking, mine.scores
+            mine.new_ranking = mine.ranking
     rows = [
         row
         for row in rows
@@ -187,10 +187,8 @@ def _rank(
         return
     trie = bundle.trie
     filters = ItemFilter.stack([trie.filter(deny=set(predictions[r].named)) for r in rows])
-    found = turns.rank(rows, filters=filters, **common)
-    for row, ids, scores in zip(rows, found.items, found.item_scores, strict=True):
-        mine = predictions[row]
-        mine.new_ranking, mine.new_scores = [str(i) for i in ids[:num_beams]], scores[:num_beams]
+    for row, ids in zip(rows, turns.rank(rows, filters=filters, **common).items, strict=True):
+        predictions[row].new_ranking = [str(i) for i in ids[:num_beams]]
 
 
 def _reply(

@@ -4,7 +4,7 @@ scoring needs beside the data set, so that any system's figures can be recompute
 One JSON object a line, one line a recommender turn (consecutive messages of one role are one turn):
 
     {"dialogue": "20001", "turn": 3, "gold": ["i7"], "mode": "rec", "rec_probability": 0.8,
-     "ranking": ["i7", "i3"], "scores": [-2.1, -3.4], "new_ranking": ["i3"], "new_scores": [-3.4],
+     "ranking": ["i7", "i3"], "scores": [-2.1, -3.4], "new_ranking": ["i3"],
      "reply": "try <movie>", "reply_items": ["i3"], "invalid_items": 0}
 
 `dialogue` is the data set's id and `turn` the index among its turns; every recommender turn of a
@@ -12,12 +12,12 @@ dialogue must be there. `gold` is for human readers: scoring takes it from the d
 null or absent: `mode` ("rec" or "chat": the system's own choice; where missing, "rec" if
 `rec_probability` is above 0.5), `ranking` (items best first, as if the mode were "rec"; missing
 counts as empty), `new_ranking` (the same searched without the items named before; where missing,
-`ranking` less those), `scores` and `new_scores` (the natural logarithm of how likely each item of
-these two is; only what mixes systems reads them), `reply` (items as `<movie>`), `reply_items`,
-`intent` (what the turn is for, finer than its mode, by the data set's names), and `gold_nll`, how
-unlikely the system finds the gold reply, `{"gold": [nats, words], "own": [nats, words]}`: summed
-over its word tokens, after the gold mode and item and after the system's own; perplexity is of the
-turns that have it.
+`ranking` less those), `scores` (the natural logarithm of how likely each item of `ranking` is; only
+what fuses it with another reads them), `reply` (items as `<movie>`), `reply_items`, `intent` (what
+the turn is for, finer than its mode, by the data set's names), and `gold_nll`, how unlikely the
+system finds the gold reply, `{"gold": [nats, words], "own": [nats, words]}`: summed over its word
+tokens, after the gold mode and item and after the system's own; perplexity is of the turns that
+have it.
 
 `crs-fast score --template FILE --data DATA` writes every line of a split, with all but the first
 three fields left to fill in.
@@ -51,7 +51,7 @@ class Prediction:
     rec_probability: how likely it finds REC against CHAT; None where it doesn't say
     ranking: items best first, as if the mode were REC; None where it was not asked for
     new_ranking: the same with named items filtered out during the search
-    scores, new_scores: log-probabilities of the items of these two; None where not said
+    scores: log-probabilities of `ranking`'s items; None where not said
     reply, gold_reply: text with `<movie>` for every item; None where not generated
     reply_items: the items of the reply
     invalid_items: SID fragments in the reply that are no item
@@ -70,7 +70,6 @@ class Prediction:
     ranking: list[str] | None = None
     new_ranking: list[str] | None = None
     scores: list[float] | None = None
-    new_scores: list[float] | None = None
     reply: str | None = None
     gold_reply: str = ""
     reply_items: list[str] = field(default_factory=list)
@@ -119,8 +118,7 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
                 "rec_probability": p.rec_probability,
                 "ranking": p.ranking,
                 "new_ranking": p.new_ranking,
-                **_rounded("scores", p.scores),
-                **_rounded("new_scores", p.new_scores),
+                **({"scores": [round(s, 4) for s in p.scores]} if p.scores is not None else {}),
                 "reply": p.reply,
                 "reply_items": p.reply_items,
                 "invalid_items": p.invalid_items,
@@ -130,10 +128,6 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
             for p in predictions
         ),
     )
-
-
-def _rounded(name: str, scores: list[float] | None) -> dict[str, list[float]]:
-    return {} if scores is None else {name: [round(score, 4) for score in scores]}
 
 
 def read_predictions(
@@ -194,9 +188,7 @@ def _fill(prediction: Prediction, record: dict[str, Any], catalogue: Collection[
         prediction.mode = likelier_mode(prediction.rec_probability)
     for name in ("ranking", "new_ranking"):
         setattr(prediction, name, _item_ids(name, record.get(name), catalogue))
-    for name in ("scores", "new_scores"):
-        ranking = getattr(prediction, name.replace("scores", "ranking"))
-        setattr(prediction, name, _scores(name, record.get(name), ranking))
+    prediction.scores = _scores(record.get("scores"), prediction.ranking or [])
     prediction.reply_items = _item_ids("reply_items", record.get("reply_items"), catalogue) or []
     prediction.gold_nll = _gold_nll(record.get("gold_nll"))
 
@@ -217,15 +209,15 @@ def _item_ids(name: str, value: Any, catalogue: Collection[str]) -> list[str] | 
     return value
 
 
-def _scores(name: str, value: Any, ranking: list[str] | None) -> list[float] | None:
+def _scores(value: Any, ranking: list[str]) -> list[float] | None:
     if value is None:
         return None
     numbers = isinstance(value, list) and all(type(v) in (int, float) for v in value)
     if not numbers or not all(-math.inf < v <= 0 for v in value):
-        raise ValueError(f"{name} must be logarithms of probabilities or null (got {value!r})")
-    if len(value) != len(ranking or []):
+        raise ValueError(f"scores must be logarithms of probabilities or null (got {value!r})")
+    if len(value) != len(ranking):
         raise ValueError(
-            f"{name} must be one for each ranked item (got {len(value)} for {len(ranking or [])})"
+            f"scores must be one for each item of ranking (got {len(value)} for {len(ranking)})"
         )
     return [float(v) for v in value]
 

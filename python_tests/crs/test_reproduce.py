@@ -1,6 +1,7 @@
 """The experiment's command on a small data set: what it writes, and that it goes on where it was
 cut off."""
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from crs_fast.cli import main
 from crs_fast.crs import answering, train
 from crs_fast.crs import reproduce as module
-from crs_fast.crs.arms.fused import fused_with_copy
+from crs_fast.crs.arms.fused import fused_by_odds, fused_with_copy, repeat_odds
 from crs_fast.crs.arms.generative import GenerativeArm, extended
 from crs_fast.crs.datasets import load_dataset, write_dialogues, write_items
 from crs_fast.crs.metrics import bootstrap_interval
@@ -22,6 +23,7 @@ from crs_fast.crs.reproduce import Plan, make_setting, reproduce
 from crs_fast.crs.results import read_runs, seed_figures
 from crs_fast.crs.score import paired_runs, protocol_targets
 from crs_fast.crs.sequence import GCRS
+from crs_fast.crs.targets import recommendation_targets
 from crs_fast.crs.train import TrainConfig
 from crs_fast.crs.trainer import PackedTrainer
 from crs_fast.quantize import encode_texts
@@ -113,21 +115,24 @@ def test_results_and_resuming(data, tmp_path):
         reproduce(plan(data, tokens=2000), tmp_path, said.append)
 
 
-def test_an_arm_fused_with_copy_is_made_of_its_bases_answers(data, tmp_path, monkeypatch):
+def test_a_fused_arm_is_made_of_its_bases_answers(data, tmp_path, monkeypatch):
     one = plan(data, arms=("resp",))
     reproduce(one, tmp_path, lambda text: None)
     monkeypatch.setattr(GenerativeArm, "fit", None)  # nothing is trained again
-    reproduce(replace(one, arms=("resp+copy",)), tmp_path, lambda text: None)
+    reproduce(replace(one, arms=("resp+copy", "resp+copy-odds")), tmp_path, lambda text: None)
     dataset = load_dataset(str(data))
     runs = read_runs(tmp_path, dataset)
-    assert list(runs) == ["resp (own words)", "resp", "resp+copy (own words)", "resp+copy"]
-    for way in ("", " (own words)"):
-        for base, fused in zip(runs[f"resp{way}"][0], runs[f"resp+copy{way}"][0], strict=True):
-            again = fused_with_copy(base)
+    names = ["resp", "resp+copy", "resp+copy-odds"]
+    assert list(runs) == [name + way for name in names for way in (" (own words)", "")]
+    odds = repeat_odds(recommendation_targets(dataset.splits["train"]))
+    rules = {"copy": fused_with_copy, "copy-odds": lambda p: fused_by_odds(p, odds)}
+    for way, (rule, fuse) in itertools.product(("", " (own words)"), rules.items()):
+        for base, fused in zip(runs[f"resp{way}"][0], runs[f"resp+{rule}{way}"][0], strict=True):
+            again = fuse(base)
             assert (fused.ranking, fused.new_ranking) == (again.ranking, again.new_ranking)
     assert any(p.ranking and p.ranking[0] in p.named for p in runs["resp+copy"][0])
     log = [json.loads(line) for line in (tmp_path / "test_log.jsonl").read_text().splitlines()]
-    assert [line["arm"] for line in log] == ["resp", "resp+copy"]
+    assert [line["arm"] for line in log] == names
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["runs"]["resp+copy/seed0"] == found["runs"]["resp/seed0"]
 

@@ -242,15 +242,15 @@ def test_the_mode_is_what_the_system_says(tmp_path, said, chance, mode):
         (lambda lines: [_with(lines[0], reply_items=[["i1"]])], "reply_items must hold"),
         (
             lambda lines: [_with(lines[0], ranking=["i1"], scores=[-1.0, -2.0])],
-            r"scores must be one for each ranked item \(got 2 for 1\)",
+            r"scores must be one for each item of ranking \(got 2 for 1\)",
         ),
         (
             lambda lines: [_with(lines[0], ranking=["i1"], scores=[0.5])],
             "scores must be logarithms of probabilities",
         ),
         (
-            lambda lines: [_with(lines[0], new_ranking=["i1"], new_scores=["-1"])],
-            "new_scores must be logarithms of probabilities",
+            lambda lines: [_with(lines[0], ranking=["i1"], scores=["-1"])],
+            "scores must be logarithms of probabilities",
         ),
         *(
             (lambda lines, nll=nll: [_with(lines[0], gold_nll=nll)], "gold_nll must be")

@@ -82,7 +82,8 @@ def _arm(name: str) -> Arm | FusedArm:
     known = [parts[0] in ARMS, *(part in ARMS or part in RULES for part in parts[1:])]
     if not all(known):
         unknown = parts[known.index(False)]
-        raise ValueError(f"choose_arms: arms must be among {sorted(ARMS)} (got {unknown!r})")
+        names = sorted({*ARMS, *RULES})
+        raise ValueError(f"choose_arms: arms must be among {names} (got {unknown!r})")
     arm: Arm | FusedArm = ARMS[parts[0]]
     for part in parts[1:]:
         arm = _with_switch(arm, part)

@@ -96,7 +96,6 @@ def _reranked(prediction: Prediction, ranking: list[str] | None) -> Prediction:
         ranking=ranking and ranking[:LONGEST],
         new_ranking=prediction.without_named() if ranking else prediction.new_ranking,
         scores=None,
-        new_scores=None,
         reply=None,
         reply_items=[],
         invalid_items=0,
@@ -122,7 +121,7 @@ class FusedArm:
     made of what `base` has answered."""
 
     base: Arm
-    rule: str = "copy"
+    rule: str
     trains = True  # its base
 
     @property

@@ -184,7 +184,7 @@ class RetrievalArm:
                 p.ranking, p.scores = _best(row, ids, setting.num_beams)
                 row[[index[item] for item in set(p.named)]] = -torch.inf
                 new = min(setting.num_beams, len(ids) - len(set(p.named)))
-                p.new_ranking, p.new_scores = _best(row, ids, new)
+                p.new_ranking, _ = _best(row, ids, new)
             return {"": predictions}
 
         return Fitted(answer, result)
