@@ -159,6 +159,12 @@ def test_every_arm_ranks_every_target_and_filters(arm, setting, tmp_path):
                 continue
             assert sorted(p.ranking) == sorted(i.item_id for i in ITEMS)
             assert set(p.without_named()) == set(p.ranking) - set(p.named)
+            assert (p.scores is not None) == arm.trains
+            if arm.trains:
+                assert p.scores == sorted(p.scores, reverse=True)
+                total = sum(map(math.exp, p.scores))
+                # The head spreads 1 over the items, a language model part of it.
+                assert total == pytest.approx(1) if isinstance(arm, RetrievalArm) else total < 1
 
 
 LAYOUTS = {

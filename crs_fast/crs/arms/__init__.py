@@ -78,15 +78,13 @@ def choose_arms(names: str | None) -> list[Arm | FusedArm]:
 
 
 def _arm(name: str) -> Arm | FusedArm:
-    parts = name.split("+")
-    known = [parts[0] in ARMS, *(part in ARMS or part in RULES for part in parts[1:])]
-    if not all(known):
-        unknown = parts[known.index(False)]
-        names = sorted({*ARMS, *RULES})
-        raise ValueError(f"choose_arms: arms must be among {names} (got {unknown!r})")
-    arm: Arm | FusedArm = ARMS[parts[0]]
-    for part in parts[1:]:
-        arm = _with_switch(arm, part)
+    first, *switches = name.split("+")
+    for part, names in [(first, {*ARMS}), *((switch, {*ARMS, *RULES}) for switch in switches)]:
+        if part not in names:
+            raise ValueError(f"choose_arms: arms must be among {sorted(names)} (got {part!r})")
+    arm: Arm | FusedArm = ARMS[first]
+    for switch in switches:
+        arm = _with_switch(arm, switch)
     return arm
 
 
@@ -94,13 +92,13 @@ def _with_switch(arm: Any, switch: str) -> Arm | FusedArm:
     """The arm with what makes the arm `switch` differ from gcrs, or fused by a rule."""
     if switch in RULES and arm.trains and not isinstance(arm, FusedArm):
         return FusedArm(arm, switch)
-    other, plain = ARMS.get(switch), GenerativeArm("", "")
+    other, gcrs = ARMS.get(switch), ARMS["gcrs"]
     changed: dict[str, Any] = {}
     if isinstance(other, GenerativeArm):
-        plain = GenerativeArm(other.name, other.about)
-        values = {field.name: getattr(other, field.name) for field in fields(plain)}
-        changed = {name: new for name, new in values.items() if new != getattr(plain, name)}
-    free = all(getattr(arm, name, None) == getattr(plain, name) for name in changed)
+        switches = {field.name for field in fields(other)} - {"name", "about"}
+        values = {name: getattr(other, name) for name in switches}
+        changed = {name: new for name, new in values.items() if new != getattr(gcrs, name)}
+    free = all(getattr(arm, name, None) == getattr(gcrs, name) for name in changed)
     if not changed or not free:
         raise ValueError(f"choose_arms: {arm.name} must have a place for {switch} (got none)")
     about = f"{arm.about}, and {switch}"

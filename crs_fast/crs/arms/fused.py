@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from crs_fast.crs.arms.setting import Arm
@@ -38,10 +38,8 @@ def reciprocal_rank_fusion(rankings: Sequence[Sequence[str]], k: int = 60) -> li
 def fused_with_copy(prediction: Prediction) -> Prediction:
     """The prediction with its ranking fused with the items named before. One that ranks nothing
     stays so."""
-    if not prediction.ranking:
-        return _reranked(prediction, prediction.ranking)
-    copied = recent_first(prediction.named)
-    return _reranked(prediction, reciprocal_rank_fusion([prediction.ranking, copied]))
+    own, copied = prediction.ranking, recent_first(prediction.named)
+    return _reranked(prediction, own and reciprocal_rank_fusion([own, copied]))
 
 
 def repeat_odds(turns: Sequence[RecTurn]) -> list[float]:
@@ -57,35 +55,44 @@ def repeat_odds(turns: Sequence[RecTurn]) -> list[float]:
     return [hits[place] / max(asked[place], 1) for place in range(PLACES)]
 
 
-def fused_by_odds(prediction: Prediction, odds: Sequence[float]) -> Prediction:
-    """The prediction with its ranking made anew: an item named before stands by its odds of being
+def ranked_by_odds(
+    model: Mapping[str, float], copied: Sequence[str], odds: Sequence[float]
+) -> list[str]:
+    """All items of a model and a dialogue, best first: one named before stands by its odds of being
     repeated, a new one by the probability that none is, times the model's own given that it is a
-    new item. Ties go to the model's order. One that ranks nothing stays so.
+    new item. Ties go to the model's order.
 
     Args:
+        model: the probability of each item that it ranks, best first.
+        copied: items named before, the latest first.
         odds: see `repeat_odds`.
-
-    Raises:
-        ValueError: a ranking without scores.
     """
-    if not prediction.ranking:
-        return _reranked(prediction, prediction.ranking)
-    if prediction.scores is None:
-        raise ValueError(
-            "copy-odds: predictions must have scores (got none in dialogue "
-            f"{prediction.dialogue_id}, turn {prediction.turn}: answer it again)"
-        )
-    copied = recent_first(prediction.named)
     chance = {item: odds[min(age, len(odds) - 1)] for age, item in enumerate(copied)}
-    model = dict(zip(prediction.ranking, map(math.exp, prediction.scores), strict=True))
     new = {item: p for item, p in model.items() if item not in chance}
     on_named = sum(model.values()) - sum(new.values())
     # What the model leaves for new items; never less than what it gives those that are listed.
     rest = max(1 - on_named, sum(new.values())) or 1.0
     none_repeated = math.prod(1 - p for p in chance.values())
     final = chance | {item: none_repeated * p / rest for item, p in new.items()}
-    order = [*prediction.ranking, *(item for item in copied if item not in model)]
-    return _reranked(prediction, sorted(order, key=lambda item: -final[item]))
+    return sorted(dict.fromkeys([*model, *copied]), key=lambda item: -final[item])
+
+
+def fused_by_odds(prediction: Prediction, odds: Sequence[float]) -> Prediction:
+    """The prediction `ranked_by_odds`. One that ranks nothing stays so.
+
+    Raises:
+        ValueError: a ranking without scores.
+    """
+    own, copied = prediction.ranking, recent_first(prediction.named)
+    if not own:
+        return _reranked(prediction, own)
+    if prediction.scores is None:
+        raise ValueError(
+            "copy-odds: predictions must have scores (got none in dialogue "
+            f"{prediction.dialogue_id}, turn {prediction.turn}: answer it again)"
+        )
+    model = dict(zip(own, map(math.exp, prediction.scores), strict=True))
+    return _reranked(prediction, ranked_by_odds(model, copied, odds))
 
 
 def _reranked(prediction: Prediction, ranking: list[str] | None) -> Prediction:

@@ -180,8 +180,9 @@ class RetrievalArm:
                 lambda logits: logits,
                 pad_id=bundle.builder.eos,
             )  # [n, N]
-            for p, row in zip(asked, scores.log_softmax(-1), strict=True):
-                p.ranking, p.scores = _best(row, ids, setting.num_beams)
+            for p, row in zip(asked, scores, strict=True):
+                p.ranking, best = _best(row, ids, setting.num_beams)
+                p.scores = (best - row.logsumexp(-1)).tolist()
                 row[[index[item] for item in set(p.named)]] = -torch.inf
                 new = min(setting.num_beams, len(ids) - len(set(p.named)))
                 p.new_ranking, _ = _best(row, ids, new)
@@ -190,7 +191,7 @@ class RetrievalArm:
         return Fitted(answer, result)
 
 
-def _best(scores: torch.Tensor, ids: Sequence[str], k: int) -> tuple[list[str], list[float]]:
-    """The k best items and their scores. Ties go to the lower index."""
+def _best(scores: torch.Tensor, ids: Sequence[str], k: int) -> tuple[list[str], torch.Tensor]:
+    """The k best items and their scores, [k]. Ties go to the lower index."""
     order = scores.argsort(descending=True, stable=True)[:k]
-    return [ids[i] for i in order.tolist()], scores[order].tolist()
+    return [ids[i] for i in order.tolist()], scores[order]
