@@ -12,10 +12,10 @@ not in the trunk: every token of a branch has a label, and no token of the trunk
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from crs_fast.crs.attention import attention_of_any_shape
 from crs_fast.crs.sequence import Instance
 
 IGNORE = -100
@@ -207,18 +208,33 @@ def token_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def label_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """float32 logits [n, V] at the labels of a batch, and the labels [n], by rows.
 
-    The head runs on columns with a label only: on a small model it costs more than all layers.
+    The head runs where there is a label only: on a small model it costs more than all layers.
     """
-    labels = batch["labels"]
-    columns = (labels != IGNORE).any(0).nonzero().squeeze(1)
-    inputs = _model_inputs(model, batch)
-    if _takes_argument(model, "logits_to_keep"):
-        logits = model(**inputs, logits_to_keep=columns).logits
-    else:
-        logits = model(**inputs).logits[:, columns]
-    labels = labels[:, columns]
-    keep = labels != IGNORE
-    return logits[keep].float(), labels[keep]
+    labels = batch["labels"].flatten()
+    at = (labels != IGNORE).nonzero().squeeze(1)
+    with _head_at(model, at), attention_of_any_shape():
+        logits = model(**_model_inputs(model, batch)).logits
+    if logits.shape[:2] != (1, len(at)):  # its head is not the module it says, or is none
+        logits = logits.flatten(0, 1)[at][None]
+    return logits[0].float(), labels[at]
+
+
+@contextmanager
+def _head_at(model: Any, at: torch.Tensor) -> Iterator[None]:
+    """Inside, the head reads the states at the flat positions `at` [n] alone, as one row [1, n]."""
+    head = getattr(model, "module", model).get_output_embeddings()
+    if head is None:
+        yield
+        return
+
+    def pick(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0].flatten(0, 1)[at][None], *args[1:])
+
+    hook = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()
@@ -273,12 +289,6 @@ def _model_inputs(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
         zero = torch.zeros(mask.shape, device=mask.device)
         mask = zero.masked_fill_(~mask, torch.finfo(zero.dtype).min)
     return {**inputs, "attention_mask": mask, "position_ids": batch["position_ids"]}
-
-
-def _takes_argument(model: Any, name: str) -> bool:
-    model = getattr(model, "module", model)
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return name in inspect.signature(base.forward).parameters
 
 
 @torch.no_grad()

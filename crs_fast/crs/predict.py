@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from crs_fast.crs.attention import attention_of_any_shape
 from crs_fast.crs.bundle import Bundle
 from crs_fast.crs.control_tokens import likelier_mode
 from crs_fast.crs.dialogue import Dialogue
@@ -16,6 +17,7 @@ from crs_fast.crs.walk import batch_tokens, chunks, walk
 from crs_fast.trie import ItemFilter
 
 
+@attention_of_any_shape()
 def predict(
     bundle: Bundle,
     dialogues: Sequence[Dialogue],
@@ -57,6 +59,7 @@ def predict(
     return predictions
 
 
+@attention_of_any_shape()
 def predict_in_words(
     bundle: Bundle,
     dialogues: Sequence[Dialogue],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -115,12 +116,13 @@ def _write_rows(weights: dict[str, torch.nn.Parameter], tokens: list[int], z: to
 
 
 def embedding_weights(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The embedding's weight by module name, and the output layer's where it is not the same."""
-    modules = {model.get_input_embeddings(), model.get_output_embeddings()} - {None}
+    """The embedding's weight by module name, and the output layer's where it has one of its own."""
+    modules = {model.get_input_embeddings(), model.get_output_embeddings()}
     weights: dict[str, torch.nn.Parameter] = {}
     for name, module in model.named_modules():
-        if module in modules and all(module.weight is not seen for seen in weights.values()):
-            weights[name] = module.weight
+        weight = getattr(module, "weight", None) if module in modules else None
+        if weight is not None and all(weight is not seen for seen in weights.values()):
+            weights[name] = weight
     return weights
 
 
@@ -142,9 +144,12 @@ def freeze_old_rows(model: PreTrainedModel, tokens: list[int]) -> list[Any]:
         Hooks; `remove()` each to undo.
     """
 
-    def keep_new(gradient: torch.Tensor) -> torch.Tensor:
-        kept = torch.zeros_like(gradient)
-        kept[tokens] = gradient[tokens]
-        return kept
+    def keeper(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        rows = torch.tensor(tokens, device=weight.device)  # once: a copy would wait for the device
 
-    return [weight.register_hook(keep_new) for weight in embedding_weights(model).values()]
+        def keep_new(gradient: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(gradient).index_copy_(0, rows, gradient[rows])
+
+        return keep_new
+
+    return [weight.register_hook(keeper(weight)) for weight in embedding_weights(model).values()]

@@ -140,15 +140,22 @@ class PackedTrainer(Trainer):
         nothing is left, where `Trainer.train` would take one step more."""
         if checkpoint is None:
             self.train()
+            self._give_back()
             return
         state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         self.clock.go_on_from(state)
         if state.global_step < self._last_step() and self.clock.share() < 1:
             self.train(resume_from_checkpoint=checkpoint)
+            self._give_back()
             return
         self._load_from_checkpoint(checkpoint)
         self.state = state
         self.loss_file.history = losses_of(state)
+
+    def _give_back(self) -> None:
+        """Take off what Accelerate put around the model's forward pass: with autocast left on, a
+        model of float32 would answer in bfloat16."""
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     def _last_step(self) -> int:
         batches = len(self.get_train_dataloader())

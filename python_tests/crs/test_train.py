@@ -312,3 +312,14 @@ def test_a_budget_in_tokens(tmp_path):
     result = run(system(), tmp_path, replace(FULL, max_tokens=3000))
     assert abs(result.tokens - 3000) <= FULL.tokens_per_batch
     assert result.losses[-1]["tokens"] == result.tokens
+
+
+def test_a_model_trained_in_bf16_answers_in_its_own_dtype(tmp_path):
+    """Accelerate leaves autocast around the forward pass of what it trained."""
+    parts = system()
+    model = run(parts, tmp_path, replace(FULL, epochs=1, bf16=True), dialogues(4)).model
+    fresh = system()[0]
+    fresh.load_state_dict(model.state_dict())
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, fresh.eval()(ids).logits)

@@ -96,8 +96,8 @@ class RetrievalHead(torch.nn.Module):
     def get_input_embeddings(self) -> torch.nn.Module:
         return self.backbone.get_input_embeddings()
 
-    def get_output_embeddings(self) -> None:
-        return None
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
 
     def forward(
         self,
@@ -105,7 +105,6 @@ class RetrievalHead(torch.nn.Module):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         use_cache: bool = False,
-        logits_to_keep: int | torch.Tensor = 0,
     ) -> Any:
         from transformers.modeling_outputs import CausalLMOutput
 
@@ -115,8 +114,7 @@ class RetrievalHead(torch.nn.Module):
             position_ids=position_ids,
             use_cache=use_cache,
         ).last_hidden_state
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.head(states[:, keep])
+        logits = self.head(states)
         if self.training:
             logits = logits.index_fill(-1, self.held, -torch.inf)
         return CausalLMOutput(logits=logits)
