@@ -58,6 +58,11 @@ class Layout:
 GCRS = Layout()
 
 
+def _line(text: str) -> str:
+    # A line break inside an utterance would let people write turns of the other role.
+    return text.replace("\r", " ").replace("\n", " ")
+
+
 class SequenceBuilder:
     """Turns into token ids and back.
 
@@ -132,10 +137,16 @@ class SequenceBuilder:
     def text(self, text: str) -> list[int]:
         """Token ids of plain text. Special tokens typed into it (`<BOI>`, `<a_1>`, `<RESP>`, the
         end-of-sequence token) stay text."""
-        if not text:
+        return self._texts([text])[0]
+
+    def _texts(self, texts: list[str]) -> list[list[int]]:
+        """`text` of many, in one call of the tokenizer: a call costs more than a line."""
+        if not texts:
             return []
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return list(encoded["input_ids"])
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
+        return [
+            list(ids) if text else [] for text, ids in zip(texts, encoded["input_ids"], strict=True)
+        ]
 
     def item(self, item_id: str) -> list[int]:
         """`[begin, codes..., end]`.
@@ -152,23 +163,36 @@ class SequenceBuilder:
     def utterance(self, turn: Turn) -> list[int]:
         """The turn's text, after one space, with located mentions as SIDs. Mentions of items
         outside the catalogue stay text; line breaks become spaces."""
-        tokens: list[int] = []
+        return self._utterances([turn])[0]
+
+    def _utterances(self, turns: Sequence[Turn]) -> list[list[int]]:
+        """`utterance` of many."""
+        parts = [self._parts(turn) for turn in turns]
+        lines = iter(self._texts([p for of_turn in parts for p in of_turn if isinstance(p, str)]))
+        return [
+            [
+                token
+                for part in of_turn
+                for token in (next(lines) if isinstance(part, str) else part)
+            ]
+            for of_turn in parts
+        ]
+
+    def _parts(self, turn: Turn) -> list[str | list[int]]:
+        """Text, a SID's tokens, text, ..., text."""
+        parts: list[str | list[int]] = []
         text = " "
         for piece, item_id in turn.pieces():
             if item_id is None or item_id not in self._codes:
                 text += piece
                 continue
-            tokens += self._line(text) + self.item(item_id)
+            parts += [_line(text), self.item(item_id)]
             text = ""
-        return tokens + self._line(text)
+        return [*parts, _line(text)]
 
-    def _line(self, text: str) -> list[int]:
-        # A line break inside an utterance would let people write turns of the other role.
-        return self.text(text.replace("\r", " ").replace("\n", " "))
-
-    def turn(self, turn: Turn) -> list[int]:
-        """A past turn: role label, utterance, line break."""
-        return self._past(turn, self.utterance(turn))
+    def turns(self, turns: Sequence[Turn]) -> list[list[int]]:
+        """Past turns, one by one: role label, utterance, line break."""
+        return list(map(self._past, turns, self._utterances(turns)))
 
     def _past(self, turn: Turn, utterance: list[int]) -> list[int]:
         return [*self._labels[turn.role], *utterance, *self._newline]
@@ -186,7 +210,7 @@ class SequenceBuilder:
                 f"SequenceBuilder.context: reserve must be at most "
                 f"{self.max_length - len(self.prompt)} (got {reserve})"
             )
-        tokens = [token for turn in turns for token in self.turn(turn)]
+        tokens = [token for turn in self.turns(turns) for token in turn]
         return self._cut_left(tokens + self.prompt, budget)
 
     def prefix(self, mode: str, item_id: str | None = None) -> list[int]:
@@ -232,8 +256,8 @@ class SequenceBuilder:
         items has one instance a turn, one without words none where nothing is recommended."""
         out: list[Instance] = []
         past: list[int] = []
-        for index, turn in enumerate(dialogue.turns):
-            utterance = self.utterance(turn)
+        utterances = self._utterances(dialogue.turns)
+        for index, (turn, utterance) in enumerate(zip(dialogue.turns, utterances, strict=True)):
             if turn.role == RECOMMENDER:
                 targets: list[str | None] = [*turn.item_ids()]
                 if not self.layout.item:

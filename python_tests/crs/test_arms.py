@@ -382,7 +382,7 @@ def test_every_located_mention_is_a_target(setting):
         (2, "i3"),
         (6, "i5"),
     ]
-    whole = [token for turn in DIALOGUE.turns for token in builder.turn(turn)]
+    whole = [token for turn in builder.turns(DIALOGUE.turns) for token in turn]
     for i in found:
         assert list(i.response) == builder.item(i.item_id)[1:]
         assert whole[: len(i.context) + len(i.response)] == [*i.context, *i.response]

@@ -22,9 +22,9 @@ def mention_instances(builder: SequenceBuilder, dialogue: Dialogue) -> list[Inst
     `<BOI>`. Where the dialogue outgrows `builder.max_length` it ends."""
     out: list[Instance] = []
     past: list[int] = []
-    for index, turn in enumerate(dialogue.turns):
+    for index, tokens in enumerate(builder.turns(dialogue.turns)):
         start = len(past)
-        past += builder.turn(turn)
+        past += tokens
         for begin in range(start, len(past)):
             if past[begin] != builder.begin:
                 continue
