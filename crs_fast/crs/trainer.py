@@ -154,8 +154,12 @@ class PackedTrainer(Trainer):
 
     def _give_back(self) -> None:
         """Take off what Accelerate put around the model's forward pass: with autocast left on, a
-        model of float32 would answer in bfloat16."""
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        model of float32 would answer in bfloat16. Its own way of it takes transformers' decorators
+        off, too."""
+        model: Any = self.model
+        original = vars(model).pop("_original_forward", None)
+        if original is not None:
+            model.forward = original
 
     def _last_step(self) -> int:
         batches = len(self.get_train_dataloader())

@@ -322,4 +322,6 @@ def test_a_model_trained_in_bf16_answers_in_its_own_dtype(tmp_path):
     fresh.load_state_dict(model.state_dict())
     ids = torch.arange(20)[None]
     with torch.no_grad():
-        assert torch.equal(model(ids).logits, fresh.eval()(ids).logits)
+        wanted = fresh.eval()(ids).logits
+        assert torch.equal(model(ids).logits, wanted)
+        assert torch.equal(model(ids, return_dict=False)[0], wanted)  # its own decorators stay
