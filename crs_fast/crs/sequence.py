@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from crs_fast.crs.control_tokens import CHAT, REC, ControlTokens, split_mode
@@ -170,11 +171,7 @@ class SequenceBuilder:
         parts = [self._parts(turn) for turn in turns]
         lines = iter(self._texts([p for of_turn in parts for p in of_turn if isinstance(p, str)]))
         return [
-            [
-                token
-                for part in of_turn
-                for token in (next(lines) if isinstance(part, str) else part)
-            ]
+            list(chain.from_iterable(next(lines) if isinstance(p, str) else p for p in of_turn))
             for of_turn in parts
         ]
 

@@ -138,19 +138,16 @@ class PackedTrainer(Trainer):
     def train_from(self, checkpoint: str | None) -> None:
         """Train what is left after a checkpoint; from the start if it is None. After the last step
         nothing is left, where `Trainer.train` would take one step more."""
-        if checkpoint is None:
-            self.train()
-            self._give_back()
-            return
-        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        self.clock.go_on_from(state)
-        if state.global_step < self._last_step() and self.clock.share() < 1:
-            self.train(resume_from_checkpoint=checkpoint)
-            self._give_back()
-            return
-        self._load_from_checkpoint(checkpoint)
-        self.state = state
-        self.loss_file.history = losses_of(state)
+        if checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+            self.clock.go_on_from(state)
+            if state.global_step >= self._last_step() or self.clock.share() >= 1:
+                self._load_from_checkpoint(checkpoint)
+                self.state = state
+                self.loss_file.history = losses_of(state)
+                return
+        self.train(resume_from_checkpoint=checkpoint)
+        self._give_back()
 
     def _give_back(self) -> None:
         """Take off what Accelerate put around the model's forward pass: with autocast left on, a

@@ -107,6 +107,16 @@ def test_separate_equals_the_models_own_loss():
         assert model(ids, labels=labels).loss.item() == pytest.approx(loss.item() / count, rel=1e-5)
 
 
+@pytest.mark.parametrize("named", [None, torch.nn.Identity()])
+def test_a_head_that_is_not_the_module_it_says(named, monkeypatch):
+    model, *_, builder = system()
+    packs = pack(builder.instances(DIALOGUE))
+    expected = loss_and_gradients(model, packs, collate)
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: named)
+    found = loss_and_gradients(model, packs, collate)
+    assert found[:2] == (pytest.approx(expected[0]), expected[1])
+
+
 def test_packing_is_exact_tells():
     model, tokenizer, *_, builder = system()
     instances = builder.instances(DIALOGUE)
