@@ -149,6 +149,7 @@ void bind_trie(py::module_& m) {
   m.def("trie_mask_cuda", [](const crs::MaskArgs& args, Address stream) {
     check_cuda("trie_mask", crs::trie_mask_cuda(args, as<void>(stream)));
   });
+  m.def("trie_step_workspace", &crs::trie_step_workspace);
   m.def("trie_step_cuda", [](const crs::StepArgs& args, Address workspace, Address stream) {
     check_cuda("trie_step", crs::trie_step_cuda(args, as<void>(workspace), as<void>(stream)));
   });

@@ -72,6 +72,7 @@ void trie_step_cpu(const StepArgs& args);
 int trie_walk_cuda(const TrieView& trie, const int64_t* codes, int64_t rows, int64_t length,
                    int64_t* nodes, void* stream);
 int trie_mask_cuda(const MaskArgs& args, void* stream);
+int64_t trie_step_workspace(const StepArgs& args);  // bytes, aligned to 8, that the step writes
 int trie_step_cuda(const StepArgs& args, void* workspace, void* stream);
 const char* cuda_error_string(int error);
 #endif

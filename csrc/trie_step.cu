@@ -1,7 +1,10 @@
-// The beam step in two launches: one block a row takes the row's logsumexp, then one block a
-// request scores its legal children and keeps the best. Nothing of [rows, vocab] is written.
+// The beam step in two launches: a block a beam takes the row's logsumexp, scores the beam's legal
+// children and lists the best of them; then a block a request merges its beams' lists. Nothing of
+// [rows, vocab] is written.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+
+#include <algorithm>
 
 #include "trie_ops.h"
 
@@ -13,7 +16,8 @@ constexpr int kWideRowThreads = 512;  // a row of a language model's vocabulary
 constexpr int64_t kWideRow = 1 << 14;
 constexpr int kSelectThreads = 1024;
 constexpr int kWarp = 32;
-constexpr int kDigitBits = 11;
+constexpr int kBuffer = 2304;  // candidates of a beam in shared memory: 2048 codes at once and more
+constexpr int kDigitBits = 10;
 constexpr int kDigits = 1 << kDigitBits;
 constexpr float kMinusInf = -INFINITY;
 constexpr unsigned kAll = 0xffffffffu;
@@ -109,31 +113,25 @@ __device__ __forceinline__ int64_t legal_column(const StepArgs& args, const Chil
 }
 
 template <typename T>
-__global__ void normalize_kernel(StepArgs args, float* normalizers) {
-  const int64_t r = blockIdx.x;
-  if (is_dead(args, r)) return;
+__device__ float normalizer_of(const StepArgs& args, const Children& children, int64_t r) {
   const T* row = static_cast<const T*>(args.logits) + r * args.row_stride;
   const float scale = args.inverse_temperature;
   LogSum mine;
   if (args.normalize == Normalize::kVocab) {
     mine = over_row(row, args.vocab, scale);
+  } else if (args.normalize == Normalize::kLevel) {
+    const int64_t level = min(children.parent.depth, args.trie.levels - 1);
+    for (int64_t c = threadIdx.x; c < args.tokens.width; c += blockDim.x) {
+      const int64_t column = args.tokens.at(level, c);
+      if (column >= 0) mine.add(to_float(row[column]) * scale);
+    }
   } else {
-    const Children children(args.trie, args.trie.node(args.nodes[r]));
-    if (args.normalize == Normalize::kLevel) {
-      const int64_t level = min(children.parent.depth, args.trie.levels - 1);
-      for (int64_t c = threadIdx.x; c < args.tokens.width; c += blockDim.x) {
-        const int64_t column = args.tokens.at(level, c);
-        if (column >= 0) mine.add(to_float(row[column]) * scale);
-      }
-    } else {
-      for (int64_t k = children.first + threadIdx.x; k < children.last; k += blockDim.x) {
-        const int64_t column = legal_column(args, children, r / args.beams, k);
-        if (column >= 0) mine.add(to_float(row[column]) * scale);
-      }
+    for (int64_t k = children.first + threadIdx.x; k < children.last; k += blockDim.x) {
+      const int64_t column = legal_column(args, children, r / args.beams, k);
+      if (column >= 0) mine.add(to_float(row[column]) * scale);
     }
   }
-  const float value = block_value(mine);
-  if (threadIdx.x == 0) normalizers[r] = value;
+  return block_value(mine);
 }
 
 // Unsigned integers in the order of floats; 0 for what is no candidate: NaN and -inf.
@@ -146,13 +144,6 @@ __device__ __forceinline__ float unordered(uint32_t key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// What the select kernel keeps of a request's beams, in shared memory.
-struct Beams {
-  int64_t* first;       // [beams]: index of the first child within its depth
-  int32_t* candidates;  // [beams + 1]: candidates before each beam
-  int32_t* ends;        // [beams]: whether a SID ends here, the beam's first candidate then
-};
-
 // Best first: the score, then the lower candidate, that is the lower parent, then the lower code.
 // Unlike scores, keys are distinct.
 __device__ __forceinline__ uint64_t key_of(float score, uint32_t candidate) {
@@ -160,36 +151,10 @@ __device__ __forceinline__ uint64_t key_of(float score, uint32_t candidate) {
   return order == 0 ? 0 : static_cast<uint64_t>(order) << 32 | (kAll - candidate);
 }
 
-// Calls visit(key) for every candidate whose key is at least `least`, a warp a beam.
-template <typename T, typename Visit>
-__device__ void for_each_candidate(const StepArgs& args, const Beams& beams,
-                                   const float* normalizers, uint64_t least, Visit visit) {
-  const int64_t request = blockIdx.x;
-  const int lane = threadIdx.x % kWarp;
-  for (int64_t m = threadIdx.x / kWarp; m < args.beams; m += blockDim.x / kWarp) {
-    const int32_t begin = beams.candidates[m], size = beams.candidates[m + 1] - begin;
-    if (size == 0) continue;
-    const int64_t r = request * args.beams + m;
-    const T* row = static_cast<const T*>(args.logits) + r * args.row_stride;
-    const Children children(args.trie, args.trie.node(args.nodes[r]));
-    const float parent = args.scores[r], normalizer = normalizers[r];
-    const int32_t ends = beams.ends[m];
-    for (int32_t j = lane; j < size; j += kWarp) {
-      float score = parent;
-      const int64_t k = beams.first[m] + j - ends;
-      if (j >= ends) {
-        const int64_t column = args.tokens.at(children.parent.depth, children.code(k));
-        if (column < 0) continue;
-        score = parent + (to_float(row[column]) * args.inverse_temperature - normalizer);
-      }
-      const uint64_t key = key_of(score, begin + j);
-      if (key == 0 || key < least) continue;
-      if (args.filter.words &&
-          !args.filter.any(request, j >= ends ? children.child(k) : children.end()))
-        continue;
-      visit(key);
-    }
-  }
+// Candidate j of beam m is number m * stride + j of its request. Candidates of a beam: the end of
+// its SID where one ends there, then its children by code. Codes of the vocabulary come first.
+__device__ __forceinline__ int64_t candidate_stride(const StepArgs& args) {
+  return args.tokens.width + 1;
 }
 
 // The sum of `x` over this lane and those below it. All lanes of the warp must call.
@@ -202,53 +167,65 @@ __device__ __forceinline__ int running_sum(int x) {
   return x;
 }
 
-__device__ void prepare(const StepArgs& args, const Beams& beams) {
-  const int64_t request = blockIdx.x;
-  for (int64_t m = threadIdx.x; m < args.beams; m += blockDim.x) {
-    const int64_t r = request * args.beams + m;
-    int32_t count = 0, ends = 0;
-    if (!is_dead(args, r)) {
-      const Children children(args.trie, args.trie.node(args.nodes[r]));
-      ends = children.has_end() || children.parent.depth == args.trie.levels;
-      count = static_cast<int32_t>(children.size()) + ends;
-      beams.first[m] = children.first;
-    }
-    beams.ends[m] = ends;
-    beams.candidates[m + 1] = count;
-  }
-  __syncthreads();
-  if (threadIdx.x < kWarp) {  // running sums, a warp wide
-    int32_t before = 0;
-    if (threadIdx.x == 0) beams.candidates[0] = 0;
-    for (int64_t base = 0; base < args.beams; base += kWarp) {
-      const int64_t m = base + threadIdx.x;
-      const int32_t sum = running_sum(m < args.beams ? beams.candidates[m + 1] : 0);
-      if (m < args.beams) beams.candidates[m + 1] = before + sum;
-      before += __shfl_sync(kAll, sum, kWarp - 1);
-    }
-  }
-  __syncthreads();
+// Counts up `count` for every lane that takes a place; its place. All lanes of the warp must call.
+__device__ __forceinline__ int place_for(bool takes, int* count) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const unsigned takers = __ballot_sync(kAll, takes);
+  int base = 0;
+  if (lane == 0 && takers != 0) base = atomicAdd(count, __popc(takers));
+  return __shfl_sync(kAll, base, 0) + __popc(takers & ((1u << lane) - 1));
 }
 
-// A key that at least `wanted` and at most `room` candidates reach; 1 where all of them fit. Looks
-// at one digit of the keys at a time, from the highest.
-template <typename T>
-__device__ uint64_t threshold(const StepArgs& args, const Beams& beams, const float* normalizers,
-                              int wanted, int room, int* histogram) {
+struct Range {
+  uint64_t least, most;
+};
+
+// The range of the keys that `for_each` visits, leaving 0 out; most is 0 when there are none.
+template <typename ForEach>
+__device__ Range range_of(ForEach for_each) {
+  __shared__ unsigned long long least, most;
+  if (threadIdx.x == 0) {
+    least = ~0ull;
+    most = 0;
+  }
+  __syncthreads();
+  unsigned long long low = ~0ull, high = 0;
+  for_each([&](uint64_t key) {
+    if (key == 0) return;
+    low = min(low, static_cast<unsigned long long>(key));
+    high = max(high, static_cast<unsigned long long>(key));
+  });
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    low = min(low, __shfl_xor_sync(kAll, low, step));
+    high = max(high, __shfl_xor_sync(kAll, high, step));
+  }
+  if (threadIdx.x % kWarp == 0) {
+    atomicMin(&least, low);
+    atomicMax(&most, high);
+  }
+  __syncthreads();
+  const Range range{least, most};
+  __syncthreads();
+  return range;
+}
+
+// A key that at least `wanted` and at most `room` of those that `for_each` visits reach; the least
+// one above 0 where there are fewer. Looks at one digit of the distance to the least key at a time,
+// from the highest.
+template <typename ForEach>
+__device__ uint64_t threshold(ForEach for_each, int wanted, int room, int* histogram) {
   __shared__ int chosen, above, inside;
-  uint64_t prefix = 0;
-  int taken = 0;  // candidates above the prefix
-  int shift = 64;
+  Range range = range_of(for_each);
+  if (range.most == 0) return 1;
+  int taken = 0;  // keys above the range
   for (;;) {
-    // The last digit is a short one: what is above it was taken before.
-    const int bits = min(kDigitBits, shift);
-    shift -= bits;
+    const int bits = 64 - __clzll(static_cast<long long>(range.most - range.least));
+    const int shift = max(bits - kDigitBits, 0);
     for (int d = threadIdx.x; d < kDigits; d += blockDim.x) histogram[d] = 0;
     __syncthreads();
-    const uint64_t step = uint64_t{1} << shift;
-    for_each_candidate<T>(args, beams, normalizers, prefix, [&](uint64_t key) {
-      const uint64_t digit = (key - prefix) >> shift;
-      if (digit < uint64_t{1} << bits) atomicAdd(&histogram[digit], 1);
+    for_each([&](uint64_t key) {
+      if (key >= range.least && key <= range.most)
+        atomicAdd(&histogram[(key - range.least) >> shift], 1);
     });
     __syncthreads();
     if (threadIdx.x < kWarp) {  // the digit at which `wanted` is reached, 32 at a time from above
@@ -271,96 +248,219 @@ __device__ uint64_t threshold(const StepArgs& args, const Beams& beams, const fl
       }
     }
     __syncthreads();
-    prefix += chosen * step;
+    range.least += static_cast<uint64_t>(chosen) << shift;
+    range.most = min(range.most, range.least + ((uint64_t{1} << shift) - 1));
     taken += above;
     const bool done = taken + inside <= room || shift == 0;
     __syncthreads();
-    if (done) return max(prefix, uint64_t{1});
+    if (done) return range.least;
   }
 }
 
-template <typename T>
-__global__ void __launch_bounds__(kSelectThreads)
-    select_kernel(StepArgs args, const float* normalizers, int room) {
-  extern __shared__ uint64_t shared[];
-  __shared__ int count;
-  const int64_t request = blockIdx.x;
-  uint64_t* keys = shared;  // [room]
-  Beams beams;
-  beams.first = reinterpret_cast<int64_t*>(keys + room);
-  beams.candidates = reinterpret_cast<int32_t*>(beams.first + args.beams);
-  beams.ends = beams.candidates + args.beams + 1;
-  int* histogram = beams.ends + args.beams;
-  const int wanted = static_cast<int>(args.out_beams);
+// Keeps those of the block's `count` keys that reach `least`, at the front; how many.
+__device__ int keep(uint64_t* keys, int count, uint64_t least) {
+  __shared__ int kept;
+  if (threadIdx.x == 0) kept = 0;
+  // A round writes no further than the rounds so far have read.
+  for (int base = 0; base < count; base += blockDim.x) {
+    const int i = base + static_cast<int>(threadIdx.x);
+    const uint64_t key = i < count ? keys[i] : 0;
+    __syncthreads();
+    const int place = place_for(key >= least, &kept);
+    if (key >= least) keys[place] = key;
+  }
+  __syncthreads();
+  const int all = kept;
+  __syncthreads();
+  return all;
+}
 
-  if (threadIdx.x == 0) count = 0;
-  prepare(args, beams);
-  uint64_t least = 1;
-  if (beams.candidates[args.beams] > room)
-    least = threshold<T>(args, beams, normalizers, wanted, room, histogram);
-  for_each_candidate<T>(args, beams, normalizers, least,
-                        [&](uint64_t key) { keys[atomicAdd(&count, 1)] = key; });
+// What the two kernels share: each row's best keys in no order, and how many there are. A key of 0
+// is no candidate.
+struct Lists {
+  uint64_t* keys;  // [rows, size]
+  int* counts;     // [rows]
+  int size;
+};
+
+// Room to spare lets `threshold` stop early. Below kBuffer for as many beams as the op sends here.
+int list_size(const StepArgs& args) {
+  const int64_t wanted = args.out_beams, most = args.tokens.width + 1;
+  return static_cast<int>(std::min(wanted + std::max<int64_t>(64, wanted / 4), most));
+}
+
+Lists lists_in(void* workspace, const StepArgs& args) {
+  auto* keys = static_cast<uint64_t*>(workspace);
+  const int size = list_size(args);
+  return {keys, reinterpret_cast<int*>(keys + args.batch * args.beams * size), size};
+}
+
+// The key of candidate j of row r, 0 where it is none.
+template <typename T>
+__device__ __forceinline__ uint64_t candidate_key(const StepArgs& args, const Children& children,
+                                                  int64_t r, int64_t j, int ends,
+                                                  float normalizer) {
+  const int64_t request = r / args.beams, k = children.first + j - ends;
+  const float parent = args.scores[r];
+  float score = parent;
+  if (j >= ends) {
+    const int64_t column = legal_column(args, children, request, k);
+    if (column < 0) return 0;
+    const T* row = static_cast<const T*>(args.logits) + r * args.row_stride;
+    score = parent + (to_float(row[column]) * args.inverse_temperature - normalizer);
+  } else if (args.filter.words && !args.filter.any(request, children.end())) {
+    return 0;
+  }
+  return key_of(score, static_cast<uint32_t>((r % args.beams) * candidate_stride(args) + j));
+}
+
+// A block a row. Children that the buffer cannot hold at once are read a buffer at a time.
+template <typename T>
+__global__ void list_kernel(StepArgs args, Lists lists) {
+  __shared__ uint64_t keys[kBuffer];
+  __shared__ int histogram[kDigits];
+  const int64_t r = blockIdx.x;
+  if (is_dead(args, r)) {
+    if (threadIdx.x == 0) lists.counts[r] = 0;
+    return;
+  }
+  const Children children(args.trie, args.trie.node(args.nodes[r]));
+  const float normalizer = normalizer_of<T>(args, children, r);
+  const int ends = children.has_end() || children.parent.depth == args.trie.levels;
+  const int64_t size = min(children.size() + ends, candidate_stride(args));
+  int count = 0;
+  for (int64_t begin = 0; begin < size;) {
+    const int more = static_cast<int>(min(size - begin, static_cast<int64_t>(kBuffer - count)));
+    for (int i = threadIdx.x; i < more; i += blockDim.x)
+      keys[count + i] = candidate_key<T>(args, children, r, begin + i, ends, normalizer);
+    __syncthreads();
+    begin += more;
+    count += more;
+    if (count <= lists.size) continue;
+    const auto for_each = [&](auto visit) {
+      for (int i = threadIdx.x; i < count; i += blockDim.x) visit(keys[i]);
+    };
+    const int wanted = static_cast<int>(args.out_beams);
+    count = keep(keys, count, threshold(for_each, wanted, lists.size, histogram));
+  }
+  uint64_t* list = lists.keys + r * lists.size;
+  for (int i = threadIdx.x; i < count; i += blockDim.x) list[i] = keys[i];
+  if (threadIdx.x == 0) lists.counts[r] = count;
+}
+
+// Best first. `size` is a power of 2.
+__device__ void sort_keys(uint64_t* keys, int size) {
+  for (int run = 2; run <= size; run *= 2) {
+    for (int apart = run / 2; apart > 0; apart /= 2) {
+      for (int pair = threadIdx.x; pair < size / 2; pair += blockDim.x) {
+        const int low = 2 * pair - (pair & (apart - 1)), high = low + apart;
+        const bool falls = (low & run) == 0;
+        const uint64_t a = keys[low], b = keys[high];
+        if ((a < b) == falls) {
+          keys[low] = b;
+          keys[high] = a;
+        }
+      }
+      __syncthreads();
+    }
+  }
+}
+
+__device__ void write_beam(const StepArgs& args, int64_t at, int64_t request, uint64_t key) {
+  const auto candidate = static_cast<int64_t>(kAll - static_cast<uint32_t>(key));
+  const int64_t m = candidate / candidate_stride(args), j = candidate % candidate_stride(args);
+  const Children children(args.trie, args.trie.node(args.nodes[request * args.beams + m]));
+  const int ends = children.has_end() || children.parent.depth == args.trie.levels;
+  const int64_t k = children.first + j - ends;
+  args.out_scores[at] = unordered(static_cast<uint32_t>(key >> 32));
+  args.out_nodes[at] = (j < ends ? children.end() : children.child(k)).pack();
+  args.out_parents[at] = m;
+  args.out_codes[at] = j < ends ? kEnd : children.code(k);
+}
+
+__device__ void write_dead_beam(const StepArgs& args, int64_t at) {
+  args.out_scores[at] = kMinusInf;
+  args.out_nodes[at] = kNoNode;
+  args.out_parents[at] = 0;
+  args.out_codes[at] = kEnd;
+}
+
+// A block a request, a warp a list.
+__global__ void __launch_bounds__(kSelectThreads)
+    select_kernel(StepArgs args, Lists lists, int room) {
+  extern __shared__ uint64_t keys[];  // [room]
+  __shared__ int histogram[kDigits];
+  __shared__ int all, count;
+  const int64_t request = blockIdx.x, rows = request * args.beams;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  if (threadIdx.x == 0) all = count = 0;
+  __syncthreads();
+  for (int64_t m = threadIdx.x; m < args.beams; m += blockDim.x)
+    atomicAdd(&all, lists.counts[rows + m]);
+  __syncthreads();
+
+  // Calls visit(key) in whole warps, with 0 past a list's end.
+  const auto for_each = [&](auto visit) {
+    for (int64_t m = threadIdx.x / kWarp; m < args.beams; m += blockDim.x / kWarp) {
+      const uint64_t* list = lists.keys + (rows + m) * lists.size;
+      const int size = lists.counts[rows + m];
+      for (int base = 0; base < size; base += kWarp)
+        visit(base + lane < size ? list[base + lane] : 0);
+    }
+  };
+  const int wanted = static_cast<int>(args.out_beams);
+  const uint64_t least = all <= room ? 1 : threshold(for_each, wanted, room, histogram);
+  for_each([&](uint64_t key) {
+    const int place = place_for(key >= least, &count);
+    if (key >= least) keys[place] = key;
+  });
   __syncthreads();
 
   const int found = count;
-  for (int i = threadIdx.x; i < found; i += blockDim.x) {
-    const uint64_t key = keys[i];
-    int place = 0;
-    for (int j = 0; j < found; ++j) place += keys[j] > key;
-    if (place >= wanted) continue;
-    const auto candidate = static_cast<int32_t>(kAll - static_cast<uint32_t>(key));
-    int64_t low = 0, high = args.beams - 1;  // the last beam that begins at or before it
-    while (low < high) {
-      const int64_t middle = (low + high + 1) / 2;
-      if (beams.candidates[middle] <= candidate)
-        low = middle;
-      else
-        high = middle - 1;
-    }
-    const Children children(args.trie, args.trie.node(args.nodes[request * args.beams + low]));
-    const int32_t j = candidate - beams.candidates[low], ends = beams.ends[low];
-    const int64_t k = beams.first[low] + j - ends, at = request * args.out_beams + place;
-    args.out_scores[at] = unordered(static_cast<uint32_t>(key >> 32));
-    args.out_nodes[at] = (j < ends ? children.end() : children.child(k)).pack();
-    args.out_parents[at] = low;
-    args.out_codes[at] = j < ends ? kEnd : children.code(k);
-  }
-  for (int i = found + threadIdx.x; i < wanted; i += blockDim.x) {
+  int size = 1;
+  while (size < found) size *= 2;
+  for (int i = found + threadIdx.x; i < size; i += blockDim.x) keys[i] = 0;
+  __syncthreads();
+  sort_keys(keys, size);
+  for (int i = threadIdx.x; i < wanted; i += blockDim.x) {
     const int64_t at = request * args.out_beams + i;
-    args.out_scores[at] = kMinusInf;
-    args.out_nodes[at] = kNoNode;
-    args.out_parents[at] = 0;
-    args.out_codes[at] = kEnd;
+    if (i < found)
+      write_beam(args, at, request, keys[i]);
+    else
+      write_dead_beam(args, at);
   }
 }
 
 template <typename T>
-int launch(const StepArgs& args, float* normalizers, cudaStream_t stream) {
+int launch(const StepArgs& args, const Lists& lists, cudaStream_t stream) {
   const auto rows = static_cast<unsigned>(args.batch * args.beams);
   const bool wide = args.normalize == Normalize::kVocab && args.vocab > kWideRow;
-  const int threads = wide ? kWideRowThreads : kRowThreads;
-  if (rows > 0) normalize_kernel<T><<<rows, threads, 0, stream>>>(args, normalizers);
-  const int room = static_cast<int>(args.out_beams < 256 ? 512 : 2 * args.out_beams);
-  const size_t shared = room * sizeof(uint64_t) + args.beams * sizeof(int64_t) +
-                        (2 * args.beams + 1 + kDigits) * sizeof(int32_t);
-  select_kernel<T><<<static_cast<unsigned>(args.batch), kSelectThreads, shared, stream>>>(
-      args, normalizers, room);
+  const int threads = wide || args.tokens.width > kWideRow ? kWideRowThreads : kRowThreads;
+  if (rows > 0) list_kernel<T><<<rows, threads, 0, stream>>>(args, lists);
+  int room = 512;
+  while (room < 2 * args.out_beams) room *= 2;
+  select_kernel<<<static_cast<unsigned>(args.batch), kSelectThreads, room * sizeof(uint64_t),
+                  stream>>>(args, lists, room);
   return cudaGetLastError();
 }
 
 }  // namespace
 
+int64_t trie_step_workspace(const StepArgs& args) {
+  return args.batch * args.beams * (list_size(args) * sizeof(uint64_t) + sizeof(int));
+}
+
 int trie_step_cuda(const StepArgs& args, void* workspace, void* stream) {
   if (args.batch == 0) return cudaSuccess;
-  auto* normalizers = static_cast<float*>(workspace);
+  const Lists lists = lists_in(workspace, args);
   auto cuda_stream = static_cast<cudaStream_t>(stream);
   switch (args.dtype) {
     case 1:
-      return launch<BFloat16>(args, normalizers, cuda_stream);
+      return launch<BFloat16>(args, lists, cuda_stream);
     case 2:
-      return launch<__half>(args, normalizers, cuda_stream);
+      return launch<__half>(args, lists, cuda_stream);
     default:
-      return launch<float>(args, normalizers, cuda_stream);
+      return launch<float>(args, lists, cuda_stream);
   }
 }
 

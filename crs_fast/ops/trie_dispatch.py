@@ -192,8 +192,9 @@ def _step(
         *(t.data_ptr() for t in out),
     )
     if logits.is_cuda:
-        normalizers = torch.empty_like(scores)
-        _launch(native.trie_step_cuda, logits, args, normalizers.data_ptr())
+        size = native.trie_step_workspace(args)
+        workspace = torch.empty(size, dtype=torch.uint8, device=logits.device)
+        _launch(native.trie_step_cuda, logits, args, workspace.data_ptr())
     else:
         native.trie_step(args)
     return (out_scores, *out)
