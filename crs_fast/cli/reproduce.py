@@ -32,9 +32,15 @@ def add(commands: Any) -> None:
     budget.add_argument("--tokens", type=int, help="training tokens a run")
     budget.add_argument("--minutes", type=above_zero, help="training time of all runs together")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="tried on validation")
-    parser.add_argument("--limit", type=int, help="only the first so many test dialogues")
+    parser.add_argument("--limit", type=int, help="only the first so many dialogues")
     parser.add_argument(
-        "--hold-out", type=float, default=0.0, help="cold start: share of test items to hold out"
+        "--split", default="test", choices=("valid", "test"), help="valid to choose, test to report"
+    )
+    parser.add_argument(
+        "--hold-out",
+        type=float,
+        default=0.0,
+        help="cold start: share of the split's items to hold out",
     )
     parser.add_argument("--no-replies", action="store_true", help="recommendation and mode only")
     parser.add_argument("--max-length", type=int, default=768)
@@ -70,6 +76,7 @@ def run(args: Namespace) -> int:
         root=args.root,
         seeds=args.seeds,
         learning_rates=tuple(args.lr),
+        split=args.split,
         limit=args.limit,
         hold_out=args.hold_out,
         replies=not args.no_replies,

@@ -11,8 +11,10 @@ from crs_fast.crs.dialogue import CrsDataset, Dialogue
 from crs_fast.crs.targets import recommendation_targets
 
 
-def hold_out(dataset: CrsDataset, share: float, seed: int = 0) -> tuple[CrsDataset, frozenset[str]]:
-    """Hold out a share of the items that are targets in the test split and named in training.
+def hold_out(
+    dataset: CrsDataset, share: float, seed: int = 0, split: str = "test"
+) -> tuple[CrsDataset, frozenset[str]]:
+    """Hold out a share of the items that are targets in a split and named in training.
 
     A training dialogue that names one ends before that turn, so that no context holds it either.
 
@@ -27,11 +29,11 @@ def hold_out(dataset: CrsDataset, share: float, seed: int = 0) -> tuple[CrsDatas
     """
     if not 0 < share < 1:
         raise ValueError(f"hold_out: share must lie in (0, 1) (got {share})")
-    targets = {t for turn in recommendation_targets(dataset.splits["test"]) for t in turn.targets}
+    targets = {t for turn in recommendation_targets(dataset.splits[split]) for t in turn.targets}
     named = {m.item_id for d in dataset.splits["train"] for turn in d.turns for m in turn.mentions}
     pool = sorted(targets & named)
     if not pool:
-        raise ValueError("hold_out: a test target must be named in training (got none)")
+        raise ValueError(f"hold_out: a {split} target must be named in training (got none)")
     held = frozenset(random.Random(seed).sample(pool, max(1, round(share * len(pool)))))
     train = without(dataset.splits["train"], held)
     return replace(dataset, splits={**dataset.splits, "train": train}), held

@@ -12,7 +12,7 @@
     <out>/results.json, results.md, *.png        written anew after every run
 
 A run that is done is not run again; one that was cut off goes on from its newest checkpoint, or
-from the part of the test split it was at.
+from the part of the split it was at.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Plan:
         seeds: runs an arm, of seeds 0, 1, ...
         tokens: training tokens a run, the same for every arm; 0 where none trains.
         learning_rates: tried on validation with seed 0 where there is more than one.
-        limit: only the first so many dialogues of the test split (and of validation).
+        split: the dialogues to answer; "valid" to choose by, "test" for the final table.
+        limit: only the first so many dialogues of that split (and of validation).
         hold_out: share of the test targets' items to hold out (see `crs_fast.crs.cold_start`).
         replies: also write replies (BLEU, Distinct, invalid items).
         bf16_answers: answer with the trained backbone in bfloat16, as it would be served. Ranks
@@ -97,6 +98,7 @@ class Plan:
     root: str | None = None
     seeds: int = 1
     learning_rates: tuple[float, ...] = (1e-3,)
+    split: str = "test"
     limit: int | None = None
     hold_out: float = 0.0
     replies: bool = True
@@ -155,11 +157,11 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
             continue
         _run(plan, setting, arm, seed, folder, out, say, keep_models)
         if first_process():
-            write_results(out, dataset, held)  # hours may pass before the next
+            write_results(out, dataset, held, plan.split)  # hours may pass before the next
         wait_for_all()
     # Fused arms still stand in no table, and the last call may have been cut off before its own.
     if first_process() and (not missing or isinstance(missing[-1][1], FusedArm)):
-        write_results(out, dataset, held)
+        write_results(out, dataset, held, plan.split)
     return out
 
 
@@ -170,8 +172,12 @@ def _silent(text: str) -> None:
 def _dataset(plan: Plan) -> tuple[CrsDataset, frozenset[str]]:
     dataset = load_dataset(plan.data, plan.root)
     tries = len(plan.learning_rates) > 1
-    need_splits(dataset, "reproduce", ["train", "test", *(["valid"] if tries else [])])
-    return hold_out(dataset, plan.hold_out) if plan.hold_out else (dataset, frozenset())
+    need_splits(dataset, "reproduce", ["train", plan.split, *(["valid"] if tries else [])])
+    return (
+        hold_out(dataset, plan.hold_out, split=plan.split)
+        if plan.hold_out
+        else (dataset, frozenset())
+    )
 
 
 def make_setting(
@@ -288,10 +294,10 @@ def _run(
         return
     start = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
-    log_test(out, arm=arm.name, seed=seed)
+    _log(plan, out, arm, seed)
     answer_in_parts(
         lambda dialogues: fitted.answer(dialogues, plan.replies),
-        setting.dataset.splits["test"][: plan.limit],
+        setting.dataset.splits[plan.split][: plan.limit],
         folder,
     )
     seconds = {"train": 0.0, "answer": round(time.perf_counter() - start, 1)}
@@ -319,14 +325,19 @@ def _fuse(
     """Write the predictions of an arm whose base has answered."""
     if not first_process():
         return
-    log_test(out, arm=arm.name, seed=seed)
+    _log(plan, out, arm, seed)
     base = out / "runs" / arm.base.name / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     fuse = arm.fuse(dataset)
     for file in base.glob("*.jsonl"):
-        found = read_predictions(file, dataset.splits["test"][: plan.limit], dataset.items)
+        found = read_predictions(file, dataset.splits[plan.split][: plan.limit], dataset.items)
         write_predictions(folder / file.name, [fuse(p) for p in found])
     write_text(folder / "done.json", (base / "done.json").read_text())
+
+
+def _log(plan: Plan, out: Path, arm: Arm | FusedArm, seed: int) -> None:
+    if plan.split == "test":
+        log_test(out, arm=arm.name, seed=seed)
 
 
 def _config(plan: Plan, seed: int, rate: float) -> TrainConfig:

@@ -44,16 +44,16 @@ FILTERED = f"{BASE} (named items filtered)"
 Runs = dict[str, list[list[Prediction]]]
 
 
-def read_runs(out: Path, dataset: CrsDataset) -> Runs:
-    """Method -> one prediction list a seed. A method is an arm, or an arm and a way of decoding; an
-    oracle says so in its name."""
+def read_runs(out: Path, dataset: CrsDataset, split: str = "test") -> Runs:
+    """Method -> one prediction list a seed, of a split's dialogues. A method is an arm, or an arm
+    and a way of decoding; an oracle says so in its name."""
     runs: Runs = {}
     for arm in _arms(out):
         name, mark = arm.name, f" ({ORACLE})" if arm.about.startswith(ORACLE) else ""
         for done in sorted((out / "runs" / name).glob("seed*/done.json")):
             for file in sorted(done.parent.glob("*.jsonl")):
                 way = "" if file.stem == "predictions" else f" ({file.stem})"
-                predictions = read_predictions(file, dataset.splits["test"], dataset.items)
+                predictions = read_predictions(file, dataset.splits[split], dataset.items)
                 runs.setdefault(name + way + mark, []).append(predictions)
     if BASE in runs:
         runs[FILTERED] = [
@@ -73,13 +73,16 @@ def _new(p: Prediction) -> list[str]:
     return [item for item in p.without_named() if item not in p.named]
 
 
-def write_results(out: Path, dataset: CrsDataset, held: Collection[str] = ()) -> dict[str, Any]:
+def write_results(
+    out: Path, dataset: CrsDataset, held: Collection[str] = (), split: str = "test"
+) -> dict[str, Any]:
     """Write results.json, results.md and the plots; returns what the JSON holds.
 
     Args:
         held: items held out on purpose; their targets get tables of their own.
+        split: the one that was answered.
     """
-    runs, seen = read_runs(out, dataset), named_items(dataset.splits["train"])
+    runs, seen = read_runs(out, dataset, split), named_items(dataset.splits["train"])
     films = same_films(dataset.items)
     protocols = {name: (name, seen) for name in PROTOCOLS}
     if held:
@@ -88,7 +91,8 @@ def write_results(out: Path, dataset: CrsDataset, held: Collection[str] = ()) ->
             "held out": ("unseen", rest),
             "held out, new-only": ("unseen, new-only", rest),
         }
-    figures: dict[str, Any] = {"data": dataset.name, "recommendation": {}, "differences": {}}
+    figures: dict[str, Any] = {"data": dataset.name, "split": split}
+    figures |= {"recommendation": {}, "differences": {}}
     chooses = any(p.mode is not None for run in runs.values() for p in run[0])
     for protocol, (rule, known) in protocols.items():
         if protocol == "free" and not chooses:
@@ -147,7 +151,9 @@ def seed_figures(runs: Sequence[Targets]) -> dict[str, Any]:
 
 def results_markdown(figures: dict[str, Any]) -> str:
     """All tables."""
-    parts = [CAVEATS[figures["data"]]] if figures["data"] in CAVEATS else []
+    parts = [f"## {figures['data']}, {figures['split']}\n"]
+    if figures["data"] in CAVEATS:
+        parts.append(CAVEATS[figures["data"]])
     for protocol, methods in figures["recommendation"].items():
         parts += [f"### {TITLES[protocol]}\n", recommendation_table(methods)]
         if protocol in figures["differences"]:

@@ -115,6 +115,21 @@ def test_results_and_resuming(data, tmp_path):
         reproduce(plan(data, tokens=2000), tmp_path, said.append)
 
 
+def test_validation_is_answered_without_a_look_at_the_test_split(data, tmp_path):
+    on_valid = plan(data, arms=("popularity", "gcrs+copy"), split="valid", hold_out=0.5)
+    reproduce(on_valid, tmp_path, lambda text: None)
+    valid = load_dataset(str(data)).splits["valid"]
+    for arm in ("popularity", "gcrs", "gcrs+copy"):
+        file = tmp_path / "runs" / arm / "seed0" / "predictions.jsonl"
+        answered = [json.loads(line)["dialogue"] for line in file.read_text().splitlines()]
+        assert list(dict.fromkeys(answered)) == [d.dialogue_id for d in valid]
+    assert not (tmp_path / "test_log.jsonl").exists()
+    assert json.loads((tmp_path / "results.json").read_text())["split"] == "valid"
+    assert ", valid\n" in (tmp_path / "results.md").read_text()
+    with pytest.raises(ValueError, match="another split: 'valid' there, 'test' here"):
+        reproduce(replace(on_valid, split="test"), tmp_path, lambda text: None)
+
+
 def test_a_fused_arm_is_made_of_its_bases_answers(data, tmp_path, monkeypatch):
     one = plan(data, arms=("resp",))
     reproduce(one, tmp_path, lambda text: None)
