@@ -161,6 +161,12 @@ class SequenceBuilder:
             )
         return [self.begin, *self._codes[item_id], self.end]
 
+    def item_of(self, tokens: Sequence[int]) -> str | None:
+        """The item whose `[begin, codes..., end]` these tokens are, the first one where several share
+        their codes; None where they are no item's."""
+        whole = len(tokens) > 2 and tokens[0] == self.begin and tokens[-1] == self.end
+        return self._items.get(tuple(tokens[1:-1])) if whole else None
+
     def utterance(self, turn: Turn) -> list[int]:
         """The turn's text, after one space, with located mentions as SIDs. Mentions of items
         outside the catalogue stay text; line breaks become spaces."""
@@ -338,6 +344,5 @@ class SequenceBuilder:
             at = stop
 
     def _sid(self, run: list[int]) -> tuple[list[int], str | None]:
-        whole = len(run) > 2 and run[0] == self.begin and run[-1] == self.end
-        item_id = self._items.get(tuple(run[1:-1])) if whole else None
+        item_id = self.item_of(run)
         return (run, item_id) if item_id is not None else ([], None)

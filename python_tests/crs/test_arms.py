@@ -373,8 +373,13 @@ def test_alignment_says_what_an_item_is(setting):
     assert builder.decode(to_title.response[:-1], {}) == "Film 0 (1990)"
 
 
-def test_every_located_mention_is_a_target(setting):
-    builder = extended(setting, TRAINING, setting.catalogue(("text",), None), GCRS).builder
+@pytest.mark.parametrize("titles", [False, True])
+def test_every_located_mention_is_a_target(setting, titles):
+    sids = setting.catalogue(("text",), None)
+    bundle = (
+        with_titles(setting, TRAINING, GCRS) if titles else extended(setting, TRAINING, sids, GCRS)
+    )
+    builder = bundle.builder
     found = mention_instances(builder, DIALOGUE)
     assert [(i.turn_index, i.item_id) for i in found] == [
         (1, "i1"),
@@ -386,12 +391,14 @@ def test_every_located_mention_is_a_target(setting):
     for i in found:
         assert list(i.response) == builder.item(i.item_id)[1:]
         assert whole[: len(i.context) + len(i.response)] == [*i.context, *i.response]
-    # On the trunk that is there already a mention costs its SID's tokens; the last one, in the last
+    # On the trunk that is there already a mention costs its own tokens; the last one, in the last
     # answer, makes the trunk longer.
     alone, both = builder.instances(DIALOGUE), with_mentions(builder, DIALOGUE)
     assert both == alone + found
     assert [len(p.branches) for p in pack(both[:-1])] == [len(both) - 1]
-    assert sum(map(len, pack(both[:-1]))) - sum(map(len, pack(alone))) == 3 * len(found[0].response)
+    assert sum(map(len, pack(both[:-1]))) - sum(map(len, pack(alone))) == sum(
+        len(i.response) for i in found[:-1]
+    )
 
 
 def test_mentions_end_where_the_dialogue_outgrows_its_room(setting):

@@ -31,7 +31,7 @@ def mention_instances(builder: SequenceBuilder, dialogue: Dialogue) -> list[Inst
             end = past.index(builder.end, begin) + 1
             if end > builder.max_length:
                 return out
-            (item_id,), _ = builder.sid_fragments(past[begin:end])
+            item_id = builder.item_of(past[begin:end])
             context, response = past[: begin + 1], past[begin + 1 : end]
             out.append(Instance(index, item_id, tuple(context), tuple(response)))
     return out
