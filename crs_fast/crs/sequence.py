@@ -162,7 +162,7 @@ class SequenceBuilder:
         return [self.begin, *self._codes[item_id], self.end]
 
     def item_of(self, tokens: Sequence[int]) -> str | None:
-        """The item whose `[begin, codes..., end]` these tokens are, the first one where several share
+        """The item whose `[begin, codes..., end]` these tokens are, the first where several share
         their codes; None where they are no item's."""
         whole = len(tokens) > 2 and tokens[0] == self.begin and tokens[-1] == self.end
         return self._items.get(tuple(tokens[1:-1])) if whole else None
