@@ -16,7 +16,7 @@ Ways = dict[str, Callable[[], Any]]
 @dataclass(frozen=True)
 class Case:
     """`make(size, device)` checks that the ways agree, then returns what the work is and the ways
-    to do it, the baseline first. Sizes are "toy" (CI) and "full" (the README's)."""
+    to do it, the baseline first. Sizes are "toy" (CI) and "full" (docs/benchmarks.md's)."""
 
     name: str
     make: Callable[[str, str], tuple[str, Ways]]
