@@ -237,6 +237,7 @@ def make_setting(
         plan.training,
         joint,
         pretrained=plan.model != "tiny",
+        split=plan.split,
         held=held,
         num_beams=plan.num_beams,
         max_new_tokens=plan.max_new_tokens,

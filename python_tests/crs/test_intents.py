@@ -222,6 +222,11 @@ def test_the_arm_learns_intents(setting, tmp_path, taught_by):
 def test_data_without_intents_are_refused(setting, tmp_path):
     with pytest.raises(ValueError, match=r"fine-intents: .* \(got no intent in 'mine'\)"):
         ARMS["fine-intents"].fit(setting, tmp_path, TrainConfig())
+    # Answers on validation must not come from a model that has read its labels.
+    splits = {**setting.dataset.splits, "valid": tuple(told(d, INTENTS) for d in dialogues(4))}
+    labelled = replace(setting, dataset=replace(setting.dataset, splits=splits), split="valid")
+    with pytest.raises(ValueError, match=r"fine-intents: .* unless that is answered"):
+        ARMS["fine-intents"].fit(labelled, tmp_path, TrainConfig())
 
 
 def test_merged_turns_take_the_first_intent_that_says_something():

@@ -39,6 +39,7 @@ class Setting:
     backbone: loads the language model afresh; the seed is of what it starts at random
     training: seed and learning rate are the run's, the rest is everybody's
     pretrained: whether the backbone knows a language already
+    split: the dialogues that are answered, which nothing may be trained on
     held: ids of items held out on purpose, which nothing may be trained on
     num_beams, max_new_tokens: of answering
     bf16_answers: answer with the trained backbone in bfloat16
@@ -50,6 +51,7 @@ class Setting:
     training: TrainConfig
     joint: Callable[[Signals, Shape], tuple[CrsDataset, Catalogue]] | None = None
     pretrained: bool = True
+    split: str = "test"
     held: frozenset[str] = frozenset()
     num_beams: int = 50
     max_new_tokens: int = 40
