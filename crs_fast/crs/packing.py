@@ -117,6 +117,12 @@ def _padding(packs: Sequence[Packed], fills: Iterable[int]) -> np.ndarray:
     return np.repeat(np.repeat(padding, len(packs), 1), max(map(len, packs)), 2)
 
 
+def note_labels(batch: dict[str, torch.Tensor]) -> None:
+    """Add `label_at`, int64 [n]: the flat positions of the labels. To be called where the batch is
+    made: a GPU that is asked for them would have to finish all its work first."""
+    batch["label_at"] = (batch["labels"].flatten() != IGNORE).nonzero().squeeze(1)
+
+
 def reading(packed: bool) -> tuple[Arrange, Collate]:
     """How instances become sequences, and sequences a batch, for a model that reads them packed or
     one that can't."""
@@ -210,8 +216,9 @@ def label_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tens
 
     The head runs where there is a label only: on a small model it costs more than all layers.
     """
-    labels = batch["labels"].flatten()
-    at = (labels != IGNORE).nonzero().squeeze(1)
+    if "label_at" not in batch:
+        note_labels(batch := dict(batch))
+    labels, at = batch["labels"].flatten(), batch["label_at"]
     with _head_at(model, at), attention_of_any_shape():
         logits = model(**_model_inputs(model, batch)).logits
     if logits.shape[:2] != (1, len(at)):  # its head is not the module it says, or is none

@@ -21,6 +21,7 @@ from crs_fast.crs.packing import (
     Packed,
     batches,
     drop_context,
+    note_labels,
     packing_is_exact,
     reading,
     swap_codes,
@@ -338,6 +339,7 @@ def _trainer(
     def collator(samples: list[list[Packed]]) -> dict[str, torch.Tensor]:
         batch = together(samples[0], pad_id)
         disturb(batch)
+        note_labels(batch)
         return batch
 
     return PackedTrainer(

@@ -9,6 +9,7 @@ from crs_fast.crs.packing import (
     collate_separate,
     drop_context,
     next_token_loss,
+    note_labels,
     pack,
     packing_is_exact,
     separate,
@@ -95,6 +96,18 @@ def test_packed_equals_separate(architecture, attention, max_length):
     assert together[2].keys() == apart[2].keys()
     for name, gradient in apart[2].items():
         torch.testing.assert_close(together[2][name], gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_labels_that_were_noted_are_not_looked_for():
+    _, tokenizer, _, vocab, control, _ = system()
+    builder = SequenceBuilder(tokenizer, vocab, control, {f"i{n}": c for n, c in enumerate(SIDS)})
+    model, batch = make("llama", len(tokenizer)), collate(pack(builder.instances(DIALOGUE)))
+    expected = next_token_loss(model, batch)
+    assert "label_at" not in batch
+    note_labels(batch)
+    assert next_token_loss(model, batch) == expected
+    batch["label_at"] = batch["label_at"][1:]
+    assert next_token_loss(model, batch)[1] == expected[1] - 1
 
 
 def test_separate_equals_the_models_own_loss():
