@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from crs_fast.crs.attention import attention_of_any_shape
@@ -11,7 +12,7 @@ from crs_fast.crs.bundle import Bundle
 from crs_fast.crs.control_tokens import likelier_mode
 from crs_fast.crs.dialogue import Dialogue
 from crs_fast.crs.predictions import PLACEHOLDER, Prediction, blank_predictions
-from crs_fast.crs.sequence import CHAT, REC, Layout
+from crs_fast.crs.sequence import CHAT, REC, Layout, SequenceBuilder
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.crs.walk import batch_tokens, chunks, walk
 from crs_fast.trie import ItemFilter
@@ -150,17 +151,30 @@ def _note_modes(turns: TurnBatch, predictions: Sequence[Prediction]) -> None:
         prediction.mode = likelier_mode(chance)
 
 
+def contexts_of(
+    builder: SequenceBuilder,
+    dialogues: Sequence[Dialogue],
+    predictions: Sequence[Prediction],
+    reserve: int = 0,
+) -> list[list[int]]:
+    """What was said before each prediction's turn, `reserve` more tokens left free; the predictions
+    of a dialogue stand together."""
+    return [
+        context
+        for number, mine in groupby(predictions, key=lambda p: p.dialogue)
+        for context in builder.contexts(dialogues[number].turns, [p.turn for p in mine], reserve)
+    ]
+
+
 def _contexts(
     bundle: Bundle,
     dialogues: Sequence[Dialogue],
     predictions: Sequence[Prediction],
     max_new_tokens: int,
 ) -> list[list[int]]:
-    builder = bundle.builder
-    reserve = min(2 * bundle.vocab.num_levels + 8 + max_new_tokens, builder.max_length // 2)
-    return [
-        builder.context(dialogues[p.dialogue].turns[: p.turn], reserve=reserve) for p in predictions
-    ]
+    longest = bundle.builder.max_length // 2
+    reserve = min(2 * bundle.vocab.num_levels + 8 + max_new_tokens, longest)
+    return contexts_of(bundle.builder, dialogues, predictions, reserve)
 
 
 def _rank(

@@ -207,14 +207,20 @@ class SequenceBuilder:
         Raises:
             ValueError: `reserve` leaves no room for the prompt.
         """
+        return self.contexts(turns, [len(turns)], reserve)[0]
+
+    def contexts(
+        self, turns: Sequence[Turn], ends: Sequence[int], reserve: int = 0
+    ) -> list[list[int]]:
+        """`context(turns[:end], reserve)` for each end; every turn is tokenized once."""
         budget = self.max_length - reserve
         if budget < len(self.prompt):
             raise ValueError(
                 f"SequenceBuilder.context: reserve must be at most "
                 f"{self.max_length - len(self.prompt)} (got {reserve})"
             )
-        tokens = [token for turn in self.turns(turns) for token in turn]
-        return self._cut_left(tokens + self.prompt, budget)
+        past = self.turns(turns[: max(ends, default=0)])
+        return [self._cut_left([*chain(*past[:end]), *self.prompt], budget) for end in ends]
 
     def prefix(self, mode: str, item_id: str | None = None) -> list[int]:
         """How a response begins: `<MODE=CHAT><RESP>`; `<MODE=REC><BOI>SID<EOI><RESP>`; or, for

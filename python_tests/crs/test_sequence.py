@@ -55,6 +55,24 @@ def test_context_shows_items_and_roles(parts):
     )
 
 
+def test_contexts_of_a_dialogue_equal_each_alone(parts):
+    tokenizer, vocab, control, _ = parts
+    sids = {f"i{n}": codes for n, codes in enumerate(SIDS)}
+    ends = [0, 2, 6, 3, 3]
+    for max_length in (768, 60):
+        builder = SequenceBuilder(tokenizer, vocab, control, sids, max_length)
+        alone = [
+            [t for turn in DIALOGUE.turns[:end] for t in builder.turns([turn])[0]] + builder.prompt
+            for end in ends
+        ]
+        found = builder.contexts(DIALOGUE.turns, ends, 5)
+        assert [len(context) <= max_length - 5 for context in found] == [True] * 5
+        assert all(a[len(a) - len(f) :] == f for a, f in zip(alone, found, strict=True))
+        assert found == [builder.context(DIALOGUE.turns[:end], 5) for end in ends]
+    assert len(found[2]) < len(alone[2])  # the left was cut
+    assert builder.contexts(DIALOGUE.turns, []) == []
+
+
 def test_prefix(parts):
     _, vocab, control, builder = parts
     assert builder.prefix("chat") == [control.chat, control.resp]

@@ -21,6 +21,7 @@ from crs_fast.crs.arms.generative import extended
 from crs_fast.crs.arms.setting import Fitted, Setting
 from crs_fast.crs.dialogue import Dialogue
 from crs_fast.crs.packing import read_after
+from crs_fast.crs.predict import contexts_of
 from crs_fast.crs.predictions import Prediction, blank_predictions
 from crs_fast.crs.sequence import Instance, Layout, SequenceBuilder
 from crs_fast.crs.token_rows import new_tokens
@@ -173,7 +174,7 @@ class RetrievalArm:
             asked = [p for p in predictions if p.gold_items]
             scores = read_after(
                 result.model,
-                [bundle.builder.context(dialogues[p.dialogue].turns[: p.turn]) for p in asked],
+                contexts_of(bundle.builder, dialogues, asked),
                 [p.dialogue for p in asked],
                 lambda logits: logits,
                 pad_id=bundle.builder.eos,
