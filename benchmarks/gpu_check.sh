@@ -16,8 +16,8 @@ log="$(mktemp)"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python3 -m crs_fast.cli info
 echo "== tests"
-# Tests of the GPU stand in files of their own (*_gpu.py), which need no package but torch and pytest. Whatever
-# they find, the benchmarks still run; the exit status tells.
+# Tests of the GPU stand in files of their own (*_gpu.py), which need no package but torch and
+# pytest. Whatever they find, the benchmarks still run; the exit status tells.
 status=0
 # Most of a test's time is a kernel's compilation: several at once, by pytest-xdist or else file by
 # file. A line a test, so that what was seen is known if time is up.
