@@ -173,11 +173,9 @@ def _dataset(plan: Plan) -> tuple[CrsDataset, frozenset[str]]:
     dataset = load_dataset(plan.data, plan.root)
     tries = len(plan.learning_rates) > 1
     need_splits(dataset, "reproduce", ["train", plan.split, *(["valid"] if tries else [])])
-    return (
-        hold_out(dataset, plan.hold_out, split=plan.split)
-        if plan.hold_out
-        else (dataset, frozenset())
-    )
+    if not plan.hold_out:
+        return dataset, frozenset()
+    return hold_out(dataset, plan.hold_out, split=plan.split)
 
 
 def make_setting(
