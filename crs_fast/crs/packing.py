@@ -120,7 +120,11 @@ def _padding(packs: Sequence[Packed], fills: Iterable[int]) -> np.ndarray:
 def note_labels(batch: dict[str, torch.Tensor]) -> None:
     """Add `label_at`, int64 [n]: the flat positions of the labels. To be called where the batch is
     made: a GPU that is asked for them would have to finish all its work first."""
-    batch["label_at"] = (batch["labels"].flatten() != IGNORE).nonzero().squeeze(1)
+    batch["label_at"] = _places(batch["labels"].flatten())
+
+
+def _places(labels: torch.Tensor) -> torch.Tensor:
+    return (labels != IGNORE).nonzero().squeeze(1)
 
 
 def reading(packed: bool) -> tuple[Arrange, Collate]:
@@ -216,9 +220,8 @@ def label_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tens
 
     The head runs where there is a label only: on a small model it costs more than all layers.
     """
-    if "label_at" not in batch:
-        note_labels(batch := dict(batch))
-    labels, at = batch["labels"].flatten(), batch["label_at"]
+    labels = batch["labels"].flatten()
+    at = batch["label_at"] if "label_at" in batch else _places(labels)
     with _head_at(model, at), attention_of_any_shape():
         logits = model(**_model_inputs(model, batch)).logits
     if logits.shape[:2] != (1, len(at)):  # its head is not the module it says, or is none

@@ -81,7 +81,7 @@ class Plan:
         learning_rates: tried on validation with seed 0 where there is more than one.
         split: the dialogues to answer; "valid" to choose by, "test" for the final table.
         limit: only the first so many dialogues of that split (and of validation).
-        hold_out: share of the test targets' items to hold out (see `crs_fast.crs.cold_start`).
+        hold_out: share of that split's targets' items to hold out (see `crs_fast.crs.cold_start`).
         replies: also write replies (BLEU, Distinct, invalid items).
         bf16_answers: answer with the trained backbone in bfloat16, as it would be served. Ranks
             differ by rounding.
