@@ -142,6 +142,8 @@ struct Children {
     return parent.depth < trie.levels && parent.begin < parent.end &&
            !trie.begins(parent.depth, parent.begin);
   }
+  // Whether a beam may go on to `end()`: a SID ends here, or the parent waits at the last depth.
+  CRS_HD bool may_end() const { return has_end() || parent.depth == trie.levels; }
   CRS_HD int64_t begin_of(int64_t k) const {
     return k == last ? parent.end : trie.begin_of(parent.depth, k, parent.begin, parent.end);
   }

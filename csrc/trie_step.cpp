@@ -270,7 +270,7 @@ struct Step {
       const int64_t r = request * args.beams + m;
       if (dead(r)) continue;
       const Children children = children_of(r);
-      const bool ends = children.has_end() || children.parent.depth == args.trie.levels;
+      const bool ends = children.may_end();
       if (ends && args.scores[r] > best.threshold() && allowed(request, children.end()))
         best.add({args.scores[r], static_cast<int32_t>(m), kEndChild});
       if (children.is_leaf()) continue;

@@ -326,7 +326,7 @@ __global__ void list_kernel(StepArgs args, Lists lists) {
   }
   const Children children(args.trie, args.trie.node(args.nodes[r]));
   const float normalizer = normalizer_of<T>(args, children, r);
-  const int ends = children.has_end() || children.parent.depth == args.trie.levels;
+  const int ends = children.may_end();
   const int64_t size = min(children.size() + ends, candidate_stride(args));
   int count = 0;
   for (int64_t begin = 0; begin < size;) {
@@ -370,7 +370,7 @@ __device__ void write_beam(const StepArgs& args, int64_t at, int64_t request, ui
   const auto candidate = static_cast<int64_t>(kAll - static_cast<uint32_t>(key));
   const int64_t m = candidate / candidate_stride(args), j = candidate % candidate_stride(args);
   const Children children(args.trie, args.trie.node(args.nodes[request * args.beams + m]));
-  const int ends = children.has_end() || children.parent.depth == args.trie.levels;
+  const int ends = children.may_end();
   const int64_t k = children.first + j - ends;
   args.out_scores[at] = unordered(static_cast<uint32_t>(key >> 32));
   args.out_nodes[at] = (j < ends ? children.end() : children.child(k)).pack();
