@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from crs_fast.crs.datasets.redial import read_catalogue
+from crs_fast.crs.data.redial import read_catalogue
 from crs_fast.quantize import (
     RQVAE,
     RQKMeans,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from .cases import CASES
+from benchmarks.cases import CASES
 
 PAIRS = [(case.name, i) for case in CASES for i in range(len(case.make("toy", "cpu")[1]))]
 

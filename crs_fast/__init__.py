@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from ._version import __version__
+from crs_fast._version import __version__
 
 _HOMES = {
     "trie": ("ItemFilter", "SidTrie", "SidVocab", "TrieSlot"),
@@ -29,7 +29,7 @@ def show_config() -> dict[str, Any]:
 
     import torch
 
-    from . import _native
+    from crs_fast import _native
 
     return {
         "crs_fast": __version__,

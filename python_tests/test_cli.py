@@ -8,10 +8,9 @@ import torch
 
 from crs_fast.cli import main
 from crs_fast.crs.backbones import tiny_backbone
-from crs_fast.crs.datasets import write_dialogues, write_items
-from crs_fast.crs.model import Recommender
-
-from .crs.tiny_system import ITEMS, TEXTS, dialogues
+from crs_fast.crs.data import write_dialogues, write_items
+from crs_fast.crs.recommender import Recommender
+from python_tests.crs.tiny_system import ITEMS, TEXTS, dialogues
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def test_quantize_train_evaluate_chat(folder, capsys, monkeypatch):
     assert Recommender.from_pretrained(folder / "model").titles["i3"] == "Film 3 (1993)"
 
 
-@pytest.mark.parametrize("command", ["quickstart", "train --out x", "reproduce"])
+@pytest.mark.parametrize("command", ["quickstart", "train --out x"])
 def test_no_time_to_train(command, capsys):
     data = [] if command == "quickstart" else ["--data", "starter"]
     with pytest.raises(SystemExit):

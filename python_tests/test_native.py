@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crs_fast import _native
-from crs_fast.ops import trie_dispatch
+from crs_fast.ops.trie import native as trie_native
 
 DEFAULT = "80-real 90-real 90-virtual"  # CMakeLists.txt
 
@@ -51,7 +51,7 @@ def test_other_gpus_take_the_reference_and_it_says_so_once(built, monkeypatch):
         SimpleNamespace(is_cuda=True, device=torch.device("cuda", index)) for index in versions
     ]
     with pytest.warns(RuntimeWarning, match=r"test_op: .* 7\.5; .*ARCHITECTURES=75") as caught:
-        found = [trie_dispatch._kernels("test_op", tensor) for tensor in tensors * 2]
-    trie_dispatch._version.cache_clear()
+        found = [trie_native._kernels("test_op", tensor) for tensor in tensors * 2]
+    trie_native._version.cache_clear()
     assert found == [None, module] * 2
     assert len(caught) == 1

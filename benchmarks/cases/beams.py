@@ -11,7 +11,7 @@ import torch
 
 import crs_fast
 from crs_fast.decode import BeamTree, Prompt, SidLogitsProcessor, recommend
-from crs_fast.decode.capability import capability
+from crs_fast.decode.lm.capability import capability
 from crs_fast.trie import SidTrie, SidVocab
 
 from .case import Case, Ways, catalogue, check_equal

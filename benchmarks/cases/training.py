@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from crs_fast.crs.backbones import tiny_backbone
-from crs_fast.crs.compiled import compile_layers, decoder_layers
-from crs_fast.crs.datasets import load_dataset
-from crs_fast.crs.packing import (
+from crs_fast.crs.data import load_dataset
+from crs_fast.crs.sequence import ControlTokens, Instance, SequenceBuilder
+from crs_fast.crs.training.compiled import compile_layers, decoder_layers
+from crs_fast.crs.training.packing import (
     PAD,
     Collate,
     Packed,
@@ -24,7 +25,6 @@ from crs_fast.crs.packing import (
     pack,
     separate,
 )
-from crs_fast.crs.sequence import ControlTokens, Instance, SequenceBuilder
 from crs_fast.trie import SidVocab
 
 from .case import Case, Ways

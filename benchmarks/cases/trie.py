@@ -11,7 +11,8 @@ import torch
 from benchmarks import static_peer
 from crs_fast.cli.bench import PythonTrie
 from crs_fast.decode import SidLogitsProcessor
-from crs_fast.ops import reference, trie_mask, trie_mask_, trie_step, trie_walk
+from crs_fast.ops import trie_mask, trie_mask_, trie_step, trie_walk
+from crs_fast.ops.trie import reference
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from .case import Case, Ways, catalogue, check_equal

@@ -38,7 +38,6 @@ def _parser() -> argparse.ArgumentParser:
         _train,
         _evaluate,
         _score,
-        _reproduce,
         _chat,
         _bench,
         _info,
@@ -137,12 +136,6 @@ def _score(commands) -> None:
     from .score import add
 
     add(commands, data_arguments)
-
-
-def _reproduce(commands) -> None:
-    from .reproduce import add
-
-    add(commands)
 
 
 def _chat(commands) -> None:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from .arguments import training_config
 
 if TYPE_CHECKING:
-    from crs_fast.crs.model import Recommender
+    from crs_fast.crs.recommender import Recommender
 
 
 def read_dataset(args: Namespace):
     """The data set that the arguments name; prints what was read."""
-    from crs_fast.crs.datasets import ReadReport, load_dataset, located_share
+    from crs_fast.crs.data import ReadReport, load_dataset, located_share
 
     report = ReadReport()
     dataset = load_dataset(args.data, args.root, args.on_error, report)
@@ -32,7 +32,7 @@ def read_model(args: Namespace) -> Recommender:
     """The recommender that the arguments name, on the device they name."""
     import torch
 
-    from crs_fast.crs.model import Recommender
+    from crs_fast.crs.recommender import Recommender
 
     dtype = getattr(torch, args.dtype) if args.dtype else None
     return Recommender.from_pretrained(args.model, dtype=dtype, device=_device(args))
@@ -54,15 +54,15 @@ def _device(args: Namespace) -> str:
 
 
 def _sid_config(args: Namespace):
-    from crs_fast.crs.pipeline import SidConfig
+    from crs_fast.crs.training.pipeline import SidConfig
 
     return SidConfig(args.levels, args.codes, args.method, args.encoder, args.seed)
 
 
 def train(args: Namespace) -> int:
     from crs_fast.crs.backbones import load_backbone
-    from crs_fast.crs.pipeline import train_recommender
-    from crs_fast.crs.train import TrainConfig
+    from crs_fast.crs.training.pipeline import train_recommender
+    from crs_fast.crs.training.train import TrainConfig
 
     dataset = read_dataset(args)
     config = TrainConfig(
@@ -94,9 +94,9 @@ def train(args: Namespace) -> int:
 
 
 def evaluate(args: Namespace) -> int:
-    from crs_fast.crs.answering import log_test
-    from crs_fast.crs.dialogue import need_splits
-    from crs_fast.crs.evaluate import evaluate as run
+    from benchmarks.recommendation.answering import log_test
+    from crs_fast.crs.data.dialogue import need_splits
+    from crs_fast.crs.evaluation.evaluate import evaluate as run
 
     dataset = read_dataset(args)
     need_splits(dataset, "evaluate", ("train", args.split))  # nothing is loaded or logged in vain

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def run(args: Namespace) -> int:
-    from crs_fast.crs.files import replacing, write_text
+    from crs_fast._files import replacing, write_text
     from crs_fast.quantize import build_sids
     from crs_fast.trie import SidTrie
 
@@ -59,7 +59,7 @@ def _embeddings(args: Namespace) -> tuple[Any, list[Any] | None]:
         x, ids = load_embeddings(args.embeddings, args.key, args.ids)
         print(f"{args.embeddings}: {x.shape[0]} x {x.shape[1]}")
         return x, ids
-    from crs_fast.crs.pipeline import item_texts
+    from crs_fast.crs.training.pipeline import item_texts
 
     from .commands import read_dataset
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from crs_fast.crs.baselines import bm25_ranking, dense_ranking
-from crs_fast.crs.dialogue import RECOMMENDER, CrsDataset
-from crs_fast.crs.model import Recommender
+from crs_fast.crs.data.dialogue import RECOMMENDER, CrsDataset
+from crs_fast.crs.evaluation.baselines import bm25_ranking, dense_ranking
+from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.sequence import REC
 from crs_fast.decode import left_pad
 
@@ -30,7 +30,7 @@ def run(out: str, minutes: float, seed: int) -> int:
     import torch
 
     from crs_fast.crs.backbones import tiny_backbone
-    from crs_fast.crs.starter import load_starter
+    from crs_fast.crs.data.starter import load_starter
 
     dataset = load_starter(seed=seed, train=TRAIN_DIALOGUES, test=TEST_DIALOGUES)
     say(
@@ -68,9 +68,9 @@ def run(out: str, minutes: float, seed: int) -> int:
 def _train(
     dataset: CrsDataset, backbone: Any, folder: Path, minutes: float, seed: int, say: Any
 ) -> None:
-    from crs_fast.crs.pipeline import SidConfig, make_catalogue, train_recommender
-    from crs_fast.crs.token_rows import init_word_rows
-    from crs_fast.crs.train import TrainConfig
+    from crs_fast.crs.training.embedding_init import init_word_rows
+    from crs_fast.crs.training.pipeline import SidConfig, make_catalogue, train_recommender
+    from crs_fast.crs.training.train import TrainConfig
     from crs_fast.quantize import encode_texts
 
     sids = SidConfig(levels=2, codes=32, method="rqkmeans", seed=seed)
@@ -103,7 +103,7 @@ def _train(
 
 
 def _evaluate(recommender: Recommender, dataset: CrsDataset):
-    from crs_fast.crs.evaluate import evaluate
+    from crs_fast.crs.evaluation.evaluate import evaluate
     from crs_fast.quantize import encode_texts
 
     def bm25(turns, dialogues, exclude_named):

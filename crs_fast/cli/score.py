@@ -10,7 +10,8 @@ from typing import Any
 
 def add(commands: Any, data_arguments: Any) -> None:
     parser = commands.add_parser(
-        "score", help="figures of a predictions.jsonl (format: crs_fast/crs/predictions.py)"
+        "score",
+        help="figures of a predictions.jsonl (format: crs_fast/crs/evaluation/predictions.py)",
     )
     data_arguments(parser)
     file = parser.add_mutually_exclusive_group(required=True)
@@ -24,14 +25,14 @@ def add(commands: Any, data_arguments: Any) -> None:
 
 
 def run(args: Namespace) -> int:
-    from crs_fast.crs.dialogue import need_splits
-    from crs_fast.crs.predictions import (
+    from crs_fast.crs.data.dialogue import need_splits
+    from crs_fast.crs.evaluation.predictions import (
         blank_predictions,
         read_predictions,
         write_predictions,
     )
-    from crs_fast.crs.report import difference_table, scores_markdown
-    from crs_fast.crs.score import (
+    from crs_fast.crs.evaluation.report import difference_table, scores_markdown
+    from crs_fast.crs.evaluation.score import (
         PROTOCOLS,
         intent_figures,
         mode_figures,

@@ -19,7 +19,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from crs_fast.crs.control_tokens import CHAT, REC, ControlTokens, split_mode
-from crs_fast.crs.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
+from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_fast.trie import SidTrie, SidVocab
 
 if TYPE_CHECKING:

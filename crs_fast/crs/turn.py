@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crs_fast.crs.bundle import Bundle
+from crs_fast.crs.checkpoint import Bundle
 from crs_fast.decode import (
     BeamTree,
     Prompt,

@@ -1,10 +1,10 @@
 """Constrained decoding: the logits processor, and beams as a token tree over one prompt."""
 
 from .beam_search import beam_search
-from .capability import Capability, capability, sliding_window
+from .lm.capability import Capability, capability, sliding_window
+from .lm.prompt import Prompt, left_pad
 from .output import RecommendOutput
 from .processor import SidLogitsProcessor
-from .prompt import Prompt, left_pad
 from .recommend import BeamTree, recommend
 
 __all__ = [

@@ -12,7 +12,7 @@ from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from .fallback import LOST, BeamScores, unused_token
 from .recommend import recommend
-from .search import Question
+from .search import SearchRequest
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
@@ -79,11 +79,11 @@ def beam_search(
             "the same constraint is used instead",
             stacklevel=2,
         )
-        asked = Question(
+        request = SearchRequest(
             trie, vocab, input_ids.shape[0] // every, beams, normalize, temperature, filters
         )
         return _hugging_face(
-            model, input_ids, logits_processor, stopping_criteria, generation_config, asked,
+            model, input_ids, logits_processor, stopping_criteria, generation_config, request,
             model_kwargs,
         )  # fmt: skip
     mask = model_kwargs.get("attention_mask")
@@ -132,20 +132,20 @@ def _beyond_the_tree(
 
 
 def _hugging_face(
-    model, input_ids, logits_processor, stopping_criteria, generation_config, asked, model_kwargs
+    model, input_ids, logits_processor, stopping_criteria, generation_config, request, model_kwargs
 ):
     """Hugging Face's own loop, with the constraint after penalties and the caller's processors and
     before top-k and its like, which would otherwise cut legal tokens away."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
     from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
-    length, levels = input_ids.shape[1], asked.trie.num_levels
-    filler = unused_token(asked.vocab, asked.trie)
+    length, levels = input_ids.shape[1], request.trie.num_levels
+    filler = unused_token(request.vocab, request.trie)
     config = copy.deepcopy(generation_config)
     config.max_length = length + levels
     config.return_dict_in_generate = config.output_scores = True
     config._eos_token_tensor = None  # a SID ends with its last level, nothing else ends a row
-    constraint = BeamScores(asked, length, filler)
+    constraint = BeamScores(request, length, filler)
     names = [type(processor).__name__ for processor in logits_processor]
     warpers = (i for i, name in enumerate(names) if name.endswith(("Warper", "Normalization")))
     at = next(warpers, len(names))

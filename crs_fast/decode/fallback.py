@@ -9,10 +9,10 @@ import torch
 from crs_fast.ops import trie_mask_, trie_walk
 from crs_fast.trie import SidTrie, SidVocab
 
+from .lm.prompt import left_pad
 from .output import RecommendOutput
 from .processor import SidLogitsProcessor
-from .prompt import left_pad
-from .search import Question
+from .search import SearchRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,15 +30,15 @@ class BeamScores:
     scores are -inf already, whatever follows.
     """
 
-    def __init__(self, asked: Question, prompt_length: int, filler: int) -> None:
+    def __init__(self, request: SearchRequest, prompt_length: int, filler: int) -> None:
         self.legal = SidLogitsProcessor(
-            asked.trie, asked.vocab, asked.filters, prompt_length, filler
+            request.trie, request.vocab, request.filters, prompt_length, filler
         )
         self.legal.tokens = self.legal.tokens._replace(
             terminator=filler, num_columns=max(self.legal.tokens.num_columns, filler + 1)
         )
         self.start, self.filler = prompt_length, filler
-        self.normalize, self.temperature = asked.normalize, asked.temperature
+        self.normalize, self.temperature = request.normalize, request.temperature
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         constraint = self.legal
@@ -71,7 +71,7 @@ def generate_beams(
     model: PreTrainedModel,
     ids: torch.Tensor,
     mask: torch.Tensor,
-    asked: Question,
+    request: SearchRequest,
     **kwargs: Any,
 ) -> RecommendOutput:
     """`recommend` by `model.generate`: every prompt is prefilled once a beam.
@@ -82,7 +82,7 @@ def generate_beams(
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
-    trie, vocab, num_beams = asked.trie, asked.vocab, asked.num_beams
+    trie, vocab, num_beams = request.trie, request.vocab, request.num_beams
     filler = unused_token(vocab, trie)
     ids, mask = left_pad(
         [row[seen].tolist() for row, seen in zip(ids.cpu(), mask.cpu(), strict=True)], filler
@@ -101,7 +101,7 @@ def generate_beams(
         # Recurrent states are not reordered with the beams before transformers 5.
         use_cache=not getattr(model, "_is_stateful", False),
     )
-    scores = BeamScores(asked, ids.shape[1], filler)
+    scores = BeamScores(request, ids.shape[1], filler)
     out = model.generate(  # type: ignore[operator]
         input_ids=ids.to(model.device),
         attention_mask=mask.long().to(model.device),
@@ -119,7 +119,7 @@ def generate_beams(
     totals = totals.masked_fill((totals < LOST) | nothing, float("-inf"))
     codes, totals = codes.to(trie.device), totals.to(trie.device)
     nodes = trie_walk(trie.tensors, codes.flatten(0, 1)).view(shape)
-    return RecommendOutput.of(trie, codes, nodes, totals, asked.filters)
+    return RecommendOutput.of(trie, codes, nodes, totals, request.filters)
 
 
 def unused_token(vocab: SidVocab | None, trie: SidTrie) -> int:

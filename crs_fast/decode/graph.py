@@ -27,10 +27,10 @@ import torch
 from crs_fast.ops import FilterTensors
 
 from .attempt import attempt, give_up
-from .capability import capability
-from .prompt import Prompt, pad_right
-from .search import Beams, Query, Question, search
-from .tree_model import TreeModel
+from .lm.capability import capability
+from .lm.prompt import Prompt, pad_right
+from .lm.tree_model import TreeModel
+from .search import Beams, SearchPlan, SearchRequest, search
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,7 +45,7 @@ def replayed(
     model: PreTrainedModel,
     ids: torch.Tensor,
     mask: torch.Tensor,
-    asked: Question,
+    request: SearchRequest,
     otherwise: Callable[[], Beams],
     compiled: bool = False,
 ) -> Beams:
@@ -56,22 +56,22 @@ def replayed(
         return otherwise()
     with _lock:
         recordings = _of_model.setdefault(model, Recordings())
-    trie, vocab, words = asked.trie, asked.vocab, asked.bitmaps
+    trie, vocab, words = request.trie, request.vocab, request.bitmaps
     ids, mask, padded = pad_right(ids, mask)
     columns = rounded_up(ids.shape[1])
     padded = padded or columns > ids.shape[1]
-    how = asked.num_beams, asked.normalize, asked.temperature
+    how = request.num_beams, request.normalize, request.temperature
     mode = compiled, model.training, model.dtype
     # A recording keeps trie and vocabulary, so nothing else takes their addresses. Without a
     # vocabulary, the catalogue's codes are the tokens.
     catalogue = tuple((t.data_ptr(), t.shape) for t in trie.tensors)
     codes = id(vocab) if vocab is not None else tuple(trie.level_sizes())
     shape = None if words is None else words.words.shape
-    key = asked.batch, columns, padded, how, mode, catalogue, codes, shape
+    key = request.batch, columns, padded, how, mode, catalogue, codes, shape
 
     def make(place: Any) -> Recording:
         lm = TreeModel(model, capability(model).attention or "", compiled)
-        return Recording(lm, columns, padded, asked, place)
+        return Recording(lm, columns, padded, request, place)
 
     run = partial(recordings.run, model, key, make, ids, mask, words)
     return attempt(model, "cuda_graph", key, run, otherwise)
@@ -91,7 +91,7 @@ class Recording:
         lm: of a model that `capability` accepts.
         columns: of the prompt.
         padded: whether rows may be shorter than that.
-        asked: the question; its filters are replaced by room for others of the same shape, its
+        request: its filters are replaced by room for others of the same shape, its
             vocabulary is kept, so that nothing else takes its identity.
         place: where to record, see `record`.
     """
@@ -101,22 +101,22 @@ class Recording:
         lm: TreeModel,
         columns: int,
         padded: bool,
-        asked: Question,
+        request: SearchRequest,
         place: Any,
     ) -> None:
         self.state = model_state(lm.model)
-        query, device = Query.of(asked), asked.trie.device
+        plan, device = SearchPlan.of(request), request.trie.device
         with torch.inference_mode(False):  # else only other inference code could fill them
-            self.ids = torch.zeros(asked.batch, columns, dtype=torch.int64, device=device)
-            self.mask = torch.ones(asked.batch, columns, dtype=torch.bool, device=device)
-            if query.filters is not None:
-                words = FilterTensors(*(t.clone() for t in query.filters))
-                query = replace(query, filters=words)
+            self.ids = torch.zeros(request.batch, columns, dtype=torch.int64, device=device)
+            self.mask = torch.ones(request.batch, columns, dtype=torch.bool, device=device)
+            if plan.filters is not None:
+                words = FilterTensors(*(t.clone() for t in plan.filters))
+                plan = replace(plan, filters=words)
         # The graph knows addresses only: what lies there must stay.
         weights = [t.detach() for module in lm.model.modules() for t in _tensors(module)]
-        self._filters, self._kept = query.filters, (asked.vocab, query, weights)
+        self._filters, self._kept = plan.filters, (request.vocab, plan, weights)
         self._replay = record(
-            lambda: search(Prompt.of(lm, self.ids, self.mask, padded, asked.room), query), place
+            lambda: search(Prompt.of(lm, self.ids, self.mask, padded, request.room), plan), place
         )
 
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor, words: FilterTensors | None) -> Beams:

@@ -10,10 +10,10 @@ import torch
 
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
+from .lm.prompt import Prompt, checked_inputs, pad_right
+from .lm.tree_model import TreeModel
 from .output import RecommendOutput
-from .prompt import Prompt, checked_inputs, pad_right
-from .search import Beams, Query, Question, search
-from .tree_model import TreeModel
+from .search import Beams, SearchPlan, SearchRequest, search
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ def recommend(
         for level: beams = trie_step(head(hidden), beams)          # legal children only
                    hidden = forward(one token a beam, seeing the prompt and its own ancestors)
 
-    A model that can't hold a token tree (see `crs_fast.decode.capability`), or a prompt that with
+    A model that can't hold a token tree (see `lm.capability`), or a prompt that with
     its SID is longer than the model's attention window, gets Hugging Face beam search with the
     same constraint, without `cuda_graph` and `compile_layers`; a warning says so once.
 
@@ -60,7 +60,7 @@ def recommend(
             prompt rounded up, beams, ...) and replay it from then on, also after another
             `TrieSlot.load` (see `crs_fast.decode.graph`).
         compile_layers: run the model's decoder layers compiled by `torch.compile`, which takes
-            seconds on the first calls (see `crs_fast.decode.regions`). Where a model allows one of
+            seconds on the first calls (see `lm.regions`). Where a model allows one of
             these two not, the call does without and a warning says so once.
 
     Returns:
@@ -76,7 +76,7 @@ def recommend(
     from .graph import replayed
 
     ids, mask = checked_inputs("recommend", input_ids, attention_mask)
-    asked = Question(trie, vocab, ids.shape[0], num_beams, normalize, temperature, filters)
+    request = SearchRequest(trie, vocab, ids.shape[0], num_beams, normalize, temperature, filters)
     if model.config.is_encoder_decoder:
         raise ValueError(
             "recommend: model must be decoder-only "
@@ -84,28 +84,28 @@ def recommend(
         )
     attention = _tree_attention(model, mask, trie.num_levels)
     if attention is None:
-        return generate_beams(model, ids, mask, asked)
+        return generate_beams(model, ids, mask, request)
 
     def eagerly(compiled: bool = False) -> Beams:
         lm = TreeModel(model, attention, compiled)
-        return search(Prompt.of(lm, *pad_right(ids, mask), asked.room), Query.of(asked))
+        return search(Prompt.of(lm, *pad_right(ids, mask), request.room), SearchPlan.of(request))
 
     way: Callable[[], Beams] = eagerly
     if compile_layers:
         run = partial(eagerly, compiled=True)
         way = partial(attempt, model, "compile_layers", None, run, way)
     if cuda_graph:
-        way = partial(replayed, model, ids, mask, asked, way)
+        way = partial(replayed, model, ids, mask, request, way)
     if cuda_graph and compile_layers:
-        way = partial(replayed, model, ids, mask, asked, way, compiled=True)
-    return asked.items(way())
+        way = partial(replayed, model, ids, mask, request, way, compiled=True)
+    return request.items(way())
 
 
 def _tree_attention(model: PreTrainedModel, mask: torch.Tensor, levels: int) -> str | None:
     """`capability`'s attention for prompts of this mask bool [B, P]; None, with one warning a
     model, where SIDs behind them can't be a token tree."""
     from .attempt import give_up
-    from .capability import capability, sliding_window
+    from .lm.capability import capability, sliding_window
 
     attention, window = capability(model).attention, sliding_window(model)
     if attention is None or window is None or int(mask.sum(1).max()) + levels <= window:
@@ -139,9 +139,9 @@ class BeamTree:
         filters: ItemFilter | None = None,
     ) -> None:
         batch = prompt.ids.shape[0]
-        asked = Question(trie, vocab, batch, num_beams, normalize, temperature, filters)
-        self.prompt, self.beams = prompt, search(prompt, Query.of(asked))
-        self.output = asked.items(self.beams)
+        request = SearchRequest(trie, vocab, batch, num_beams, normalize, temperature, filters)
+        self.prompt, self.beams = prompt, search(prompt, SearchPlan.of(request))
+        self.output = request.items(self.beams)
 
     def keep(self, beams: torch.Tensor) -> None:
         """Make one beam of each request, int64 [B], the next columns of the prompt, and drop the

@@ -11,19 +11,19 @@ import torch
 import torch.nn.functional as F
 
 from crs_fast.ops import FilterTensors, TokenTensors, TrieTensors, trie_step
-from crs_fast.ops.reference import NORMALIZE
+from crs_fast.ops.trie.reference import NORMALIZE
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
+from .lm.prompt import Prompt
+from .lm.tree_view import TreeState
 from .output import RecommendOutput
 from .processor import check_codes, token_tensors
-from .prompt import Prompt
-from .tree_view import TreeState
 
 LONG = 8  # levels: SIDs have fewer, titles more, of which most end long before the longest
 
 
 @dataclass(frozen=True)
-class Question:
+class SearchRequest:
     """What a caller asks of a batch of prompts; the fields are `recommend`'s arguments.
 
     Raises:
@@ -78,8 +78,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Query:
-    """A question with the host's share of the work done.
+class SearchPlan:
+    """A request with the host's share of the work done.
 
     trie: the catalogue
     column int64 [L, C]: the LM token of each level's codes, -1 where there is none
@@ -100,15 +100,15 @@ class Query:
     temperature: float
 
     @classmethod
-    def of(cls, asked: Question) -> Query:
-        tokens = token_tensors(asked.trie, asked.vocab)
+    def of(cls, request: SearchRequest) -> SearchPlan:
+        tokens = token_tensors(request.trie, request.vocab)
         levels = [
-            (tokens, None) if asked.normalize == "vocab" else _few(tokens, level)
-            for level in range(asked.trie.num_levels)
+            (tokens, None) if request.normalize == "vocab" else _few(tokens, level)
+            for level in range(request.trie.num_levels)
         ]
         return cls(
-            asked.trie.tensors, tokens.column, levels, tokens.num_columns, asked.bitmaps,
-            asked.num_beams, asked.normalize, asked.temperature,
+            request.trie.tensors, tokens.column, levels, tokens.num_columns, request.bitmaps,
+            request.num_beams, request.normalize, request.temperature,
         )  # fmt: skip
 
 
@@ -129,7 +129,7 @@ class Beams(NamedTuple):
     tokens: torch.Tensor
 
 
-def search(prompt: Prompt, query: Query) -> Beams:
+def search(prompt: Prompt, plan: SearchPlan) -> Beams:
     """Beam search after a prompt. The tree's slots stay in its cache; nothing waits for the device
     but the question, from the eighth level on, whether any beam goes on.
 
@@ -140,10 +140,10 @@ def search(prompt: Prompt, query: Query) -> Beams:
         ValueError: the vocabulary names tokens that the model's head lacks.
     """
     known = prompt.lm.head.num_tokens
-    if known is not None and query.num_columns > known:
+    if known is not None and plan.num_columns > known:
         raise ValueError(
             f"recommend: vocab must name tokens below {known}, the rows of the model's head "
-            f"(got {query.num_columns - 1})"
+            f"(got {plan.num_columns - 1})"
         )
     batch, device = prompt.ids.shape[0], prompt.ids.device
     scores = torch.zeros(batch, 1, device=device)
@@ -151,24 +151,24 @@ def search(prompt: Prompt, query: Query) -> Beams:
     sids = slots = fed = nodes.new_empty(batch, 1, 0)
     lengths = prompt.mask.sum(1, keepdim=True)
     hidden = prompt.hidden  # [B * M, H]
-    for level, (tokens, rows) in enumerate(query.levels):
+    for level, (tokens, rows) in enumerate(plan.levels):
         scores, nodes, parents, codes = trie_step(
-            prompt.lm.head(hidden, rows), scores, nodes, query.trie, tokens, query.num_beams,
-            query.normalize, query.temperature, query.filters,
+            prompt.lm.head(hidden, rows), scores, nodes, plan.trie, tokens, plan.num_beams,
+            plan.normalize, plan.temperature, plan.filters,
         )  # fmt: skip
         sids = torch.cat([_of_parents(sids, parents), codes[..., None]], 2)  # [B, M, l + 1]
         slots, fed = _of_parents(slots, parents), _of_parents(fed, parents)
-        if level + 1 == len(query.levels) or (level + 1 >= LONG and not _go_on(codes)):
+        if level + 1 == len(plan.levels) or (level + 1 >= LONG and not _go_on(codes)):
             break
         # A beam that waits or is dead feeds any token: nothing reads what comes of it.
-        ids = query.column[level][codes.clamp(min=0)].clamp(min=0)
-        own = torch.arange(level * query.num_beams, (level + 1) * query.num_beams, device=device)
+        ids = plan.column[level][codes.clamp(min=0)].clamp(min=0)
+        own = torch.arange(level * plan.num_beams, (level + 1) * plan.num_beams, device=device)
         slots = torch.cat([slots, own.expand(ids.shape)[..., None]], 2)
         fed = torch.cat([fed, ids[..., None]], 2)
         positions = (lengths + level).expand(ids.shape)
         tree = TreeState(slots, prompt.length, prompt.visible)
         hidden = prompt.grow(ids, positions, tree).flatten(0, 1)
-    left = len(query.levels) - sids.shape[2]
+    left = len(plan.levels) - sids.shape[2]
     slots, fed = F.pad(slots, (0, left)), F.pad(fed, (0, left))
     return Beams(F.pad(sids, (0, left), value=-1), scores, nodes, slots, fed)
 

@@ -4,9 +4,9 @@ Importing this package registers `torch.ops.crs_fast.*`.
 """
 
 from .codebook import residual_codes, residual_lookup, residual_statistics
-from .codebook_beam import beam_lookup
-from .tensors import FilterTensors, TokenTensors, TrieTensors
+from .codebook.beam import beam_lookup
 from .trie import trie_build, trie_mask, trie_mask_, trie_rows, trie_step, trie_walk
+from .trie.tensors import FilterTensors, TokenTensors, TrieTensors
 
 __all__ = [
     "FilterTensors",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from crs_fast.ops import FilterTensors
-from crs_fast.ops.reference import popcount
+from crs_fast.ops.trie.reference import popcount
 
 from .item_ids import ItemIds
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.ops import TrieTensors, trie_build, trie_rows, trie_walk
-from crs_fast.ops.reference import ending
-from crs_fast.ops.tensors import NODE_BITS
+from crs_fast.ops.trie.reference import ending
+from crs_fast.ops.trie.tensors import NODE_BITS
 
 from .item_ids import ItemIds
 

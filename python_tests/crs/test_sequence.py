@@ -1,7 +1,7 @@
 import pytest
 
 from crs_fast.crs.control_tokens import CONTROL
-from crs_fast.crs.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
+from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
 from crs_fast.crs.sequence import SequenceBuilder
 from crs_fast.trie import SidVocab
 

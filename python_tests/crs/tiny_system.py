@@ -1,7 +1,7 @@
 """A hand-written catalogue, dialogues and a tiny language model for the tests of this folder."""
 
 from crs_fast.crs.backbones import tiny_backbone
-from crs_fast.crs.dialogue import RECOMMENDER, SEEKER, Dialogue, Item, Mention, Turn
+from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Item, Mention, Turn
 from crs_fast.crs.sequence import ControlTokens, SequenceBuilder, trie_sids
 from crs_fast.trie import SidTrie, SidVocab
 

@@ -5,10 +5,11 @@ import warnings
 import pytest
 import torch
 
-from crs_fast.decode import recommend, tree_view
+from crs_fast.decode import recommend
 from crs_fast.decode.attempt import attempt
+from crs_fast.decode.lm import tree_view
+from python_tests.helpers import tiny_model
 
-from ..helpers import tiny_model
 from .test_recommend import GRID, VOCAB, make_vocab
 
 

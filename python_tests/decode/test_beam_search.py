@@ -7,8 +7,8 @@ from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 import crs_fast
 from crs_fast.decode import SidLogitsProcessor
 from crs_fast.trie import ItemFilter, SidTrie
+from python_tests.helpers import random_sids, tiny_model
 
-from ..helpers import random_sids, tiny_model
 from .test_recommend import PAD, VOCAB, make_vocab, prompts
 
 LEVELS, CODES = 3, 5

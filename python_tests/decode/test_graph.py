@@ -21,8 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from crs_fast.decode import graph, recommend
 from crs_fast.decode.search import Beams
 from crs_fast.trie import SidTrie, TrieSlot
-
-from ..helpers import left_padded, random_sids, tiny_model, vocab_of
+from python_tests.helpers import left_padded, random_sids, tiny_model, vocab_of
 
 LEVELS, CODES, WORDS = 3, 6, 7
 RECORDED = ["llama", "qwen3", "mistral", "phi"]

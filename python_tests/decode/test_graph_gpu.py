@@ -8,8 +8,7 @@ import torch
 
 from crs_fast.decode import recommend
 from crs_fast.trie import SidTrie, TrieSlot
-
-from ..helpers import left_padded, random_sids, tiny_model, vocab_of
+from python_tests.helpers import left_padded, random_sids, tiny_model, vocab_of
 
 pytestmark = pytest.mark.gpu
 

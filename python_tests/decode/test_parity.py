@@ -14,8 +14,8 @@ import torch
 
 from crs_fast.decode import recommend
 from crs_fast.trie import ItemFilter, SidTrie
+from python_tests.helpers import random_sids, tiny_model, whole
 
-from ..helpers import random_sids, tiny_model, whole
 from .test_recommend import FIRST, PAD, VOCAB, make_vocab, prompts
 
 TOLERANCE = 1e-4

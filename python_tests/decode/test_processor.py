@@ -9,8 +9,7 @@ import torch
 from crs_fast.decode import SidLogitsProcessor
 from crs_fast.decode.processor import token_tensors
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
-
-from ..helpers import BruteForce, random_sids, tiny_model, vocab_of, whole
+from python_tests.helpers import BruteForce, random_sids, tiny_model, vocab_of, whole
 
 BEGIN, END, EOS, PAD = 1, 2, 3, 0
 FIRST, LEVELS, CODES, VOCAB = 20, 3, 5, 61

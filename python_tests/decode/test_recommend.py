@@ -6,10 +6,10 @@ from importlib import import_module
 import pytest
 import torch
 
-from crs_fast.decode import Prompt, SidLogitsProcessor, prompt, recommend, search
+from crs_fast.decode import Prompt, SidLogitsProcessor, recommend, search
+from crs_fast.decode.lm import prompt
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
-
-from ..helpers import BruteForce, random_sids, tiny_model
+from python_tests.helpers import BruteForce, random_sids, tiny_model
 
 FIRST, VOCAB, PAD = 20, 83, 0
 GRID = SidTrie.from_sids(list(itertools.product(range(3), repeat=2)))

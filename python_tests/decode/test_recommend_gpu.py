@@ -5,8 +5,7 @@ import torch
 
 from crs_fast.decode import capability, recommend
 from crs_fast.trie import SidTrie
-
-from ..helpers import random_sids, tiny_model, vocab_of
+from python_tests.helpers import random_sids, tiny_model, vocab_of
 
 pytestmark = pytest.mark.gpu
 

@@ -7,10 +7,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from crs_fast.decode import capability, recommend
-from crs_fast.decode.tree_view import NAME, tree_view
+from crs_fast.decode.lm.tree_view import NAME, tree_view
 from crs_fast.trie import SidTrie
+from python_tests.helpers import random_sids, tiny_model
 
-from ..helpers import random_sids, tiny_model
 from .test_recommend import VOCAB, make_vocab, path_score, prompts
 
 LEVELS, CODES = 3, 5

@@ -4,9 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crs_fast.ops import reference_collisions
 from crs_fast.ops.codebook import residual_lookup
 from crs_fast.ops.collisions import place_colliding
+from crs_fast.ops.collisions import reference as reference_collisions
 from crs_fast.quantize import add_disambiguation_level, resolve_collisions
 from crs_fast.quantize.collisions import _colliding
 

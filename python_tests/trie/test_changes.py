@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from crs_fast.ops import trie_step
 from crs_fast.trie import ItemFilter, SidTrie, TrieSlot
-
-from ..helpers import CASES, random_sids, vocab_of
+from python_tests.helpers import CASES, random_sids, vocab_of
 
 
 def same(a: SidTrie, b: SidTrie) -> None:

@@ -7,8 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from crs_fast.trie import ItemFilter, SidTrie, TrieSlot
-
-from ..helpers import CASES, BruteForce, random_sids, whole
+from python_tests.helpers import CASES, BruteForce, random_sids, whole
 
 
 @pytest.mark.parametrize(("name", "sids"), CASES, ids=[name for name, _ in CASES])

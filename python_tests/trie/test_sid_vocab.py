@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from crs_fast.trie import SidVocab
-
-from ..helpers import tiny_model
+from python_tests.helpers import tiny_model
 
 
 def test_encode_and_decode_are_inverse():

@@ -1,0 +1,1 @@
+"""The paper's experiment on top of the library: arms, plans, result tables."""

@@ -1,0 +1,56 @@
+"""Answering a split in parts: a run that is cut off goes on with the part it was at.
+
+<folder>/parts/<first dialogue>/<way>.jsonl    of a part that is whole
+<folder>/<way>.jsonl                           all parts, one after the other
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from crs_fast._files import replacing, write_text
+from crs_fast.crs.data.dialogue import Dialogue
+from crs_fast.crs.evaluation.predictions import Prediction, write_predictions
+
+PART = 256  # dialogues: enough to fill a GPU's batches
+
+
+def answer_in_parts(
+    answer: Callable[[Sequence[Dialogue]], dict[str, list[Prediction]]],
+    dialogues: Sequence[Dialogue],
+    folder: Path,
+) -> None:
+    """Write `<way>.jsonl` for each way of decoding ("predictions" for the way ""); parts that are
+    there already, of an earlier call, are not answered again. `forget_parts` when all is done."""
+    parts = [folder / "parts" / str(first) for first in range(0, len(dialogues), PART)]
+    for part in parts:
+        if part.is_dir():
+            continue
+        part.parent.mkdir(parents=True, exist_ok=True)
+        first = int(part.name)
+        answers = answer(dialogues[first : first + PART])
+        with replacing(part) as partial:
+            partial.mkdir()
+            for way, predictions in answers.items():
+                write_predictions(partial / f"{way or 'predictions'}.jsonl", predictions)
+    for name in sorted({file.name for part in parts for file in part.iterdir()}):
+        write_text(folder / name, "".join((part / name).read_text() for part in parts))
+
+
+def log_test(folder: Path, **run: Any) -> None:
+    """Note in `test_log.jsonl` that a run begins on the test split, or goes on with it: how often
+    one looked there is part of every figure."""
+    line = {"time": time.strftime("%FT%TZ", time.gmtime()), **run}
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "test_log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def forget_parts(folder: Path) -> None:
+    """Delete what `answer_in_parts` keeps to go on from."""
+    shutil.rmtree(folder / "parts", ignore_errors=True)

@@ -1,0 +1,105 @@
+"""The arms of the experiment: ways to recommend that are compared on the same instances, with the
+same backbone and the same budget of training tokens.
+
+An arm that is gcrs but for a switch lends it to others: `co-mention+mentions` has both, and
+`retrieval+co-mention` is the retrieval head with the items that `co-mention` knows. `+copy` or
+`+copy-odds` at the end of any of them fuses its ranking with the items named before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from benchmarks.recommendation.arms.baselines import COPY, COPY_POPULARITY, POPULARITY
+from benchmarks.recommendation.arms.fused import RULES, FusedArm
+from benchmarks.recommendation.arms.generative import GenerativeArm
+from benchmarks.recommendation.arms.intents import FineIntentsArm
+from benchmarks.recommendation.arms.mentions import with_mentions
+from benchmarks.recommendation.arms.oracle import OracleArm
+from benchmarks.recommendation.arms.retrieval import RetrievalArm
+from benchmarks.recommendation.arms.setting import Arm, Fitted, Setting
+from crs_fast.crs.sequence import Layout
+
+__all__ = ["ARMS", "Arm", "Fitted", "FusedArm", "Setting", "choose_arms"]
+
+_ALL: tuple[Arm, ...] = (
+    POPULARITY,
+    COPY,
+    COPY_POPULARITY,
+    GenerativeArm("gcrs", "mode, then the item's SID, then the reply"),
+    GenerativeArm("resp", "the reply alone, SIDs inside it", Layout(mode=False, item=False)),
+    RetrievalArm(),
+    GenerativeArm("sid-only", "the item's SID alone", Layout(mode=False, words=False)),
+    GenerativeArm("titles", "gcrs with titles in place of SIDs, same trie constraint", titles=True),
+    GenerativeArm("mode-resp", "mode, then the reply with SIDs inside it", Layout(item=False)),
+    GenerativeArm("all-rows", "gcrs, old tokens' embeddings tuned too", all_rows=True),
+    GenerativeArm("random-rows", "gcrs, SID rows start at random", informed_rows=False),
+    GenerativeArm("code-noise", "gcrs, 10 % of fed codes replaced at random", code_noise=0.1),
+    GenerativeArm("align", "gcrs, also trained on item text -> SID -> title", align=True),
+    GenerativeArm(
+        "co-mention", "gcrs, SIDs of text and co-mentions", signals=("text", "co-mention")
+    ),
+    GenerativeArm(
+        "co-mention-filled",
+        "co-mention, items without co-mentions get those of their neighbours by text",
+        signals=("text", "co-mention-filled"),
+    ),
+    GenerativeArm("mentions", "gcrs, trained on every mention too", instances=with_mentions),
+    GenerativeArm("fast-rows", "gcrs, new rows at ten times the rate", embedding_lr_ratio=10.0),
+    *(
+        GenerativeArm(f"sids-{n}x{k}", f"gcrs, SIDs of {n} levels of {k} codes", shape=(n, k))
+        for n, k in ((3, 64), (5, 64), (4, 128))
+    ),
+    GenerativeArm("redial-first", "gcrs, half its budget spent on ReDial first", joint=True),
+    OracleArm(),
+    FineIntentsArm(),
+)
+# For INSPIRED; for ReDial, and no rival; for data with intents.
+NOT_DEFAULT = ("redial-first", "oracle-liked", "fine-intents")
+ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
+
+
+def choose_arms(names: str | None) -> list[Arm | FusedArm]:
+    """Arms by their names, joined by commas, switches behind a "+"; for None all but `NOT_DEFAULT`.
+    Before a fused arm stands the arm it is made of.
+
+    Raises:
+        ValueError: an unknown name, or a switch that an arm has no place for.
+    """
+    if names is None:
+        return [arm for arm in _ALL if arm.name not in NOT_DEFAULT]
+    chosen: dict[str, Arm | FusedArm] = {}
+    for arm in map(_arm, names.split(",")):
+        if isinstance(arm, FusedArm):
+            chosen.setdefault(arm.base.name, arm.base)
+        chosen.setdefault(arm.name, arm)
+    return list(chosen.values())
+
+
+def _arm(name: str) -> Arm | FusedArm:
+    first, *switches = name.split("+")
+    for part, names in [(first, {*ARMS}), *((switch, {*ARMS, *RULES}) for switch in switches)]:
+        if part not in names:
+            raise ValueError(f"choose_arms: arms must be among {sorted(names)} (got {part!r})")
+    arm: Arm | FusedArm = ARMS[first]
+    for switch in switches:
+        arm = _with_switch(arm, switch)
+    return arm
+
+
+def _with_switch(arm: Any, switch: str) -> Arm | FusedArm:
+    """The arm with what makes the arm `switch` differ from gcrs, or fused by a rule."""
+    if switch in RULES and arm.trains and not isinstance(arm, FusedArm):
+        return FusedArm(arm, switch)
+    other, gcrs = ARMS.get(switch), ARMS["gcrs"]
+    changed: dict[str, Any] = {}
+    if isinstance(other, GenerativeArm):
+        switches = {field.name for field in fields(other)} - {"name", "about"}
+        values = {name: getattr(other, name) for name in switches}
+        changed = {name: new for name, new in values.items() if new != getattr(gcrs, name)}
+    free = all(getattr(arm, name, None) == getattr(gcrs, name) for name in changed)
+    if not changed or not free:
+        raise ValueError(f"choose_arms: {arm.name} must have a place for {switch} (got none)")
+    about = f"{arm.about}, and {switch}"
+    return replace(arm, name=f"{arm.name}+{switch}", about=about, **changed)

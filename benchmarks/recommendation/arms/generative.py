@@ -1,0 +1,185 @@
+"""Arms in which the language model writes the item, as a semantic ID or as its title."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.recommendation.arms.align import alignment_instances
+from benchmarks.recommendation.arms.setting import Fitted, Setting
+from crs_fast.crs.checkpoint import Bundle
+from crs_fast.crs.data.dialogue import Dialogue, Item
+from crs_fast.crs.evaluation.predict import predict, predict_in_words
+from crs_fast.crs.evaluation.predictions import Prediction
+from crs_fast.crs.evaluation.reply_perplexity import note_gold_nll
+from crs_fast.crs.sequence import GCRS, ControlTokens, Instance, Layout, SequenceBuilder
+from crs_fast.crs.training.embedding_init import init_sid_rows, new_tokens
+from crs_fast.crs.training.pipeline import Catalogue
+from crs_fast.crs.training.titles import title_tokens, title_trie
+from crs_fast.crs.training.train import TrainConfig, train_instances
+from crs_fast.trie import SidTrie, SidVocab, TitleVocab
+
+_OF_SIDS = ("informed_rows", "code_noise", "align", "signals", "shape", "joint")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerativeArm:
+    """A language model tuned on sequences of one layout.
+
+    Args:
+        layout: the parts of a response.
+        titles: items are written as their titles under the same trie constraint, not as SIDs.
+        all_rows: tune the old tokens' embedding rows too (a backbone from scratch always does).
+        informed_rows: SID rows start from the embeddings of the items below them, else at random.
+        code_noise: see `TrainConfig`.
+        align: also train on item text -> SID and SID -> title.
+        signals: what SIDs are made of (see `make_catalogue`).
+        shape: levels and codes of its SIDs; None for everybody's.
+        joint: spend half the budget on another data set's dialogues first; SIDs are of both
+            catalogues, and only the data set's own items can be recommended.
+        instances: what a dialogue is trained on.
+        fine_modes: further mode tokens, for turns with an intent (see `ControlTokens`).
+        embedding_lr_ratio: see `TrainConfig`.
+
+    Raises:
+        ValueError: titles with a switch that is about SIDs.
+    """
+
+    name: str
+    about: str
+    layout: Layout = GCRS
+    titles: bool = False
+    all_rows: bool = False
+    informed_rows: bool = True
+    code_noise: float = 0.0
+    align: bool = False
+    signals: tuple[str, ...] = ("text",)
+    shape: tuple[int, int] | None = None
+    joint: bool = False
+    instances: Callable[[SequenceBuilder, Dialogue], list[Instance]] = SequenceBuilder.instances
+    fine_modes: tuple[str, ...] = ()
+    embedding_lr_ratio: float = 1.0
+    trains = True
+
+    def __post_init__(self) -> None:
+        for switch in fields(self):
+            value = getattr(self, switch.name)
+            if self.titles and switch.name in _OF_SIDS and value != switch.default:
+                raise ValueError(
+                    f"{self.name}: {switch.name} must be {switch.default!r} with titles, which "
+                    f"have no SIDs (got {value!r})"
+                )
+
+    def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
+        config = replace(
+            config,
+            embeddings="all" if self.all_rows or not setting.pretrained else "new",
+            code_noise=self.code_noise,
+            embedding_lr_ratio=self.embedding_lr_ratio,
+        )
+        bundle, stages = self._stages(setting, config)
+        spent: dict[str, float] = dict.fromkeys(("tokens", "seconds"), 0)
+        for number, dialogues in enumerate(stages):
+            groups = [self.instances(bundle.builder, d) for d in dialogues]
+            if self.align:
+                known = [item for item in bundle.items if item.item_id not in setting.held]
+                groups += alignment_instances(bundle.builder, known)
+            result = train_instances(
+                bundle.model,
+                [group for group in groups if group],
+                new_rows=new_tokens(bundle.vocab, bundle.control),
+                pad_id=bundle.builder.eos,
+                output_dir=folder / f"before{number}" if number + 1 < len(stages) else folder,
+                config=replace(config, max_tokens=(config.max_tokens or 0) // len(stages) or None),
+                codes=bundle.vocab.token_ids,
+                resume=True,
+                progress=setting.progress,
+            )
+            bundle = replace(bundle, model=result.model)
+            spent = {name: spent[name] + result.losses[-1][name] for name in spent}
+        result.losses[-1] |= spent
+        setting.for_answers(bundle.model)
+
+        def answer(dialogues: Sequence[Dialogue], replies: bool) -> dict[str, list[Prediction]]:
+            common: dict[str, Any] = dict(
+                num_beams=setting.num_beams,
+                max_new_tokens=setting.max_new_tokens,
+                progress=setting.progress,
+            )
+            replies = replies and self.layout.words and not self.titles
+            whole = replies and self.layout.item
+            out = {"": predict(bundle, dialogues, replies=whole, free_rankings=whole, **common)}
+            if self.layout.words and not self.layout.item:
+                out["own words"] = predict_in_words(bundle, dialogues, **common)
+            if replies:
+                written = out.get("own words", out[""])
+                note_gold_nll(bundle, dialogues, written, progress=setting.progress)
+            return out
+
+        return Fitted(answer, result)
+
+    def _stages(
+        self, setting: Setting, config: TrainConfig
+    ) -> tuple[Bundle, list[Sequence[Dialogue]]]:
+        """The system before training, and the dialogues to train on, one after the other."""
+        own: Sequence[Dialogue] = setting.dataset.splits["train"]
+        if self.titles:
+            return with_titles(setting, config, self.layout), [own]
+        data, stages = setting.dataset, [own]
+        if not self.joint:
+            catalogue = setting.catalogue(self.signals, self.shape)
+        elif setting.joint is None:
+            raise ValueError(f"{self.name}: the experiment must have data to train on first")
+        else:
+            data, catalogue = setting.joint(self.signals, self.shape)
+            stages = [data.splits["first"], own]
+        how = (self.layout, self.informed_rows, data.items, self.fine_modes)
+        return extended(setting, config, catalogue, *how), stages
+
+
+def extended(
+    setting: Setting,
+    config: TrainConfig,
+    catalogue: Catalogue,
+    layout: Layout,
+    informed_rows: bool = True,
+    items: Sequence[Item] = (),
+    fine_modes: Sequence[str] = (),
+) -> Bundle:
+    """The backbone with tokens for SIDs and modes, not yet trained.
+
+    Args:
+        items: of the catalogue's rows, the data set's first; default those of the data set. Only
+            the data set's can be recommended.
+        fine_modes: see `ControlTokens`.
+    """
+    model, tokenizer = setting.backbone(config.seed)
+    own, items = setting.dataset.items, items or setting.dataset.items
+    levels, codes = catalogue.sids.shape[1], int(catalogue.quantizer.codebooks.shape[1])
+    vocab = SidVocab.extend(tokenizer, model, levels, codes)
+    control = ControlTokens.extend(tokenizer, model, fine_modes)
+    trie = SidTrie.from_sids(catalogue.sids[: len(own)], [item.item_id for item in own])
+    sids = {item.item_id: row for item, row in zip(items, catalogue.sids.tolist(), strict=True)}
+    # Without items below it, a code's row is the old rows' mean and noise.
+    known = torch.tensor([informed_rows and item.item_id not in setting.held for item in items])
+    embeddings, sids_known = catalogue.embeddings[known], catalogue.sids[known]
+    init_sid_rows(model, vocab, control, embeddings, sids_known, seed=config.seed)
+    builder = SequenceBuilder(tokenizer, vocab, control, sids, config.max_length, layout)
+    return Bundle(model, tokenizer, trie, vocab, control, own, builder, None)
+
+
+def with_titles(setting: Setting, config: TrainConfig, layout: Layout) -> Bundle:
+    """The backbone with tokens for modes and for where a title begins and ends."""
+    model, tokenizer = setting.backbone(config.seed)
+    items = setting.dataset.items
+    control = ControlTokens.extend(tokenizer, model)
+    titles = title_tokens(items, tokenizer)
+    vocab = TitleVocab.extend_for(tokenizer, model, titles)
+    init_sid_rows(model, vocab, control, torch.zeros(0, 1), torch.zeros(0, 1), seed=config.seed)
+    builder = SequenceBuilder(tokenizer, vocab, control, titles, config.max_length, layout)
+    trie = title_trie(titles, vocab)
+    return Bundle(model, tokenizer, trie, vocab, control, items, builder, None)

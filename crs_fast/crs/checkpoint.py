@@ -1,0 +1,250 @@
+"""A trained system as one directory, checked piece against piece when it is read.
+
+    config.json, model.safetensors, tokenizer*   the model; `AutoModelForCausalLM` loads it too
+    sids/trie.safetensors                        the catalogue's SIDs (`SidTrie.save`)
+    items.jsonl                                  the item table
+    crs_fast.json                                what must fit together: token ids, checksums
+
+A LoRA adapter is merged into the model before it is saved, so a reader needs no PEFT; the
+adapter alone stands in the training checkpoints.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crs_fast._files import umask
+from crs_fast._version import __version__
+from crs_fast.crs.data.dialogue import Item
+from crs_fast.crs.data.jsonl import read_items, write_items
+from crs_fast.crs.sequence import ControlTokens, SequenceBuilder, trie_sids
+from crs_fast.crs.training.embedding_init import new_tokens
+from crs_fast.crs.training.lora import merge_lora
+from crs_fast.trie import SidTrie, SidVocab
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from crs_fast.crs.backbones import Backbone
+
+FORMAT_VERSION = 1
+MANIFEST = "crs_fast.json"
+TRIE = "sids/trie.safetensors"
+ITEMS = "items.jsonl"
+KEPT = ("training",)  # what a run leaves beside the bundle and saving must not delete
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """Everything a recommender needs. `items` stand in catalogue order."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    trie: SidTrie
+    vocab: SidVocab
+    control: ControlTokens
+    items: tuple[Item, ...]
+    builder: SequenceBuilder
+    quantizer: str | None
+
+
+def save_bundle(
+    path: str | Path,
+    backbone: Backbone,
+    trie: SidTrie,
+    vocab: SidVocab,
+    control: ControlTokens,
+    items: Sequence[Item],
+    *,
+    quantizer: str | None = None,
+    max_length: int = 768,
+) -> Path:
+    """Write a model directory, whole or not at all. An earlier bundle there is replaced; its
+    `training/` stays.
+
+    Args:
+        path: the directory.
+        backbone: model and tokenizer; a PEFT model is merged first.
+        items: the catalogue; the trie must hold the same items.
+        quantizer: `fingerprint()` of the quantizer that made the SIDs, or None.
+        max_length: of the sequences the model was trained on.
+
+    Raises:
+        ValueError: the parts don't fit together, or `path` holds something else.
+    """
+    path = Path(path)
+    model, tokenizer = backbone
+    model = merge_lora(model)
+    _check_items("save_bundle", trie, items)
+    _check_model("save_bundle", model, vocab, control)
+    check_folder("save_bundle: path", path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        (partial / TRIE).parent.mkdir()
+        trie.save(partial / TRIE)
+        write_items(partial / ITEMS, items)
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "crs_fast": __version__,
+            "vocab": vocab.to_dict(),
+            "control": asdict(control),
+            "max_length": max_length,
+            "tokens": _token_names(tokenizer, vocab, control),
+            "tokenizer_size": len(tokenizer),
+            "quantizer": quantizer,
+            "sha256": {name: _sha256(partial / name) for name in (TRIE, ITEMS)},
+        }
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        # mkdtemp and safetensors let nobody else read.
+        mask = umask()
+        for entry in (partial, *partial.rglob("*")):
+            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~mask)
+        _swap_in(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return path
+
+
+def check_folder(argument: str, path: Path) -> None:
+    """Refuse a path that saving a bundle must not replace.
+
+    Args:
+        argument: who asks, and what the path is called there.
+
+    Raises:
+        ValueError: it is no folder, or holds something else.
+    """
+    held = {entry.name for entry in path.iterdir()} - set(KEPT) if path.is_dir() else set()
+    if path.is_file() or (held and MANIFEST not in held):
+        raise ValueError(f"{argument} must be empty or hold a bundle (got {path})")
+
+
+def _swap_in(partial: Path, path: Path) -> None:
+    if not path.is_dir():
+        os.replace(partial, path)
+        return
+    old = partial.with_name(partial.name + ".old")
+    os.replace(path, old)
+    os.replace(partial, path)
+    for name in KEPT:
+        if (old / name).exists():
+            os.replace(old / name, path / name)
+    shutil.rmtree(old)
+
+
+def load_bundle(
+    path: str | Path,
+    *,
+    quantizer: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Bundle:
+    """Read a model directory and refuse one whose parts don't belong together.
+
+    Args:
+        quantizer: `fingerprint()` the SIDs must have been made with; None takes any.
+        dtype: of the weights; None keeps the saved one.
+        device: where the model goes, the CPU if None. The trie stays on the CPU.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: another format version, a file that was changed or exchanged, a tokenizer with
+            other ids, an embedding without the new rows, SIDs of another quantizer.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = Path(path)
+    manifest = _manifest(path, quantizer)
+    vocab, control = SidVocab(**manifest["vocab"]), ControlTokens(**manifest["control"])
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    _check_tokenizer(path, tokenizer, manifest)
+    trie, items = SidTrie.load(path / TRIE), read_items(path / ITEMS)
+    _check_items("load_bundle", trie, items)
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+    _check_model("load_bundle", model, vocab, control)
+    builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), manifest["max_length"])
+    model = model.to(device or "cpu").eval()
+    return Bundle(model, tokenizer, trie, vocab, control, items, builder, manifest["quantizer"])
+
+
+def _manifest(path: Path, quantizer: str | None) -> dict[str, Any]:
+    for name in (MANIFEST, TRIE, ITEMS, "config.json", "tokenizer_config.json"):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"load_bundle: {path} must hold {name} (got no such file)")
+    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"load_bundle: {path / MANIFEST} must have format_version {FORMAT_VERSION} "
+            f"(got {manifest.get('format_version')})"
+        )
+    for name, expected in manifest["sha256"].items():
+        if (got := _sha256(path / name)) != expected:
+            raise ValueError(
+                f"load_bundle: {path / name} must be the file saved with this model, sha256 "
+                f"{expected[:12]}… (got {got[:12]}…)"
+            )
+    if quantizer is not None and quantizer != manifest["quantizer"]:
+        raise ValueError(
+            f"load_bundle: {path} must hold SIDs of quantizer {quantizer} "
+            f"(got {manifest['quantizer']})"
+        )
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _token_names(
+    tokenizer: PreTrainedTokenizerBase, vocab: SidVocab, control: ControlTokens
+) -> dict[str, int]:
+    ids = new_tokens(vocab, control)
+    return dict(zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
+
+
+def _check_tokenizer(
+    path: Path, tokenizer: PreTrainedTokenizerBase, manifest: dict[str, Any]
+) -> None:
+    for name, expected in manifest["tokens"].items():
+        if (got := tokenizer.convert_tokens_to_ids(name)) != expected:
+            raise ValueError(
+                f"load_bundle: the tokenizer in {path} must give {name} the id {expected} "
+                f"(got {got})"
+            )
+    if len(tokenizer) != manifest["tokenizer_size"]:
+        raise ValueError(
+            f"load_bundle: the tokenizer in {path} must have {manifest['tokenizer_size']} tokens "
+            f"(got {len(tokenizer)})"
+        )
+
+
+def _check_items(op: str, trie: SidTrie, items: Sequence[Item]) -> None:
+    held = {str(item_id) for item_id in trie.item_ids.tolist()}
+    listed = {item.item_id for item in items}
+    if held != listed or len(listed) != len(items):
+        odd = sorted(held ^ listed)[:3]
+        raise ValueError(
+            f"{op}: the trie and the item table must hold the same items "
+            f"(got {len(held)} and {len(items)}; in one only: {odd})"
+        )
+
+
+def _check_model(op: str, model: Any, vocab: SidVocab, control: ControlTokens) -> None:
+    needed = max(new_tokens(vocab, control)) + 1
+    got = model.get_input_embeddings().weight.shape[0]
+    if got < needed:
+        raise ValueError(f"{op}: the model's embedding must have {needed} rows (got {got})")

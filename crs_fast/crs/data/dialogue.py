@@ -1,0 +1,156 @@
+"""The neutral dialogue type: what every reader makes and everything after it takes.
+
+A mention points into the text by character offsets, so the same turn can be shown with titles,
+turned into semantic IDs, or reduced to `<movie>` placeholders without searching the text again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+SEEKER = "seeker"
+RECOMMENDER = "recommender"
+ROLES = (SEEKER, RECOMMENDER)
+OTHER = "other"  # an intent that says nothing
+OPINIONS = ("disliked", "liked", "not said")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One catalogue entry. `fields` maps a field's name ("genres", "plot", ...) to its text.
+    Entries with one `imdb_id` are the same film (see `crs_fast.crs.evaluation.score`)."""
+
+    item_id: str
+    title: str
+    year: int | None = None
+    fields: dict[str, str] = field(default_factory=dict)
+    imdb_id: str | None = None
+
+    def text(self) -> str:
+        """Text for an encoder, `title: T | year: Y | genres: G | ...`; missing fields left out."""
+        parts = [("title", self.title), ("year", str(self.year) if self.year else "")]
+        parts += list(self.fields.items())
+        return " | ".join(f"{name}: {value}" for name, value in parts if value)
+
+    def display(self) -> str:
+        """`Title (year)`, or the bare title where the year is unknown."""
+        return f"{self.title} ({self.year})" if self.year else self.title
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """An item named in a turn. `start:end` are character offsets into the turn's text;
+    both are None when the turn is known to name the item but where is not."""
+
+    item_id: str
+    start: int | None = None
+    end: int | None = None
+
+    @property
+    def located(self) -> bool:
+        return self.start is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One role's uninterrupted say. Mentions stand in text order, unlocated ones last. `intent` is
+    what a recommender turn is for, where somebody has said so."""
+
+    role: str
+    text: str
+    mentions: tuple[Mention, ...] = ()
+    intent: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise ValueError(f"Turn: role must be one of {ROLES} (got {self.role!r})")
+        end = 0
+        for mention in self.mentions:
+            if mention.start is None or mention.end is None:
+                continue
+            if not end <= mention.start < mention.end <= len(self.text):
+                raise ValueError(
+                    "Turn: mentions must be ordered, non-overlapping spans inside the text "
+                    f"(got {mention} in a text of {len(self.text)} characters)"
+                )
+            end = mention.end
+
+    def item_ids(self) -> list[str]:
+        """Distinct items of the turn, in order of first mention."""
+        return list(dict.fromkeys(m.item_id for m in self.mentions))
+
+    def pieces(self) -> Iterator[tuple[str, str | None]]:
+        """The text cut at located mentions: (text, None) and (surface, item_id), in order."""
+        at = 0
+        for mention in self.mentions:
+            if mention.start is None or mention.end is None:
+                continue
+            if mention.start > at:
+                yield self.text[at : mention.start], None
+            yield self.text[mention.start : mention.end], mention.item_id
+            at = mention.end
+        if at < len(self.text):
+            yield self.text[at:], None
+
+    def with_placeholder(self, placeholder: str = "<movie>") -> str:
+        """The text with every located mention replaced by `placeholder`."""
+        return "".join(placeholder if item is not None else text for text, item in self.pieces())
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A conversation; neighbouring turns have different roles (see `merge_turns`). `liked` is what
+    the seeker said of items (item id -> one of OPINIONS) after it was over: for oracles alone."""
+
+    dialogue_id: str
+    turns: tuple[Turn, ...]
+    liked: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CrsDataset:
+    """A catalogue and its dialogues. Item order is the catalogue's order: every tie in a ranking
+    goes to the lower index. `splits` holds "train", "valid" and "test" where they exist."""
+
+    name: str
+    items: tuple[Item, ...]
+    splits: dict[str, tuple[Dialogue, ...]]
+
+
+def need_splits(dataset: CrsDataset, caller: str, names: Iterable[str]) -> None:
+    """Look for the splits that work will need, before it begins.
+
+    Raises:
+        ValueError: one of them is missing or empty.
+    """
+    held = [name for name, dialogues in dataset.splits.items() if dialogues]
+    for name in names:
+        if name not in held:
+            raise ValueError(
+                f"{caller}: dataset must have a split {name!r} that is not empty (got {held})"
+            )
+
+
+def merge_turns(turns: Sequence[Turn], separator: str = " ") -> tuple[Turn, ...]:
+    """Join one role's consecutive messages into one turn, mention offsets moved along; its intent
+    is the first that is not OTHER."""
+    merged: list[Turn] = []
+    for turn in turns:
+        if not merged or merged[-1].role != turn.role:
+            merged.append(turn)
+            continue
+        last = merged[-1]
+        shift = len(last.text) + len(separator)
+        moved = tuple(
+            m
+            if m.start is None or m.end is None
+            else Mention(m.item_id, m.start + shift, m.end + shift)
+            for m in turn.mentions
+        )
+        both = last.mentions + moved
+        ordered = tuple(m for m in both if m.located) + tuple(m for m in both if not m.located)
+        silent = last.intent in (None, OTHER)
+        intent = turn.intent or last.intent if silent else last.intent
+        merged[-1] = Turn(turn.role, last.text + separator + turn.text, ordered, intent)
+    return tuple(merged)

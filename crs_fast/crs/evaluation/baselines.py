@@ -1,0 +1,195 @@
+"""Rankings without a trained model, to stand beside every figure.
+
+Each function returns one ranking a turn: at most k item ids, best first. `exclude_named` leaves
+out the items that earlier turns named, as the new-only protocol asks. Ties go to the lower
+catalogue index.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain, islice
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from crs_fast.crs.data.dialogue import Dialogue, Item
+from crs_fast.crs.evaluation.targets import RecTurn
+
+Rankings = list[list[str]]
+TextEncoder = Callable[[list[str]], ArrayLike]
+
+_WORD = re.compile(r"\w+")
+_BATCH = 256
+
+
+def _take(ranked: Iterable[str], turn: RecTurn, k: int, exclude_named: bool) -> list[str]:
+    named = set(turn.named) if exclude_named else set()
+    return list(islice((item for item in ranked if item not in named), k))
+
+
+def _check_k(op: str, k: int) -> None:
+    if k < 1:
+        raise ValueError(f"{op}: k must be at least 1 (got {k})")
+
+
+def _by_popularity(items: Sequence[Item], train: Sequence[RecTurn]) -> list[str]:
+    counts = Counter(target for turn in train for target in turn.targets)
+    return sorted((item.item_id for item in items), key=lambda item_id: -counts[item_id])
+
+
+def popularity_ranking(
+    turns: Sequence[RecTurn],
+    items: Sequence[Item],
+    train: Sequence[RecTurn],
+    k: int = 50,
+    exclude_named: bool = False,
+) -> Rankings:
+    """The items that were most often a target in `train`.
+
+    Raises:
+        ValueError: k below 1.
+    """
+    _check_k("popularity_ranking", k)
+    ranked = _by_popularity(items, train)
+    return [_take(ranked, turn, k, exclude_named) for turn in turns]
+
+
+def recent_first(named: Sequence[str]) -> list[str]:
+    """Items that were named in this order, each once, the most recently named first."""
+    return list(dict.fromkeys(reversed(named)))
+
+
+def copy_ranking(turns: Sequence[RecTurn], k: int = 50) -> Rankings:
+    """The items that earlier turns named, most recently named first, and nothing else.
+
+    Raises:
+        ValueError: k below 1.
+    """
+    _check_k("copy_ranking", k)
+    return [recent_first(turn.named)[:k] for turn in turns]
+
+
+def copy_then_popularity_ranking(
+    turns: Sequence[RecTurn],
+    items: Sequence[Item],
+    train: Sequence[RecTurn],
+    k: int = 50,
+    exclude_named: bool = False,
+) -> Rankings:
+    """`copy_ranking`, filled up with `popularity_ranking`; equal to the latter where
+    `exclude_named` is set.
+
+    Raises:
+        ValueError: k below 1.
+    """
+    _check_k("copy_then_popularity_ranking", k)
+    ranked = _by_popularity(items, train)
+    return [
+        _take(dict.fromkeys(chain(recent_first(turn.named), ranked)), turn, k, exclude_named)
+        for turn in turns
+    ]
+
+
+def context_text(turn: RecTurn, dialogues: Sequence[Dialogue]) -> str:
+    """What was said before the turn, oldest first, one line a turn."""
+    return "\n".join(said.text for said in dialogues[turn.dialogue].turns[: turn.turn])
+
+
+def _rank_by_score(
+    scores: np.ndarray, turn: RecTurn, ids: Sequence[str], k: int, exclude_named: bool
+) -> list[str]:
+    wanted = k + len(set(turn.named)) if exclude_named else k
+    if wanted < len(scores):
+        # Every item that ties with the last one wanted stays, so the sort decides ties by index.
+        least = np.partition(scores, len(scores) - wanted)[len(scores) - wanted]
+        kept = np.flatnonzero(scores >= least)
+    else:
+        kept = np.arange(len(scores))
+    order = kept[np.argsort(-scores[kept], kind="stable")]
+    return _take((ids[i] for i in order), turn, k, exclude_named)
+
+
+def bm25_ranking(
+    turns: Sequence[RecTurn],
+    items: Sequence[Item],
+    dialogues: Sequence[Dialogue],
+    k: int = 50,
+    exclude_named: bool = False,
+) -> Rankings:
+    """BM25 (Okapi, `rank_bm25` with its defaults) of the item texts for the words of the context.
+
+    Args:
+        turns: targets of `dialogues`.
+        items: the catalogue; `Item.text()` is the document.
+        dialogues: where the turns come from.
+        k: length of a ranking.
+        exclude_named: leave out items named before.
+
+    Raises:
+        ValueError: k below 1.
+        ImportError: `rank_bm25` is missing.
+    """
+    _check_k("bm25_ranking", k)
+    try:
+        from rank_bm25 import BM25Okapi
+    except ImportError as error:
+        raise ImportError(
+            "bm25_ranking needs rank_bm25: pip install 'crs_fast[evaluate]'"
+        ) from error
+    bm25 = BM25Okapi([_WORD.findall(item.text().lower()) for item in items])
+    ids = [item.item_id for item in items]
+    rankings = []
+    for turn in turns:
+        scores = bm25.get_scores(_WORD.findall(context_text(turn, dialogues).lower()))  # [N]
+        rankings.append(_rank_by_score(scores, turn, ids, k, exclude_named))
+    return rankings
+
+
+def _unit_rows(op: str, x: ArrayLike, rows: int) -> np.ndarray:
+    vectors = np.asarray(x, dtype=np.float32)
+    if vectors.ndim != 2 or len(vectors) != rows:
+        raise ValueError(
+            f"{op}: encode must return one vector a text, [{rows}, D] (got {vectors.shape})"
+        )
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+
+def dense_ranking(
+    turns: Sequence[RecTurn],
+    items: Sequence[Item],
+    dialogues: Sequence[Dialogue],
+    encode: TextEncoder,
+    k: int = 50,
+    exclude_named: bool = False,
+) -> Rankings:
+    """Cosine between the embeddings of the item text and of the context.
+
+    Args:
+        turns: targets of `dialogues`.
+        items: the catalogue; `Item.text()` is embedded.
+        dialogues: where the turns come from.
+        encode: n texts to an array or CPU tensor, float [n, D].
+        k: length of a ranking.
+        exclude_named: leave out items named before.
+
+    Raises:
+        ValueError: k below 1, or `encode` returns another shape.
+    """
+    _check_k("dense_ranking", k)
+    catalogue = _unit_rows("dense_ranking", encode([i.text() for i in items]), len(items))
+    ids = [item.item_id for item in items]
+    rankings = []
+    for start in range(0, len(turns), _BATCH):
+        batch = turns[start : start + _BATCH]
+        texts = [context_text(turn, dialogues) for turn in batch]
+        queries = _unit_rows("dense_ranking", encode(texts), len(texts))
+        scores = queries @ catalogue.T  # [n, N]
+        rankings += [
+            _rank_by_score(row, turn, ids, k, exclude_named)
+            for row, turn in zip(scores, batch, strict=True)
+        ]
+    return rankings

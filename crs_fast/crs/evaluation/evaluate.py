@@ -1,0 +1,123 @@
+"""Predict a split and score it: all figures of a trained recommender in one call."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crs_fast._files import write_text
+from crs_fast.crs.data.dialogue import CrsDataset, need_splits
+from crs_fast.crs.evaluation.predict import predict
+from crs_fast.crs.evaluation.predictions import Prediction, write_predictions
+from crs_fast.crs.evaluation.reply_perplexity import note_gold_nll
+from crs_fast.crs.evaluation.score import (
+    Baseline,
+    mode_figures,
+    recommendation_figures,
+    text_figures,
+)
+from crs_fast.crs.recommender import Recommender
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Figures of one run.
+
+    recommendation, mode, text: see `crs_fast.crs.evaluation.score`
+    """
+
+    dataset: str
+    split: str
+    seconds: float
+    settings: dict[str, Any]
+    recommendation: dict[str, dict[str, dict[str, Any]]]
+    mode: dict[str, Any]
+    text: dict[str, Any]
+    predictions: list[Prediction]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, without the predictions."""
+        return {key: value for key, value in _fields(self).items() if key != "predictions"}
+
+    def save(self, folder: str | Path) -> None:
+        """Write evaluation.json, evaluation.md and predictions.jsonl."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "evaluation.json", json.dumps(self.to_dict(), indent=1) + "\n")
+        write_text(folder / "evaluation.md", self.markdown())
+        write_predictions(folder / "predictions.jsonl", self.predictions)
+
+    def markdown(self) -> str:
+        """The tables a reader should see together."""
+        from crs_fast.crs.evaluation.report import evaluation_markdown
+
+        return evaluation_markdown(self)
+
+
+def _fields(evaluation: Evaluation) -> dict[str, Any]:
+    return {name: getattr(evaluation, name) for name in Evaluation.__dataclass_fields__}
+
+
+def evaluate(
+    recommender: Recommender,
+    dataset: CrsDataset,
+    split: str = "test",
+    *,
+    num_beams: int = 50,
+    normalize: str = "vocab",
+    replies: bool = True,
+    limit: int | None = None,
+    baselines: dict[str, Baseline] | None = None,
+    max_new_tokens: int = 64,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluate on one split.
+
+    Protocols: see `recommendation_figures`.
+
+    Args:
+        recommender: the system.
+        dataset: its "train" split gives the popularity baseline.
+        split: "valid" or "test".
+        num_beams: width of the beam search, at least 50 for all of R@50.
+        normalize: see `crs_fast.recommend`.
+        replies: also generate replies (BLEU, Distinct) and score the gold ones (perplexity).
+        limit: only the first so many dialogues.
+        baselines: more rankings to put beside, by name.
+
+    Raises:
+        ValueError: the dataset has no such split, or none to train on, or the split has no target.
+    """
+    need_splits(dataset, "evaluate", ("train", split))
+    start = time.perf_counter()
+    dialogues = dataset.splits[split][:limit]
+    predictions = predict(
+        recommender.bundle,
+        dialogues,
+        num_beams=num_beams,
+        normalize=normalize,
+        replies=replies,
+        free_rankings=replies,
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+    )
+    recommendation = recommendation_figures(dataset, split, predictions, baselines)
+    text: dict[str, Any] = {}
+    if replies:
+        note_gold_nll(recommender.bundle, dialogues, predictions, progress=progress)
+        text = {"mode of replies": "gold mode, the model's own top item"}
+        text |= text_figures(predictions)
+    settings = dict(num_beams=num_beams, normalize=normalize, dialogues=len(dialogues))
+    return Evaluation(
+        dataset.name,
+        split,
+        time.perf_counter() - start,
+        settings,
+        recommendation,
+        mode_figures(predictions),
+        text,
+        predictions,
+    )

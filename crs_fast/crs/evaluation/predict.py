@@ -1,0 +1,238 @@
+"""What a trained recommender answers at every recommender turn of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from crs_fast.crs.checkpoint import Bundle
+from crs_fast.crs.control_tokens import likelier_mode
+from crs_fast.crs.data.dialogue import Dialogue
+from crs_fast.crs.evaluation.batched_turns import batch_tokens, chunks, walk
+from crs_fast.crs.evaluation.predictions import PLACEHOLDER, Prediction, blank_predictions
+from crs_fast.crs.sequence import CHAT, REC, Layout, SequenceBuilder
+from crs_fast.crs.training.attention import attention_of_any_shape
+from crs_fast.crs.turn import TurnBatch, TurnCache
+from crs_fast.trie import ItemFilter
+
+
+@attention_of_any_shape()
+def predict(
+    bundle: Bundle,
+    dialogues: Sequence[Dialogue],
+    *,
+    num_beams: int = 50,
+    normalize: str = "vocab",
+    replies: bool = True,
+    free_rankings: bool = False,
+    max_new_tokens: int = 64,
+    tokens_per_batch: int | None = None,
+    progress: bool = True,
+) -> list[Prediction]:
+    """Answer every recommender turn, on one prefill a dialogue (see `batched_turns`).
+
+    The mode is forced to the gold one, as in the paper; the reply follows the model's own top
+    item, never the gold one; the mode the model would have chosen is noted beside it.
+
+    Args:
+        bundle: the system.
+        dialogues: a split.
+        num_beams, normalize: see `crs_fast.recommend`.
+        replies: also generate the reply of every turn (greedy).
+        free_rankings: rank also at CHAT turns where the model chooses REC: `note_gold_nll` reads
+            the top item there.
+        tokens_per_batch: prompt tokens that are prefilled together, and that a batch of turns
+            holds, at most (one dialogue or turn at least); None for what suits the device.
+        progress: show a progress bar.
+    """
+    predictions, modes = blank_predictions(dialogues), bundle.builder.layout.mode
+    wanted = [p for p in predictions if modes or replies or p.gold_items]
+    contexts = _contexts(bundle, dialogues, wanted, max_new_tokens)
+    for _, turns, mine in _asked_in_batches(
+        bundle, contexts, wanted, tokens_per_batch, "dialogues", progress
+    ):
+        asked = [bool(p.gold_items) or (free_rankings and p.chooses_rec) for p in mine]
+        _rank(bundle, turns, mine, asked, num_beams, normalize)
+        if replies:
+            _reply(bundle, turns, mine, max_new_tokens)
+    return predictions
+
+
+@attention_of_any_shape()
+def predict_in_words(
+    bundle: Bundle,
+    dialogues: Sequence[Dialogue],
+    *,
+    num_beams: int = 50,
+    normalize: str = "vocab",
+    max_new_tokens: int = 64,
+    tokens_per_batch: int | None = None,
+    progress: bool = True,
+) -> list[Prediction]:
+    """`predict` for a layout without items, where the item is what the model's own words come to:
+    the reply is written (greedy) up to its first `<BOI>` and the search starts there. A reply
+    without one ranks nothing, and where the layout has no mode tokens it is also the choice of
+    CHAT."""
+    builder, predictions = bundle.builder, blank_predictions(dialogues)
+    modes = builder.layout.mode
+    contexts = _contexts(bundle, dialogues, predictions, max_new_tokens)
+    # Without a mode a prefix has no token, and generation must be fed one: the context's last.
+    cut = 0 if modes else 1
+    heads = [context[: len(context) - cut] for context in contexts]
+    for members, turns, mine in _asked_in_batches(
+        bundle, heads, predictions, tokens_per_batch, "own words", progress
+    ):
+        openings = [
+            contexts[i][len(heads[i]) :]
+            + (builder.prefix(REC, p.gold_items[0]) if p.gold_items else builder.prefix(CHAT))
+            for i, p in zip(members, mine, strict=True)
+        ]
+        said = turns.write(openings, max_new_tokens=max_new_tokens)
+        _note(bundle, said, mine)
+        found = [row for row, tokens in enumerate(said) if builder.begin in tokens]
+        for row, p in enumerate(mine):
+            if not modes:
+                p.mode = REC if row in found else CHAT
+                p.rec_probability = float(row in found)
+        found = [row for row in found if mine[row].gold_items]
+        if found:
+            before = [
+                [*heads[members[r]], *openings[r], *said[r][: said[r].index(builder.begin)]]
+                for r in found
+            ]
+            _rank_after(bundle, turns, found, before, mine, num_beams, normalize)
+    return predictions
+
+
+def _asked_in_batches(
+    bundle: Bundle,
+    contexts: Sequence[Sequence[int]],
+    predictions: Sequence[Prediction],
+    limit: int | None,
+    name: str,
+    progress: bool,
+) -> Iterator[tuple[list[int], TurnBatch, list[Prediction]]]:
+    """Batches of turns: their indices, what answers for them, and their predictions, in which the
+    mode is noted already where the layout has one."""
+    recs = [bool(p.gold_items) for p in predictions]
+    limit = limit or batch_tokens(bundle.model.device)
+    parts = chunks(contexts, [p.dialogue for p in predictions], limit)
+    for chunk in show_progress(parts, name, progress):
+        for members, turns in walk(bundle, contexts, recs, chunk, limit):
+            mine = [predictions[i] for i in members]
+            if bundle.builder.layout.mode:
+                _note_modes(turns, mine)
+            yield members, turns, mine
+
+
+def _rank_after(
+    bundle: Bundle,
+    turns: TurnBatch,
+    rows: list[int],
+    before: Sequence[Sequence[int]],
+    predictions: Sequence[Prediction],
+    num_beams: int,
+    normalize: str,
+) -> None:
+    """Rank what the model's own words lead up to: the search starts right after `before`."""
+    plain = bundle.builder.with_layout(Layout(mode=False, item=False))
+    cache = TurnCache(turns.prompt).branch(rows)
+    there = TurnBatch(replace(bundle, builder=plain), before, cache)
+    mine = [predictions[r] for r in rows]
+    _rank(bundle, there, mine, [True] * len(rows), num_beams, normalize)
+
+
+def _note_modes(turns: TurnBatch, predictions: Sequence[Prediction]) -> None:
+    chosen = turns.rec_probability.tolist(), turns.intents
+    for prediction, chance, intent in zip(predictions, *chosen, strict=True):
+        prediction.rec_probability, prediction.intent = chance, intent
+        prediction.mode = likelier_mode(chance)
+
+
+def contexts_of(
+    builder: SequenceBuilder,
+    dialogues: Sequence[Dialogue],
+    predictions: Sequence[Prediction],
+    reserve: int = 0,
+) -> list[list[int]]:
+    """What was said before each prediction's turn, `reserve` more tokens left free; the predictions
+    of a dialogue stand together."""
+    return [
+        context
+        for number, mine in groupby(predictions, key=lambda p: p.dialogue)
+        for context in builder.contexts(dialogues[number].turns, [p.turn for p in mine], reserve)
+    ]
+
+
+def _contexts(
+    bundle: Bundle,
+    dialogues: Sequence[Dialogue],
+    predictions: Sequence[Prediction],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    longest = bundle.builder.max_length // 2
+    reserve = min(2 * bundle.vocab.num_levels + 8 + max_new_tokens, longest)
+    return contexts_of(bundle.builder, dialogues, predictions, reserve)
+
+
+def _rank(
+    bundle: Bundle,
+    turns: TurnBatch,
+    predictions: Sequence[Prediction],
+    asked: Sequence[bool],
+    num_beams: int,
+    normalize: str,
+) -> None:
+    rows = [row for row, wanted in enumerate(asked) if wanted]
+    if not rows:
+        return
+    common: dict[str, Any] = dict(num_beams=num_beams, normalize=normalize)
+    found = turns.rank(rows, **common)
+    for row, ids, scores in zip(rows, found.items, found.item_scores, strict=True):
+        mine = predictions[row]
+        mine.ranking, mine.scores = [str(i) for i in ids[:num_beams]], scores[:num_beams]
+        if not mine.named:  # a filter would change nothing
+            mine.new_ranking = mine.ranking
+    rows = [
+        row
+        for row in rows
+        if predictions[row].named and set(predictions[row].gold_items) - set(predictions[row].named)
+    ]
+    if not rows:
+        return
+    trie = bundle.trie
+    filters = ItemFilter.stack([trie.filter(deny=set(predictions[r].named)) for r in rows])
+    for row, ids in zip(rows, turns.rank(rows, filters=filters, **common).items, strict=True):
+        predictions[row].new_ranking = [str(i) for i in ids[:num_beams]]
+
+
+def _reply(
+    bundle: Bundle, turns: TurnBatch, predictions: Sequence[Prediction], max_new_tokens: int
+) -> None:
+    builder = bundle.builder
+    prefixes = [
+        builder.prefix(REC, p.ranking[0]) if p.gold_items and p.ranking else builder.prefix(CHAT)
+        for p in predictions
+    ]
+    _note(bundle, turns.write(prefixes, max_new_tokens=max_new_tokens), predictions)
+
+
+def _note(
+    bundle: Bundle, written: Sequence[Sequence[int]], predictions: Sequence[Prediction]
+) -> None:
+    builder = bundle.builder
+    titles = dict.fromkeys((item.item_id for item in bundle.items), PLACEHOLDER)
+    for prediction, tokens in zip(predictions, written, strict=True):
+        prediction.reply = builder.decode(tokens, titles)
+        prediction.reply_items, prediction.invalid_items = builder.sid_fragments(tokens)
+
+
+def show_progress(values: list[Any], name: str, show: bool) -> Any:
+    """The values, with a progress bar where it should show."""
+    if not show:
+        return values
+    from tqdm.auto import tqdm
+
+    return tqdm(values, desc=name, leave=False)

@@ -1,0 +1,195 @@
+"""From a dataset and a language model to a trained recommender directory, in one call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crs_fast._files import replacing, write_text
+from crs_fast.crs.checkpoint import check_folder, save_bundle
+from crs_fast.crs.data.dialogue import CrsDataset, need_splits
+from crs_fast.crs.sequence import ControlTokens
+from crs_fast.crs.training.co_mention import co_mention_embeddings, fill_unnamed
+from crs_fast.crs.training.embedding_init import init_sid_rows
+from crs_fast.crs.training.train import TrainConfig, TrainResult, train
+from crs_fast.quantize import build_sids, encode_texts, resolve_collisions
+from crs_fast.trie import SidTrie, SidVocab
+
+if TYPE_CHECKING:
+    from crs_fast.crs.backbones import Backbone
+    from crs_fast.quantize import ResidualQuantizer
+
+
+SIGNALS = ("text", "co-mention", "co-mention-filled")
+
+
+@dataclass(frozen=True, slots=True)
+class SidConfig:
+    """How items get their semantic IDs.
+
+    Args:
+        levels, codes: L codes a SID, K codewords a level.
+        method: "rqvae" or "rqkmeans".
+        encoder: a sentence-transformers path or hub name; None is the offline MiniLM.
+        seed: of the quantizer.
+    """
+
+    levels: int = 4
+    codes: int = 64
+    method: str = "rqvae"
+    encoder: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """A catalogue with semantic IDs: row i of each tensor belongs to `dataset.items[i]`.
+
+    embeddings: float32 [N, D]; sids: int64 [N, L]; report: see `quantization_report`
+    """
+
+    embeddings: torch.Tensor
+    sids: torch.Tensor
+    quantizer: ResidualQuantizer
+    report: dict[str, Any]
+
+
+def make_catalogue(
+    dataset: CrsDataset,
+    config: SidConfig | None = None,
+    progress: bool = False,
+    signals: Sequence[str] = ("text",),
+    held: Collection[str] = (),
+    texts: torch.Tensor | None = None,
+) -> Catalogue:
+    """Encode the items and quantize them to distinct semantic IDs.
+
+    Args:
+        signals: what an item's embedding is made of, side by side: "text" (the encoder's), and
+            "co-mention" (see `co_mention_embeddings`; of the "train" split) or "co-mention-filled",
+            where items without one get their text neighbours' (see `fill_unnamed`).
+        held: ids of items that the quantizer's fit may not see.
+        texts: embeddings of the items' texts, float32 [N, D], if the encoder has been there before.
+    """
+    config = config or SidConfig()
+    unknown = [signal for signal in signals if signal not in SIGNALS]
+    if unknown:
+        raise ValueError(f"make_catalogue: signals must be among {SIGNALS} (got {unknown[0]!r})")
+    if texts is None:
+        texts = encode_texts(item_texts(dataset), config.encoder, progress=progress)
+    embeddings = torch.cat([_signal(name, dataset, texts) for name in signals], 1)
+    new = torch.tensor([item.item_id in held for item in dataset.items])
+    quantizer, fitted, report = build_sids(
+        embeddings[~new], config.levels, config.codes, config.method, config.seed, progress
+    )
+    sids = fitted.new_empty(len(new), config.levels)
+    sids[~new] = fitted
+    x = embeddings[new]
+    sids[new] = resolve_collisions(
+        quantizer.embed(x), quantizer.encode(x).cpu(), quantizer.codebooks, fitted
+    )
+    return Catalogue(embeddings, sids, quantizer, report)
+
+
+def item_texts(dataset: CrsDataset) -> list[str]:
+    """What the encoder reads of each item."""
+    return [item.text() for item in dataset.items]
+
+
+def _signal(name: str, dataset: CrsDataset, texts: torch.Tensor) -> torch.Tensor:
+    if name == "text":
+        return texts
+    named = co_mention_embeddings(dataset.items, dataset.splits["train"])
+    return named if name == "co-mention" else fill_unnamed(named, texts)
+
+
+def save_catalogue(folder: Path, catalogue: Catalogue) -> None:
+    """Write a catalogue's embeddings, SIDs and quantizer."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    catalogue.quantizer.save_pretrained(folder / "quantizer")
+    write_text(folder / "report.json", json.dumps(catalogue.report, indent=1) + "\n")
+    with replacing(folder / "sids.safetensors") as partial:
+        save_file({"embeddings": catalogue.embeddings, "sids": catalogue.sids}, partial)
+
+
+def load_catalogue(folder: Path, method: str) -> Catalogue:
+    """Read what `save_catalogue` wrote; `method` says which quantizer it is."""
+    from safetensors.torch import load_file
+
+    from crs_fast.quantize import RQVAE, RQKMeans
+
+    quantizer = (RQVAE if method == "rqvae" else RQKMeans).from_pretrained(folder / "quantizer")
+    held = load_file(folder / "sids.safetensors")
+    report = json.loads((folder / "report.json").read_text())
+    return Catalogue(held["embeddings"], held["sids"], quantizer, report)
+
+
+def train_recommender(
+    dataset: CrsDataset,
+    backbone: Backbone,
+    output_dir: str | Path,
+    *,
+    sids: SidConfig | None = None,
+    training: TrainConfig | None = None,
+    catalogue: Catalogue | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a recommender and write the directory that `Recommender.from_pretrained` loads.
+
+        catalogue = quantize(encode(items)); tokens for SIDs and modes join the model
+        new rows start from the item embeddings; train on dataset.splits["train"]; save
+
+    Args:
+        dataset: catalogue and dialogues.
+        backbone: model and tokenizer, changed in place.
+        output_dir: gets the model directory, `quantizer/` and `training/`.
+        sids: how items get SIDs.
+        training: see `TrainConfig`.
+        catalogue: from `make_catalogue`, to skip encoding and quantizing.
+        resume: go on from the newest checkpoint in `output_dir`.
+
+    Raises:
+        ValueError: `output_dir` holds something else than a bundle, no "train" split, or see
+            `train`.
+    """
+    check_folder("train_recommender: output_dir", Path(output_dir))
+    need_splits(dataset, "train_recommender", ["train"])
+    sids, training = sids or SidConfig(), training or TrainConfig()
+    catalogue = catalogue or make_catalogue(dataset, sids, progress)
+    model, tokenizer = backbone
+    levels, codes = catalogue.sids.shape[1], catalogue.quantizer.codebooks.shape[1]
+    vocab = SidVocab.extend(tokenizer, model, levels, codes)
+    control = ControlTokens.extend(tokenizer, model)
+    trie = SidTrie.from_sids(catalogue.sids, [item.item_id for item in dataset.items])
+    init_sid_rows(model, vocab, control, catalogue.embeddings, catalogue.sids, training.seed)
+    result = train(
+        backbone,
+        dataset,
+        trie,
+        vocab,
+        control,
+        output_dir=output_dir,
+        config=training,
+        resume=resume,
+        progress=progress,
+    )
+    path = save_bundle(
+        output_dir,
+        (result.model, tokenizer),
+        trie,
+        vocab,
+        control,
+        dataset.items,
+        quantizer=catalogue.quantizer.fingerprint(),
+        max_length=training.max_length,
+    )
+    catalogue.quantizer.save_pretrained(path / "quantizer")
+    return result

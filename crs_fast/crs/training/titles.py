@@ -1,0 +1,42 @@
+"""Items as their titles: the trie takes any token sequences, so titles need no codes at all."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from crs_fast.crs.data.dialogue import Item
+from crs_fast.trie import SidTrie, SidVocab
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MAX_TOKENS = 24
+
+
+def title_tokens(
+    items: Sequence[Item], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, tuple[int, ...]]:
+    """Tokens of every item's title, at most `MAX_TOKENS`; with its year where another item has the
+    same title. Items that are still alike share their tokens, and rank in catalogue order."""
+    count = Counter(item.title.lower() for item in items)
+    texts = [item.display() if count[item.title.lower()] > 1 else item.title for item in items]
+    encoded = tokenizer(
+        [f" {text}" for text in texts], add_special_tokens=False, split_special_tokens=True
+    )
+    return {
+        item.item_id: tuple(ids[:MAX_TOKENS])
+        for item, ids in zip(items, encoded["input_ids"], strict=True)
+    }
+
+
+def title_trie(titles: Mapping[str, Sequence[int]], vocab: SidVocab) -> SidTrie:
+    """The titles as a catalogue. Each ends in `<EOI>`, so that a title which begins another pays
+    for ending there."""
+    rows = [[*tokens, vocab.end] for tokens in titles.values()]
+    width = max(map(len, rows))
+    padded = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
+    return SidTrie.from_sids(padded, list(titles))

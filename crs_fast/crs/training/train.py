@@ -1,0 +1,387 @@
+"""Training: the HF `Trainer` on packed dialogues, with LoRA (PEFT) or all weights."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crs_fast.crs.data.dialogue import CrsDataset, Dialogue, need_splits
+from crs_fast.crs.sequence import ControlTokens, Instance, SequenceBuilder, trie_sids
+from crs_fast.crs.training.compiled import compiled, decoder_layers
+from crs_fast.crs.training.embedding_init import freeze_old_rows, new_tokens, trained_rows
+from crs_fast.crs.training.lora import add_lora, in_four_bits, merge_lora
+from crs_fast.crs.training.packing import (
+    Collate,
+    Packed,
+    batches,
+    drop_context,
+    note_labels,
+    packing_is_exact,
+    reading,
+    swap_codes,
+)
+from crs_fast.crs.training.processes import several_processes
+from crs_fast.crs.training.resume import newest_checkpoint, note_weights
+from crs_fast.trie import SidTrie, SidVocab
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, TrainingArguments
+
+    from crs_fast.crs.backbones import Backbone
+    from crs_fast.crs.training.trainer import PackedTrainer
+
+logger = logging.getLogger(__name__)
+
+
+_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    ("epochs max_minutes learning_rate embedding_lr_ratio", "above 0", lambda v: v > 0),
+    (
+        "max_tokens tokens_per_batch accumulate max_length lora_rank lora_alpha logging_steps",
+        "at least 1",
+        lambda v: v >= 1,
+    ),
+    ("weight_decay max_grad_norm save_steps", "at least 0", lambda v: v >= 0),
+    ("warmup_ratio code_noise", "in [0, 1]", lambda v: 0 <= v <= 1),
+    ("adam_beta2 lora_dropout context_dropout", "in [0, 1)", lambda v: 0 <= v < 1),
+    ("embeddings", "'all' or 'new'", lambda v: v in ("all", "new")),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How to train.
+
+    Args:
+        epochs: passes over the dialogues.
+        max_tokens: train on about so many tokens (without padding) instead of `epochs`: the same
+            budget for models that read dialogues in different ways.
+        max_minutes: stop cleanly after so many minutes, or None; in one process only. The learning
+            rate follows the larger of the share of steps and the share of time, so it reaches zero
+            either way.
+        learning_rate: peak, after a linear warm-up over `warmup_ratio`; then a cosine to zero.
+        embedding_lr_ratio: learning rate of the embedding rows that train (and those of an untied
+            head) over that of all other weights: above 1 where a pretrained model has new rows to
+            learn in a few hundred steps.
+        tokens_per_batch: padded tokens a batch holds at most (one sequence at least).
+        accumulate: batches a step.
+        lora_rank: rank on all linear layers, where old embedding rows stay frozen and only the
+            new tokens' rows train; None tunes every weight.
+        qlora: the adapter stands on a backbone in 4 bits (`load_backbone(..., four_bit=True)`),
+            which is unpacked to bfloat16 when it is merged.
+        embeddings: "all" tunes every row; "new" leaves the rows of old tokens as they are (LoRA
+            always does) and needs a `weight_decay` of 0.
+        code_noise: share of the code tokens a model is fed while it learns to write a SID that are
+            replaced by another code of the level, anew in each batch; what it must write stays.
+        bf16: autocast to bfloat16; None means on a GPU that has it, and not on the CPU.
+        context_dropout: share of the context's tokens replaced by padding, anew in each batch.
+            Helps a small model from scratch over to wordings it was not trained on.
+        packed: all instances of a dialogue in one sequence (see `packing`). A model
+            that gives another loss for it is trained on separate instances, with a warning.
+        compile_layers: run the decoder layers under `torch.compile`: the same losses up to rounding
+            and the draws of dropout, faster once it is compiled (a minute or so).
+        save_steps: steps between checkpoints (`<output_dir>/training/checkpoint-*`, the newest
+            two are kept); 0 for none.
+
+    Raises:
+        ValueError: a number out of range, or settings that exclude each other.
+    """
+
+    epochs: float = 3
+    max_tokens: int | None = None
+    max_minutes: float | None = None
+    learning_rate: float = 2e-4
+    embedding_lr_ratio: float = 1.0
+    warmup_ratio: float = 0.06
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.98
+    max_grad_norm: float = 1.0
+    tokens_per_batch: int = 8192
+    accumulate: int = 1
+    max_length: int = 768
+    lora_rank: int | None = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+    qlora: bool = False
+    embeddings: str = "all"
+    code_noise: float = 0.0
+    seed: int = 0
+    bf16: bool | None = None
+    context_dropout: float = 0.0
+    packed: bool = True
+    gradient_checkpointing: bool = False
+    compile_layers: bool = False
+    logging_steps: int = 10
+    save_steps: int = 0
+
+    def __post_init__(self) -> None:
+        for names, expected, good in _RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                # None says that there is no limit, or no adapter.
+                if value is not None and not good(value):
+                    raise ValueError(f"TrainConfig: {name} must be {expected} (got {value!r})")
+        if self.embeddings == "new" and self.weight_decay and not self.lora_rank:
+            raise ValueError(
+                "TrainConfig: weight_decay must be 0 with embeddings='new', for it would move the "
+                f"other rows (got {self.weight_decay})"
+            )
+        if self.qlora and not self.lora_rank:
+            raise ValueError(
+                f"TrainConfig: lora_rank must be at least 1 with qlora (got {self.lora_rank})"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run did. `losses`: one dict a log line (step, loss, learning_rate, seconds, tokens;
+    the last two of the whole run, earlier calls included).
+    `tokens`: tokens the model read, without padding; `seconds`: of this call's steps."""
+
+    model: PreTrainedModel
+    losses: list[dict[str, float]] = field(repr=False)
+    steps: int
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+def train(
+    backbone: Backbone,
+    dialogues: CrsDataset | Sequence[Dialogue],
+    trie: SidTrie,
+    vocab: SidVocab,
+    control: ControlTokens,
+    *,
+    output_dir: str | Path,
+    config: TrainConfig | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Teach a language model to choose a mode, an item and the words (GCRS, section 3.3).
+
+    Args:
+        backbone: model and tokenizer, extended by `SidVocab.extend` and `ControlTokens.extend`.
+            `init_sid_rows` gives the new rows an informed start. The model is trained in place;
+            a LoRA adapter is merged into it at the end.
+        dialogues: a dataset (its "train" split is used) or dialogues.
+        trie: `SidTrie` with the SID of every item the dialogues name.
+        vocab, control: the new tokens.
+        output_dir: gets `training/` with checkpoints, `loss.jsonl` and `loss.png`. The model
+            itself is saved by `save_bundle`.
+        resume: go on from the newest checkpoint in `output_dir`, if there is one; the parameters
+            become those of an uninterrupted run.
+
+    Raises:
+        ValueError: no instance to train on, `config.qlora` and a backbone of plain weights (or
+            the reverse, without LoRA), or a checkpoint of another kind of training.
+        ImportError: accelerate, peft (for LoRA) or matplotlib is missing (`crs_fast[train]`).
+    """
+    config = config or TrainConfig()
+    model, tokenizer = backbone
+    if config.qlora and not in_four_bits(model):
+        raise ValueError("train: the backbone must be in 4 bits with qlora (got plain weights)")
+    builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), config.max_length)
+    return train_instances(
+        model,
+        _instances(builder, dialogues),
+        new_rows=new_tokens(vocab, control),
+        pad_id=builder.eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
+        output_dir=output_dir,
+        config=config,
+        codes=vocab.token_ids,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def train_instances(
+    model: Any,
+    groups: Sequence[Sequence[Instance]],
+    *,
+    new_rows: list[int],
+    pad_id: int,
+    output_dir: str | Path,
+    config: TrainConfig,
+    codes: Sequence[torch.Tensor] = (),
+    whole: Sequence[str] = (),
+    resume: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """`train` on instances made already, of any model that `token_losses` takes.
+
+    Args:
+        model: trained in place.
+        groups: instances, those of one dialogue together.
+        new_rows: token ids whose embedding rows are new.
+        pad_id: a token for padding.
+        codes: for `config.code_noise`, the tokens of each level's codes.
+        whole: names of modules that train whole under LoRA too.
+
+    Raises:
+        ValueError: the checkpoint to go on from holds other weights than `config` trains, a time
+            limit with several processes (each has a clock of its own), or no layers to compile.
+    """
+    require("train", ["accelerate", "matplotlib", *(["peft"] if config.lora_rank else [])], "train")
+    if in_four_bits(model) and not config.lora_rank:
+        raise ValueError("train: lora_rank must be set for a model in 4 bits (got None)")
+    if config.max_minutes and several_processes():
+        raise ValueError(
+            f"train: max_minutes must be None with several processes (got {config.max_minutes})"
+        )
+    from transformers import set_seed
+
+    from crs_fast.crs.training.trainer import save_loss_curve
+
+    folder = Path(output_dir) / "training"
+    checkpoint = newest_checkpoint(folder, config) if resume else None
+    set_seed(config.seed)
+    layers = decoder_layers(model) if config.compile_layers else []
+    packed = config.packed and packing_is_exact(model, max(groups, key=len), config.max_length)
+    if config.packed and not packed:
+        logger.warning("train: this model can't read packed dialogues; instances stay separate")
+    arrange, together = reading(packed)
+    packs = [p for group in groups for p in arrange(group, config.tokens_per_batch)]
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    trained, frozen = model, None
+    if config.lora_rank:
+        trained = add_lora(
+            model, new_rows, config.lora_rank, config.lora_alpha, config.lora_dropout, whole
+        )
+    elif config.embeddings == "new":
+        frozen = freeze_old_rows(model, new_rows)
+    disturb = _disturbance(config, pad_id, codes)
+    trainer = _trainer(trained, packs, together, pad_id, disturb, folder, config, progress)
+    if trainer.is_world_process_zero():
+        note_weights(folder, config)
+    start = time.perf_counter()
+    with compiled(layers):
+        trainer.train_from(checkpoint)
+    seconds = time.perf_counter() - start
+    if trainer.is_world_process_zero():
+        save_loss_curve(trainer.loss_file.history, folder / "loss.png")
+    model = merge_lora(trained)
+    for hook in frozen or ():
+        hook.remove()
+    return TrainResult(
+        model.eval(),
+        trainer.loss_file.history,
+        trainer.state.global_step,
+        trainer.tokens_of_all(),
+        seconds,
+    )
+
+
+def _disturbance(
+    config: TrainConfig, pad_id: int, codes: Sequence[torch.Tensor]
+) -> Callable[[dict[str, torch.Tensor]], None]:
+    def disturb(batch: dict[str, torch.Tensor]) -> None:
+        if config.context_dropout:
+            drop_context(batch, config.context_dropout, pad_id)
+        if config.code_noise:
+            swap_codes(batch, config.code_noise, codes)
+
+    return disturb
+
+
+def _instances(
+    builder: SequenceBuilder, dialogues: CrsDataset | Sequence[Dialogue]
+) -> list[list[Instance]]:
+    if isinstance(dialogues, CrsDataset):
+        need_splits(dialogues, "train", ["train"])
+        dialogues = dialogues.splits["train"]
+    groups = [group for dialogue in dialogues if (group := builder.instances(dialogue))]
+    if not groups:
+        raise ValueError("train: dialogues must hold a recommender turn (got none)")
+    return groups
+
+
+def require(caller: str, packages: Sequence[str], extra: str) -> None:
+    """
+    Raises:
+        ImportError: a package is missing; the message names the extra that brings it.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"{caller}: needs {', '.join(missing)}; install with `pip install crs_fast[{extra}]`"
+        )
+
+
+def _trainer(
+    model: Any,
+    packs: list[Packed],
+    together: Collate,
+    pad_id: int,
+    disturb: Callable[[dict[str, torch.Tensor]], None],
+    folder: Path,
+    config: TrainConfig,
+    progress: bool,
+) -> PackedTrainer:
+    from crs_fast.crs.training.trainer import Clock, LossFile, PackedTrainer
+
+    order = list(range(len(packs)))
+    random.Random(config.seed).shuffle(order)
+    if config.max_tokens:
+        config = replace(config, epochs=config.max_tokens / sum(map(len, packs)))
+
+    def collator(samples: list[list[Packed]]) -> dict[str, torch.Tensor]:
+        batch = together(samples[0], pad_id)
+        disturb(batch)
+        note_labels(batch)
+        return batch
+
+    return PackedTrainer(
+        model=model,
+        args=_arguments(folder, config, progress),
+        train_dataset=batches(packs, config.tokens_per_batch, order),
+        data_collator=collator,
+        clock=Clock(config.max_minutes * 60 if config.max_minutes else None),
+        loss_file=LossFile(folder / "loss.jsonl"),
+        warmup=config.warmup_ratio,
+        rows=trained_rows(model),
+        rows_ratio=config.embedding_lr_ratio,
+    )
+
+
+def _arguments(folder: Path, config: TrainConfig, progress: bool) -> TrainingArguments:
+    from transformers import TrainingArguments
+
+    bf16 = config.bf16
+    if bf16 is None:
+        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=config.accumulate,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        max_grad_norm=config.max_grad_norm,
+        optim="adamw_torch_fused",
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 500,
+        save_total_limit=2,
+        seed=config.seed,
+        data_seed=config.seed,
+        disable_tqdm=not progress,
+        remove_unused_columns=False,
+        report_to="none",
+    )

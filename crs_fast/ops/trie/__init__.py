@@ -1,0 +1,360 @@
+"""The trie ops: what they compute, and the checks before a pointer crosses.
+
+The functions take the bundles of `tensors.py`; `torch.ops.crs_fast.*`, which `native.py`
+registers, take flat tensors.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from crs_fast import _native
+
+from . import native as kernels
+from . import reference, reference_build
+from .reference import NORMALIZE
+from .tensors import FilterTensors, TokenTensors, TrieTensors
+
+DTYPES = tuple(kernels.DTYPES)
+_CODES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+_POLL_SECONDS = 0.1
+
+
+def trie_build(
+    sids: torch.Tensor, num_sorted: int = 0, progress: Callable[[float], Any] | None = None
+) -> tuple[TrieTensors, torch.Tensor]:
+    """Sort SIDs and lay the trie out, in C++ on all threads (else in PyTorch).
+
+        order = stable_argsort(sids)            # lexicographic, -1 first
+        for each depth: mark the items at which the prefix changes, list their codes
+
+    Args:
+        sids: int64 [N, L] on the CPU, -1 pads ragged rows.
+        num_sorted: so many leading rows are in order already; the rest is merged in.
+        progress: called now and then, from another thread, with the finished part, 0 to 1.
+
+    Returns:
+        The trie, and order int32 [N]: sorted position -> row of `sids`.
+
+    Raises:
+        ValueError: 2^28 rows or more, more than 127 levels, a code outside [0, 2^31 - 1], an empty
+            row, a code after padding.
+    """
+    if sids.ndim != 2 or sids.dtype != torch.int64 or sids.device.type != "cpu":
+        raise ValueError(
+            "trie_build: sids must be an int64 CPU tensor [N, L] "
+            f"(got {sids.dtype} {tuple(sids.shape)} on {sids.device})"
+        )
+    if sids.shape[1] < 1:
+        raise ValueError("trie_build: sids must have at least one level (got L = 0)")
+    items, levels = sids.shape
+    if not 0 <= num_sorted <= items:
+        raise ValueError(
+            f"trie_build: num_sorted must lie in 0 .. {items}, the rows of sids (got {num_sorted})"
+        )
+    native = _native.load()
+    if native is None:
+        built = reference_build.trie_build(sids, num_sorted)
+        if progress is not None:
+            progress(1.0)
+        return built
+    sids = sids.contiguous()
+    builder = native.TrieBuilder(sids.data_ptr(), items, levels, num_sorted)
+    with _watched(builder, progress):
+        builder.sort()
+        trie = TrieTensors(
+            torch.empty(builder.num_codes, dtype=_CODES[builder.code_bytes]),
+            torch.empty(levels, builder.words, dtype=torch.int64),
+            torch.empty(levels, builder.words, dtype=torch.int32),
+            torch.empty(builder.num_starts, dtype=torch.int32),
+            torch.empty(levels + 1, 2, dtype=torch.int64),
+        )
+        order = torch.empty(items, dtype=torch.int32)
+        builder.fill(*(t.data_ptr() for t in (*trie, order)))
+    return trie, order
+
+
+@contextmanager
+def _watched(builder: Any, progress: Callable[[float], Any] | None) -> Iterator[None]:
+    """Report the progress of a builder, which works with the interpreter's lock released."""
+    if progress is None:
+        yield
+        return
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(_POLL_SECONDS):
+            progress(builder.progress())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        watcher.join()
+    progress(1.0)
+
+
+def trie_walk(trie: TrieTensors, codes: torch.Tensor) -> torch.Tensor:
+    """The node that each row of codes leads to.
+
+        node = root
+        for code in codes[r]: stop at -1, else node = child(node, code)
+
+    Args:
+        trie: on the device of `codes`.
+        codes: int64 [R, n].
+
+    Returns:
+        nodes int64 [R]; -1 where the trie has no such path.
+    """
+    _check("trie_walk", "codes", codes, trie.codes, (torch.int64,), 2)
+    return torch.ops.crs_fast.trie_walk(*trie, codes)
+
+
+def trie_rows(
+    trie: TrieTensors, items: torch.Tensor | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The SIDs of items, from the trie alone.
+
+    Args:
+        trie: on any device.
+        items: int64 [n], positions in sorted SID order; None means all.
+        out: contiguous int64 [n, L] to write to.
+
+    Returns:
+        int64 [n, L] on the trie's device, -1 pads.
+    """
+    if items is not None:
+        _check("trie_rows", "items", items, trie.codes, (torch.int64,), 1)
+    native = _native.load()
+    if native is None or trie.bits.is_cuda:
+        if items is None:
+            items = torch.arange(int(trie.level[-1, 1]), device=trie.bits.device)
+        rows = reference.trie_rows(trie, items)
+        return rows if out is None else out.copy_(rows)
+    held = int(trie.level[-1, 1])
+    if items is not None and items.numel() and not 0 <= int(items.min()) <= int(items.max()) < held:
+        raise ValueError(
+            f"trie_rows: items must lie in 0 .. {held - 1} "
+            f"(got {int(items.min())} .. {int(items.max())})"
+        )
+    size = held if items is None else items.numel()
+    if out is None:
+        out = torch.empty(size, trie.num_levels, dtype=torch.int64)
+    elif out.shape != (size, trie.num_levels) or not _plain(out, trie.codes, torch.int64):
+        raise ValueError(
+            f"trie_rows: out must be contiguous int64 [{size}, {trie.num_levels}] on the trie's "
+            f"device (got {out.dtype} {tuple(out.shape)} on {out.device})"
+        )
+    items = None if items is None else items.contiguous()
+    address = 0 if items is None else items.data_ptr()
+    native.trie_rows(kernels.trie_view(native, trie), address, size, out.data_ptr())
+    return out
+
+
+def trie_mask(
+    logits: torch.Tensor,
+    nodes: torch.Tensor,
+    trie: TrieTensors,
+    tokens: TokenTensors,
+    filters: FilterTensors | None = None,
+) -> torch.Tensor:
+    """`trie_mask_` into a new tensor: only the legal logits are read."""
+    _check_mask("trie_mask", logits, nodes, trie, tokens, filters)
+    words, rank = filters if filters is not None else (None, None)
+    return torch.ops.crs_fast.trie_mask(logits, nodes, *trie, *tokens, words, rank)
+
+
+def trie_mask_(
+    logits: torch.Tensor,
+    nodes: torch.Tensor,
+    trie: TrieTensors,
+    tokens: TokenTensors,
+    filters: FilterTensors | None = None,
+) -> torch.Tensor:
+    """Write -inf, in place, over every token that may not follow.
+
+        node == -1:   logits[r, denied] = -inf              (outside a SID)
+        else:         logits[r, all but legal children] = -inf
+                      a leaf, or nothing allowed below: all but the terminator
+
+    Args:
+        logits: float32, bfloat16 or float16 [R, V]; rows may be strided.
+        nodes: int64 [R], from `trie_walk`.
+        trie, tokens: on the device of `logits`; columns must lie below V.
+        filters: F bitmaps with R divisible by F; row r takes bitmap r // (R / F).
+
+    Returns:
+        `logits`.
+    """
+    _check_mask("trie_mask_", logits, nodes, trie, tokens, filters)
+    rows, vocab = logits.shape
+    if rows > 1 and logits.stride(1) == 1 and logits.stride(0) < vocab:
+        raise ValueError(
+            f"trie_mask_: rows of logits must not overlap (got strides {logits.stride()})"
+        )
+    words, rank = filters if filters is not None else (None, None)
+    torch.ops.crs_fast.trie_mask_(logits, nodes, *trie, *tokens, words, rank)
+    return logits
+
+
+def trie_step(
+    logits: torch.Tensor,
+    scores: torch.Tensor,
+    nodes: torch.Tensor,
+    trie: TrieTensors,
+    tokens: TokenTensors,
+    num_beams: int,
+    normalize: str = "vocab",
+    temperature: float = 1.0,
+    filters: FilterTensors | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One step of beam search over the legal continuations only.
+
+        lp(m, c)  = logits[m, column[c]] / temperature - logsumexp(vocab | level | legal)
+        candidate = scores[m] + lp(m, c)        for every legal child c of nodes[m]
+        keep the num_beams best a request; ties to the lower parent, then the lower code
+
+    A leaf, and the end of a SID that prefixes a longer one, continue at no cost with code -1.
+
+    Args:
+        logits: float32, bfloat16 or float16 [B * M, V]; rows may be strided.
+        scores: float32 [B, M], sums of log-probs; -inf marks a dead beam.
+        nodes: int64 [B, M]; -1 marks a dead beam.
+        trie, tokens: on the device of `logits`.
+        num_beams: beams to keep.
+        normalize: what the log-softmax runs over: "vocab" (all V columns, as HF beam search),
+            "level" (columns of the level's codes) or "legal" (legal children).
+        temperature: > 0.
+        filters: one bitmap a request.
+
+    Returns:
+        scores float32, nodes, parents and codes int64, each [B, num_beams]. Where fewer legal
+        continuations than beams exist the rest has score -inf, node -1, parent 0, code -1.
+    """
+    _check("trie_step", "logits", logits, trie.codes, DTYPES, 2)
+    _check("trie_step", "scores", scores, trie.codes, (torch.float32,), 2)
+    _check("trie_step", "nodes", nodes, trie.codes, (torch.int64,), 2)
+    if nodes.shape != scores.shape or logits.shape[0] != scores.numel():
+        raise ValueError(
+            "trie_step: logits [B * M, V], scores [B, M] and nodes [B, M] must agree "
+            f"(got {tuple(logits.shape)}, {tuple(scores.shape)}, {tuple(nodes.shape)})"
+        )
+    _check_tokens("trie_step", logits, trie, tokens)
+    if num_beams < 1 or not temperature > 0:
+        raise ValueError(
+            "trie_step: num_beams must be at least 1 and temperature above 0 "
+            f"(got {num_beams}, {temperature})"
+        )
+    if normalize not in NORMALIZE:
+        raise ValueError(f"trie_step: normalize must be one of {NORMALIZE} (got {normalize!r})")
+    _check_filters("trie_step", filters, trie)
+    if filters is not None and filters.words.shape[0] != scores.shape[0]:
+        raise ValueError(
+            f"trie_step: filters must hold one bitmap a request, {scores.shape[0]} "
+            f"(got {filters.words.shape[0]})"
+        )
+    words, rank = filters if filters is not None else (None, None)
+    best, following, parents, codes = kernels.step(
+        logits, scores, nodes, *trie, *tokens, words, rank, num_beams, normalize, temperature
+    )
+    return best, following, parents, codes
+
+
+def _check_mask(
+    op: str,
+    logits: torch.Tensor,
+    nodes: torch.Tensor,
+    trie: TrieTensors,
+    tokens: TokenTensors,
+    filters: FilterTensors | None,
+) -> None:
+    _check(op, "logits", logits, trie.codes, DTYPES, 2)
+    _check(op, "nodes", nodes, trie.codes, (torch.int64,), 1)
+    if nodes.shape[0] != logits.shape[0]:
+        raise ValueError(
+            f"{op}: nodes must have one entry a row of logits, {logits.shape[0]} "
+            f"(got {nodes.shape[0]})"
+        )
+    _check_tokens(op, logits, trie, tokens)
+    _check_filters(op, filters, trie)
+    if filters is not None and (
+        filters.words.shape[0] == 0 or logits.shape[0] % filters.words.shape[0]
+    ):
+        raise ValueError(
+            f"{op}: filters must divide the {logits.shape[0]} rows evenly "
+            f"(got {filters.words.shape[0]})"
+        )
+
+
+def _check(
+    op: str,
+    name: str,
+    tensor: torch.Tensor,
+    beside: torch.Tensor,
+    dtypes: tuple[torch.dtype, ...],
+    ndim: int,
+) -> None:
+    if tensor.dtype not in dtypes:
+        expected = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        got = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"{op}: {name} must be {expected} (got {got})")
+    if tensor.ndim != ndim:
+        raise ValueError(f"{op}: {name} must have {ndim} dimensions (got {tuple(tensor.shape)})")
+    if tensor.device != beside.device:
+        raise ValueError(
+            f"{op}: {name} must be on the trie's device {beside.device} (got {tensor.device})"
+        )
+
+
+def _check_tokens(op: str, logits: torch.Tensor, trie: TrieTensors, tokens: TokenTensors) -> None:
+    if logits.shape[1] < tokens.num_columns:
+        raise ValueError(
+            f"{op}: logits must have at least {tokens.num_columns} columns, the highest token of "
+            f"the vocabulary plus one (got {logits.shape[1]})"
+        )
+    column = tokens.column
+    aligned = column.dtype == torch.int64 and (column.shape[1] == 1 or column.stride(1) == 1)
+    if not (aligned and column.device == trie.codes.device):
+        raise ValueError(
+            f"{op}: the vocabulary's column must be int64 on the trie's device "
+            f"{trie.codes.device}, rows adjacent (got {column.dtype} on {column.device})"
+        )
+    if not _plain(tokens.denied, trie.codes, torch.int64):
+        raise ValueError(
+            f"{op}: the vocabulary's denied must be contiguous int64 on the trie's device "
+            f"{trie.codes.device} (got {tokens.denied.dtype} on {tokens.denied.device})"
+        )
+    if tokens.column.shape[0] < trie.num_levels:
+        raise ValueError(
+            f"{op}: the vocabulary must have the trie's {trie.num_levels} levels "
+            f"(got {tokens.column.shape[0]})"
+        )
+
+
+def _check_filters(op: str, filters: FilterTensors | None, trie: TrieTensors) -> None:
+    if filters is None:
+        return
+    words, rank = filters
+    if words.shape[1] != trie.bits.shape[1] or rank.shape != words.shape:
+        raise ValueError(
+            f"{op}: filters must be made for this trie, with {trie.bits.shape[1]} words a bitmap "
+            f"(got {tuple(words.shape)} and {tuple(rank.shape)})"
+        )
+    if not (_plain(words, trie.codes, torch.int64) and _plain(rank, trie.codes, torch.int32)):
+        raise ValueError(
+            f"{op}: filters must be contiguous int64 words and int32 ranks on the trie's device "
+            f"{trie.codes.device} (got {words.dtype} and {rank.dtype} on {words.device})"
+        )
+
+
+def _plain(tensor: torch.Tensor, beside: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether a kernel may take the tensor's address."""
+    return tensor.dtype == dtype and tensor.device == beside.device and tensor.is_contiguous()

@@ -1,0 +1,92 @@
+"""The native trie builder against the plain-PyTorch oracle, tensor for tensor."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crs_fast import _native
+from crs_fast.ops import trie_build
+from crs_fast.ops.trie import reference_build
+from crs_fast.trie import SidTrie
+from python_tests.helpers import CASES, random_sids
+
+
+def same(mine, theirs) -> None:
+    (trie, order), (other, other_order) = mine, theirs
+    for name, a, b in zip(trie._fields, trie, other, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        assert torch.equal(a, b), name
+    assert order.dtype == other_order.dtype == torch.int32
+    assert torch.equal(order, other_order)
+
+
+def both(sids, num_sorted=0) -> None:
+    same(trie_build(sids, num_sorted), reference_build.trie_build(sids, num_sorted))
+
+
+@pytest.mark.parametrize("items", [0, 1, 7, 63, 64, 65, 128, 129, 5000, 70_000])
+@pytest.mark.parametrize(("levels", "codes"), [(1, 3), (4, 2), (3, 60), (5, 300), (2, 2**31)])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_random_rows(items, levels, codes, ragged):
+    """Few codes a level make sparse depths, many dense ones; 70,000 items are two chunks."""
+    sids = random_sids(items, items, levels, codes, ragged)
+    both(sids)
+    order = trie_build(sids)[1].long()
+    both(sids[order], items)
+    both(torch.cat([sids[order], sids[: items // 2]]), items)
+
+
+@pytest.mark.parametrize(("name", "sids"), CASES, ids=[name for name, _ in CASES])
+def test_cases(name, sids):
+    both(SidTrie.from_sids(sids).sids())
+
+
+@pytest.mark.parametrize("highest", [255, 256, 2**15 - 1, 2**15, 2**16, 2**31 - 1])
+def test_code_widths(highest):
+    both(torch.tensor([[0, highest], [highest, -1], [0, 0]]))
+
+
+def test_many_levels_and_few_nodes():
+    both(random_sids(0, 300, 127, 2, ragged=True))
+    both(torch.zeros(100, 3, dtype=torch.int64))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), max_size=150))
+def test_any_rows(rows):
+    padded = [[*row, *[-1] * (4 - len(row))] for row in rows]
+    both(torch.tensor(padded, dtype=torch.int64).reshape(-1, 4))
+
+
+@pytest.mark.parametrize(
+    ("sids", "num_sorted"),
+    [
+        ([[0, 0], [0, -2]], 0),
+        ([[-1, -1]], 0),
+        ([[0, 2], [1, 2], [-1, 2]], 0),
+        ([[0, -1, 2]], 0),
+        ([[2**31]], 0),
+        ([[0] * 128], 0),
+        ([[2], [0], [1]], 3),
+        ([[2], [0], [1]], 2),
+    ],
+)
+def test_both_refuse_in_the_same_words(sids, num_sorted):
+    said = []
+    for build in (trie_build, reference_build.trie_build):
+        with pytest.raises(ValueError, match="trie_build: ") as caught:
+            build(torch.tensor(sids), num_sorted)
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+def test_without_the_native_module(monkeypatch):
+    sids = random_sids(0, 200, 4, 5, ragged=True)
+    wanted = trie_build(sids)
+    monkeypatch.setattr(_native, "load", lambda: None)
+    seen = []
+    same(trie_build(sids, progress=seen.append), wanted)
+    assert seen == [1.0]
+    trie = SidTrie.from_sids(sids)
+    assert trie.remove([0]).add(sids[:1], [0]).sids([0, 5]).tolist() == sids[[0, 5]].tolist()
