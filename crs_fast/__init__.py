@@ -14,7 +14,7 @@ _HOMES = {
     "trie": ("ItemFilter", "SidTrie", "SidVocab", "TrieSlot"),
     "decode": ("RecommendOutput", "SidLogitsProcessor", "beam_search", "recommend"),
     "quantize": ("RQKMeans", "RQVAE", "resolve_collisions"),
-    "crs.model": ("Recommender",),
+    "crs.recommender": ("Recommender",),
     "crs.turn": ("TurnCache",),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
