@@ -60,16 +60,36 @@ def test_the_reference_imports_no_wrapper():
         assert {n.module for n in nodes if n.level or "crs_fast" in (n.module or "")} <= {"tensors"}
 
 
-def test_import_needs_neither_transformers_nor_triton():
+@pytest.mark.parametrize(
+    "statement",
+    ["import crs_fast; crs_fast.recommend; crs_fast.SidVocab", "from crs_fast import *"],
+)
+def test_import_needs_neither_transformers_nor_triton(statement):
     code = (
-        "import sys, crs_fast; crs_fast.SidTrie; crs_fast.recommend; crs_fast.SidVocab;"
+        f"import sys; {statement};"
         "assert not {'transformers', 'triton', 'sentence_transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_type_checkers_see_every_public_name():
+    """The imports under TYPE_CHECKING and the table of lazy names say the same."""
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    shown = {
+        (node.module, alias.name)
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    lazy = {(module, name) for module, names in crs_fast._HOMES.items() for name in names}
+    assert shown == lazy | {(None, room) for room in crs_fast._ROOMS}
+    assert set(crs_fast.__all__) >= {name for _, name in lazy} - {"RQVAE", "RQKMeans"}
+
+
 def test_public_names_exist_and_are_documented():
-    for name in crs_fast.__all__:
+    for name in dir(crs_fast):
         value = getattr(crs_fast, name)
         assert value is not None
         if callable(value):

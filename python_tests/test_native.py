@@ -1,5 +1,11 @@
 """What the compiled module holds, and what is said where that is not enough."""
 
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -55,3 +61,37 @@ def test_other_gpus_take_the_reference_and_it_says_so_once(built, monkeypatch):
     trie_native._version.cache_clear()
     assert found == [None, module] * 2
     assert len(caught) == 1
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A copy of the package's sources, without the compiled module."""
+    source = Path(_native.__file__).parent
+    ignored = shutil.ignore_patterns("_C*.so", "__pycache__")
+    return shutil.copytree(source, tmp_path / "clone" / "crs_fast", ignore=ignored).parent
+
+
+def warnings_in(clone, *more_paths):
+    """What Python says in the clone's folder when the kernels are loaded."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, more_paths))}
+    code = "from crs_fast import _native; _native.load()"
+    # -S: the environment's own site-packages may hold an installed crs_fast.
+    command = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(
+        command, cwd=clone, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stderr
+
+
+def test_a_clone_without_kernels_says_how_to_build_them(clone):
+    assert "To build them: pip install" in warnings_in(clone)
+
+
+def test_a_clone_that_hides_the_installed_package_says_so(clone, tmp_path):
+    """README's command run in a clone without -e: the sources come first, without kernels."""
+    installed = tmp_path / "site-packages" / "crs_fast"
+    installed.mkdir(parents=True)
+    (installed / f"_C{importlib.machinery.EXTENSION_SUFFIXES[0]}").touch()
+    said = warnings_in(clone, installed.parent)
+    assert f"They are installed in {installed}" in said
+    assert "pip install -e ." in said
