@@ -80,8 +80,9 @@ def warn_no_cuda_kernels(op: str, version: tuple[int, int]) -> None:
 
 
 def describe() -> dict[str, Any]:
-    """What was built: `native`, `compiler`, `openmp`, `cuda_architectures`, and hints for what is
-    missing."""
+    """What was built: `native`, `compiler`, `openmp`, `isa` (the instruction set that the CPU
+    kernels run with here: "avx512", "avx2" or "portable"), `cuda_architectures`, and hints for what
+    is missing."""
     module = load()
     if module is None:
         return {"native": False, "missing": {"native": BUILD_HINT, "cuda": CUDA_HINT}}
@@ -89,6 +90,7 @@ def describe() -> dict[str, Any]:
         "native": True,
         "compiler": module.compiler,
         "openmp": module.openmp,
+        "isa": module.isa,
         "cuda_architectures": module.cuda_architectures or None,
         "missing": {} if module.cuda_architectures else {"cuda": CUDA_HINT},
     }

@@ -1,6 +1,8 @@
+// The extension module crs_fast._C; crs_fast/_C.pyi describes it.
 #include "bindings.h"
 
 PYBIND11_MODULE(_C, m) {
+  bind_constants(m);
   bind_trie(m);
   bind_codebook(m);
 

@@ -1,3 +1,5 @@
+// The residual codebook lookup: levels packed into panels, blocks of rows on threads, one body
+// for each instruction set.
 #include "codebook.h"
 
 #include <cmath>
@@ -5,6 +7,7 @@
 #include <vector>
 
 #include "codebook_tile.h"
+#include "isa.h"
 
 namespace crs {
 namespace {
@@ -129,9 +132,9 @@ CRS_INLINE void read_block(const Task& task) {
     double* to = task.scratch.rest.get() + r * a.dim;
     const int64_t at = (task.begin + r) * a.row_stride;
     bool finite;
-    if (a.dtype == kBFloat16)
+    if (a.dtype == DType::kBFloat16)
       finite = read_row(static_cast<const BFloat16*>(a.x) + at, a.dim, to);
-    else if (a.dtype == kFloat16)
+    else if (a.dtype == DType::kFloat16)
       finite = read_row(static_cast<const Float16*>(a.x) + at, a.dim, to);
     else
       finite = read_row(static_cast<const float*>(a.x) + at, a.dim, to);
@@ -329,13 +332,8 @@ CRS_KERNEL(avx512,
 
 Kernel choose_kernel(bool exact) {
 #if defined(__x86_64__) && defined(__GNUC__)
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                        __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-  if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return avx512(exact);
-  if (has_avx2) return avx2(exact);
+  if (isa() == Isa::kAvx512) return avx512(exact);
+  if (isa() == Isa::kAvx2) return avx2(exact);
 #endif
   return portable(exact);
 }

@@ -1,13 +1,15 @@
-// Residual codebook lookup on the CPU; see crs_fast/ops/codebook.py for what it computes.
+// Residual codebook lookup on the CPU; see crs_fast/ops/codebook for what it computes.
 #pragma once
 
 #include <cstdint>
+
+#include "dtype.h"
 
 namespace crs {
 
 struct LookupArgs {
   const void* x;  // [rows, dim], row_stride elements apart
-  int dtype;      // DType of simd.h
+  DType dtype;
   int64_t rows, dim, row_stride;
   const float* books;  // [levels, codes, dim]
   int64_t levels, codes;

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "dtype.h"
+
 // Levels or features, never "arch=haswell": GCC takes that for the one processor, not for all
 // since.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
@@ -24,15 +26,6 @@ namespace crs {
 constexpr int kLanes = 16;
 typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
-
-enum DType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
 
 CRS_INLINE float to_float(float x) { return x; }
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12  // C++ without _Float16

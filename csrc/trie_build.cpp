@@ -1,3 +1,4 @@
+// Sorts SIDs and lays the trie out, on all threads.
 #include "trie_build.h"
 
 #include <algorithm>

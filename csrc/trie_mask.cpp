@@ -1,3 +1,4 @@
+// The logits mask on the CPU.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -32,7 +33,7 @@ template <typename Bits>
 void mask_row(const MaskArgs& args, int64_t row, std::vector<std::pair<int64_t, Bits>>& kept) {
   const Bits* logits = static_cast<const Bits*>(args.logits) + row * args.row_stride;
   Bits* out = static_cast<Bits*>(args.out) + row * args.out_stride;
-  const Bits minus_inf = static_cast<Bits>(args.minus_inf);
+  const Bits minus_inf = static_cast<Bits>(minus_inf_bits(args.dtype));
   const TokenView& tokens = args.tokens;
   if (args.nodes[row] == kNoNode) {
     if (out != logits) std::memcpy(out, logits, args.vocab * sizeof(Bits));
@@ -71,7 +72,7 @@ void mask_rows(const MaskArgs& args) {
 }  // namespace
 
 void trie_mask_cpu(const MaskArgs& args) {
-  if (args.element_size == 4)
+  if (element_size(args.dtype) == 4)
     mask_rows<uint32_t>(args);
   else
     mask_rows<uint16_t>(args);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "dtype.h"
 #include "trie.h"
 
 namespace crs {
@@ -37,17 +38,17 @@ struct MaskArgs {
   FilterView filter;
   TokenView tokens;
   int64_t rows_per_filter;
-  const void* logits;    // [rows, vocab] of element_size bytes, row_stride elements apart
+  const void* logits;    // [rows, vocab], row_stride elements apart
   void* out;             // likewise, out_stride apart; may be logits
   const int64_t* nodes;  // [rows]
   int64_t rows, vocab, row_stride, out_stride;
-  int element_size;    // 4 (float32) or 2 (bfloat16, float16)
-  uint32_t minus_inf;  // its bit pattern in that dtype
+  DType dtype;  // of logits and out
 };
 void trie_mask_cpu(const MaskArgs& args);
 
-// One constrained beam step; see crs_fast/ops/trie.py for what it computes.
-enum class Normalize : int { kVocab = 0, kLevel = 1, kLegal = 2 };
+// One constrained beam step; see crs_fast/ops/trie for what it computes, step_rules.h for
+// what the CPU and the CUDA code share. Normalize is exported to Python as `_C.Normalize`.
+enum class Normalize : int { kVocab, kLevel, kLegal };
 struct StepArgs {
   TrieView trie;
   FilterView filter;
@@ -56,7 +57,7 @@ struct StepArgs {
   float inverse_temperature;
   const void* logits;  // [batch * beams, vocab], row_stride elements apart
   int64_t batch, beams, vocab, row_stride;
-  int dtype;             // 0 float32, 1 bfloat16, 2 float16
+  DType dtype;
   const float* scores;   // [batch, beams]
   const int64_t* nodes;  // [batch, beams], kNoNode for a dead beam
   int64_t out_beams;

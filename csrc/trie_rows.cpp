@@ -1,3 +1,4 @@
+// The SIDs of items, read back from the trie, on the CPU.
 #include <algorithm>
 #include <functional>
 #include <vector>

@@ -1,6 +1,6 @@
+// The beam step on the CPU: one pass over each beam's children, the best of which are kept.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #if defined(_OPENMP)
@@ -12,12 +12,11 @@
 #endif
 
 #include "simd.h"
+#include "step_rules.h"
 #include "trie_ops.h"
 
 namespace crs {
 namespace {
-
-constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
 int64_t max_threads() {
 #if defined(_OPENMP)
@@ -63,7 +62,6 @@ CRS_CLONES float row_logsumexp(const BFloat16* x, int64_t n, float t) { return l
 CRS_CLONES float row_logsumexp(const Float16* x, int64_t n, float t) { return logsumexp(x, n, t); }
 
 constexpr int64_t kBlock = 256;  // children scored at a time
-constexpr int64_t kEndChild = -1;
 // Fewer allowed items than one in so many children: go from items to children.
 constexpr int64_t kFew = 4;
 // Below so many logits a second thread costs more than it brings.
@@ -111,17 +109,6 @@ int64_t above(const T* logits, const Code* codes, int64_t size, float limit, int
   return count;
 }
 
-struct Candidate {
-  float score;
-  int32_t parent;
-  int64_t child;  // index within its depth, or kEndChild
-};
-// Higher scores first; ties go to the lower parent, then to the lower code.
-bool better(const Candidate& a, const Candidate& b) {
-  if (a.score != b.score) return a.score > b.score;
-  return a.parent != b.parent ? a.parent < b.parent : a.child < b.child;
-}
-
 // The best candidates so far, among others that are thrown out when there is no more room: cheaper
 // than a heap, which would be put in order at every candidate.
 class Best {
@@ -130,7 +117,7 @@ class Best {
     kept_.reserve(room_);
   }
   // A lower score never gets in. Nor does an equal one, as candidates come in order of parent and
-  // child.
+  // child; at first, what can't be a beam.
   float threshold() const { return threshold_; }
   void add(const Candidate& candidate) {
     kept_.push_back(candidate);
@@ -169,9 +156,6 @@ struct Step {
   }
 
   const T* row(int64_t r) const { return static_cast<const T*>(args.logits) + r * args.row_stride; }
-  bool dead(int64_t r) const { return args.nodes[r] == kNoNode || args.scores[r] == kMinusInf; }
-  Children children_of(int64_t r) const { return {args.trie, args.trie.node(args.nodes[r])}; }
-  bool allowed(int64_t request, const Node& node) const { return args.filter.any(request, node); }
 
   float normalizer(int64_t r, const Children& children) const {
     const T* logits = row(r);
@@ -179,18 +163,15 @@ struct Step {
       return row_logsumexp(logits, args.vocab, args.inverse_temperature);
     std::vector<float> picked;
     if (args.normalize == Normalize::kLevel) {
-      // A whole SID has no next level; nothing is scored there.
-      const Columns& level = columns[std::min(children.parent.depth, args.trie.levels - 1)];
+      const Columns& level = columns[scored_level(args, children)];
       if (level.first >= 0)
         return row_logsumexp(logits + level.first, level.width, args.inverse_temperature);
       for (int64_t c = 0; c < level.width; ++c)
         if (level.table[c] >= 0) picked.push_back(to_float(logits[level.table[c]]));
     } else {
       for (int64_t k = children.first; k < children.last; ++k) {
-        const int64_t column = args.tokens.at(children.parent.depth, children.code(k));
-        if (column < 0) continue;
-        if (args.filter.words && !allowed(r / args.beams, children.child(k))) continue;
-        picked.push_back(to_float(logits[column]));
+        const int64_t column = legal_column(args, children, r / args.beams, k);
+        if (column >= 0) picked.push_back(to_float(logits[column]));
       }
     }
     return row_logsumexp(picked.data(), static_cast<int64_t>(picked.size()),
@@ -219,10 +200,10 @@ struct Step {
                    Best& best) const {
     const int64_t column = args.tokens.at(children.parent.depth, children.code(child));
     if (column < 0) return;
-    const float gain = to_float(row(r)[column]) * args.inverse_temperature - norm;
-    const float score = args.scores[r] + gain;
-    const int64_t request = r / args.beams;
-    if (score > best.threshold() && (!args.filter.words || allowed(request, children.child(child))))
+    const float score = score_of(args, args.scores[r], to_float(row(r)[column]), norm);
+    if (!(score > best.threshold())) return;
+    // Last, since it costs most.
+    if (!args.filter.words || args.filter.any(r / args.beams, children.child(child)))
       best.add({score, static_cast<int32_t>(r % args.beams), child});
   }
 
@@ -268,10 +249,9 @@ struct Step {
   void offer(int64_t request, int64_t first_beam, int64_t last_beam, Best& best) const {
     for (int64_t m = first_beam; m < last_beam; ++m) {
       const int64_t r = request * args.beams + m;
-      if (dead(r)) continue;
-      const Children children = children_of(r);
-      const bool ends = children.may_end();
-      if (ends && args.scores[r] > best.threshold() && allowed(request, children.end()))
+      if (is_dead(args, r)) continue;
+      const Children children = children_of(args, r);
+      if (args.scores[r] > best.threshold() && may_end(args, children, request))
         best.add({args.scores[r], static_cast<int32_t>(m), kEndChild});
       if (children.is_leaf()) continue;
       const Node& parent = children.parent;
@@ -287,20 +267,10 @@ struct Step {
   void write(int64_t request, const std::vector<Candidate>& best) const {
     for (int64_t i = 0; i < args.out_beams; ++i) {
       const int64_t at = request * args.out_beams + i;
-      if (i >= static_cast<int64_t>(best.size())) {
-        args.out_scores[at] = kMinusInf;
-        args.out_nodes[at] = kNoNode;
-        args.out_parents[at] = 0;
-        args.out_codes[at] = kEnd;
-        continue;
-      }
-      const Candidate& chosen = best[i];
-      const Children children = children_of(request * args.beams + chosen.parent);
-      const bool ends = chosen.child == kEndChild;
-      args.out_scores[at] = chosen.score;
-      args.out_nodes[at] = (ends ? children.end() : children.child(chosen.child)).pack();
-      args.out_parents[at] = chosen.parent;
-      args.out_codes[at] = ends ? kEnd : children.code(chosen.child);
+      if (i < static_cast<int64_t>(best.size()))
+        write_beam(args, at, request, best[i]);
+      else
+        write_dead_beam(args, at);
     }
   }
 
@@ -331,9 +301,9 @@ struct Step {
 
 void trie_step_cpu(const StepArgs& args) {
   switch (args.dtype) {
-    case kBFloat16:
+    case DType::kBFloat16:
       return Step<BFloat16>{args}.run();
-    case kFloat16:
+    case DType::kFloat16:
       return Step<Float16>{args}.run();
     default:
       return Step<float>{args}.run();

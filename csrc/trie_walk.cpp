@@ -1,3 +1,4 @@
+// From codes to the node they lead to, on the CPU.
 #include "trie_walk.h"
 
 #include "trie_ops.h"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from crs_fast.ops import TokenTensors, trie_mask, trie_walk
-from crs_fast.ops.trie.reference import allowed, continues
+from crs_fast.ops.trie.nodes import allowed, continues
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 # A token that is no code of its level: unlike -1 (stop), no edge carries it.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from crs_fast.ops import FilterTensors, TokenTensors, TrieTensors, trie_step
-from crs_fast.ops.trie.reference import NORMALIZE
+from crs_fast.ops.trie import NORMALIZE
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
 from .lm.prompt import Prompt

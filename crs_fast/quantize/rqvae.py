@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from crs_fast.ops.codebook import residual_codes, residual_statistics
-from crs_fast.ops.codebook.blocked import statistics
+from crs_fast.ops.codebook.eager import statistics
 from crs_fast.quantize.gradients import GRADIENTS, rotation, straight_through
 from crs_fast.quantize.residual import ResidualQuantizer, ResidualQuantizerConfig
 from crs_fast.quantize.rqvae_training import Training

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from crs_fast.ops import FilterTensors
-from crs_fast.ops.trie.reference import popcount
+from crs_fast.ops.trie.nodes import popcount
 
 from .item_ids import ItemIds
 
@@ -52,13 +52,12 @@ class ItemFilter:
             mask &= _as_mask(trie, allow)
         if deny is not None:
             mask &= ~_as_mask(trie, deny)
-        words, wanted = _pack(mask[None]), trie.tensors.bits.shape[1]
-        words = torch.nn.functional.pad(words, (0, wanted - words.shape[1]))
+        words = _of_width(_pack(mask[None]), trie.tensors.bits.shape[1])
         return cls._of_words(words.to(trie.device), trie.num_items, trie.item_ids)
 
     @classmethod
     def stack(cls, filters: Sequence[ItemFilter | None]) -> ItemFilter:
-        """One filter a request, in order; None filters nothing.
+        """One filter per request, in order; None filters nothing.
 
         Raises:
             ValueError: no filter at all, or filters over different catalogues.
@@ -69,8 +68,9 @@ class ItemFilter:
         known = next((f for f in given if f.item_ids is not None), given[0])
         for one in given:
             one._check_over("one catalogue of", known.num_items, known.item_ids)
-        free = _all_items(known.tensors.words.shape[1], known.num_items).to(known.device)
-        words = [free if f is None else f.tensors.words for f in filters]
+        width = max(f.tensors.words.shape[1] for f in given)
+        free = _all_items(width, known.num_items).to(known.device)
+        words = [free if f is None else _of_width(f.tensors.words, width) for f in filters]
         return cls._of_words(torch.cat(words), known.num_items, known.item_ids)
 
     @property
@@ -93,13 +93,17 @@ class ItemFilter:
         return ItemFilter._of_words(self.tensors.words.to(device), self.num_items, self.item_ids)
 
     def over(self, trie: SidTrie) -> ItemFilter:
-        """This filter on the trie's device.
+        """This filter on the trie's device, its bitmaps as wide as the trie's: those of a
+        `TrieSlot` have room for more items.
 
         Raises:
             ValueError: it was made for another catalogue.
         """
         self._check_over("the trie's", trie.num_items, trie.item_ids)
-        return self.to(trie.device)
+        words = _of_width(self.tensors.words, trie.tensors.bits.shape[1])
+        if words is self.tensors.words:
+            return self.to(trie.device)
+        return self._of_words(words.to(trie.device), self.num_items, self.item_ids)
 
     def __and__(self, other: ItemFilter) -> ItemFilter:
         return self._joined(self.tensors.words & self._words_of(other), other)
@@ -118,7 +122,7 @@ class ItemFilter:
 
     def _words_of(self, other: ItemFilter) -> torch.Tensor:
         other._check_over("one catalogue of", self.num_items, self.item_ids)
-        return other.tensors.words.to(self.device)
+        return _of_width(other.tensors.words, self.tensors.words.shape[1]).to(self.device)
 
     def _check_over(self, whose: str, num_items: int, item_ids: ItemIds | None) -> None:
         """
@@ -162,6 +166,13 @@ def _pack(mask: torch.Tensor) -> torch.Tensor:
     packed = np.zeros((rows, (items // _BITS + 1) * _BITS // 8), dtype=np.uint8)
     packed[:, : (items + 7) // 8] = np.packbits(mask.cpu().numpy(), axis=1, bitorder="little")
     return torch.from_numpy(packed.view("<i8"))
+
+
+def _of_width(words: torch.Tensor, width: int) -> torch.Tensor:
+    """Bitmaps [F, W] of `width` words; both widths hold all items, so what is cut off is empty."""
+    if words.shape[1] == width:
+        return words
+    return torch.nn.functional.pad(words, (0, width - words.shape[1]))  # less than 0 cuts
 
 
 def _all_items(words: int, num_items: int) -> torch.Tensor:

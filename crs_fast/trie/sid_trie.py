@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.ops import TrieTensors, trie_build, trie_rows, trie_walk
-from crs_fast.ops.trie.reference import ending
+from crs_fast.ops.trie.nodes import ending
 from crs_fast.ops.trie.tensors import NODE_BITS
 
 from .item_ids import ItemIds

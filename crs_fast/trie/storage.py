@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from crs_fast.ops import TrieTensors
-from crs_fast.ops.trie.reference import popcount
+from crs_fast.ops.trie.nodes import popcount
 
 from .item_ids import ItemIds
 from .sid_trie import SidTrie

@@ -1,0 +1,18 @@
+"""The floating-point types that the native kernels read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+NATIVE_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def native_dtype(native: Any, dtype: torch.dtype) -> Any:
+    """The member of `_C.DType` for one of NATIVE_FLOATS."""
+    return getattr(native.DType, name_of(dtype))
