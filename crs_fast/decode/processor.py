@@ -73,6 +73,10 @@ class SidLogitsProcessor:
         return scores
 
     def _check(self, nodes: torch.Tensor, inside: torch.Tensor) -> None:
+        """
+        Raises:
+            ValueError: as above, of the first row that can't go on.
+        """
         requests = 1 if self.filters is None else self.filters.words.shape[0]
         if requests == 0 or nodes.shape[0] % requests:
             raise ValueError(
@@ -83,15 +87,15 @@ class SidLogitsProcessor:
             1, nodes.shape[0] // requests
         )
         at, trie = nodes.clamp(min=0), self.trie.tensors
-        bad = inside & (nodes < 0)
-        bad |= inside & (nodes > 0) & ~allowed(trie, self.filters, which, at)
-        stuck = torch.zeros_like(bad)
+        illegal = inside & (nodes < 0)
+        illegal |= inside & (nodes > 0) & ~allowed(trie, self.filters, which, at)
+        stuck = torch.zeros_like(illegal)
         if self.tokens.terminator < 0:
             stuck = inside & ~continues(trie, self.filters, which, at)
-        if not bool((bad | stuck).any()):
+        if not bool((illegal | stuck).any()):
             return
-        row = int((bad | stuck).nonzero()[0])
-        if bool(bad[row]):
+        row = int((illegal | stuck).nonzero()[0])
+        if bool(illegal[row]):
             raise ValueError(
                 f"SidLogitsProcessor: the open SID of row {row} must be the prefix of an allowed "
                 "item's (got an illegal prefix)"

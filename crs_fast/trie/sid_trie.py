@@ -42,7 +42,7 @@ class SidTrie:
             sids: int [N, L] as tensor, numpy array or list; -1 pads ragged rows; a list of lists
                 of unequal length is padded here. Rows may repeat: several items on one SID.
             item_ids: N distinct int or str ids; None means 0 .. N-1.
-            progress: called now and then, from another thread, with the finished part, 0 to 1.
+            progress: called now and then, from another thread, with the finished share, 0 to 1.
 
         Raises:
             ValueError: 2^28 rows or more, codes outside [0, 2^31 - 1], an empty row, a code after
@@ -59,12 +59,12 @@ class SidTrie:
         return cls(tensors, ItemIds(numbers=order) if ids is None else ids.take(order.long()))
 
     def add(self, sids: Any, item_ids: Any) -> SidTrie:
-        """A trie with more items: only they are sorted and then merged in. This one stays.
+        """A new trie with more items; only these are sorted, and then merged in.
 
         Args:
             sids: int [n, L'], -1 pads; L' may differ from this trie's levels.
-            item_ids: n distinct ids of this catalogue's kind, none of them in it. Items on one SID
-                keep their order, the new ones come last.
+            item_ids: n distinct ids of this catalogue's kind, none of them in it. Items that share
+                a SID keep their order, the new ones come last.
 
         Raises:
             ValueError: as `from_sids`, and an id that is in the catalogue already.
@@ -87,7 +87,7 @@ class SidTrie:
         return SidTrie(tensors, both.take(order.long())).to(self.device)
 
     def remove(self, item_ids: Sequence[int | str] | torch.Tensor) -> SidTrie:
-        """A trie without some items; nothing is sorted. This one stays.
+        """A new trie without some items; nothing is sorted.
 
         Raises:
             KeyError: an id that is not in the catalogue.
@@ -119,8 +119,8 @@ class SidTrie:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the index and of the item ids; the look-up table of int ids included, that of
-        str ids, which the first look-up makes, not."""
+        """Bytes of the index and of the item ids. The look-up table of int ids counts; that of str
+        ids, which the first look-up makes, does not."""
         return sum(t.nbytes for t in self.tensors) + self.item_ids.nbytes
 
     @property
@@ -168,7 +168,7 @@ class SidTrie:
         return TokenIds(self.num_levels, max(1, *self._level_sizes))
 
     def to(self, device: torch.device | str) -> SidTrie:
-        """The same trie with its index on another device; item ids stay on the CPU."""
+        """The same trie with its index on another device; the item ids stay on the CPU."""
         return SidTrie(TrieTensors(*(t.to(device) for t in self.tensors)), self.item_ids)
 
     def items(self, sids: Any) -> list[list[int | str]]:
@@ -181,14 +181,17 @@ class SidTrie:
         return [self.item_ids[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
 
     def item_ranges(self, sids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the items on each SID stand in sorted order: begin, end int64 [n]; empty ranges
-        for a SID of no item. `sids`: int64 [n, L'], -1 pads; columns past the trie's levels
-        must be padding."""
+        """The range of positions, in sorted order, of the items that carry each SID: begin and end,
+        int64 [n]; empty for a SID of no item.
+
+        Args:
+            sids: int64 [n, L'], -1 pads; what lies past the trie's levels must be padding.
+        """
         return self.items_at(trie_walk(self.tensors, sids.to(self.device)))
 
     def items_at(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the items whose SIDs end at `nodes` stand in sorted order: begin, end, int64 of
-        the shape of `nodes`; empty ranges where none does, and for -1."""
+        """The range of positions, in sorted order, of the items whose SIDs end at each node: begin
+        and end, int64 of the shape of `nodes`; empty where none does, and for -1."""
         begin, end = ending(self.tensors, nodes.clamp(min=0))
         whole = (nodes > 0) & (begin < end)
         return torch.where(whole, begin, 0), torch.where(whole, end, 0)
@@ -204,8 +207,8 @@ class SidTrie:
         return trie_rows(self.tensors, self.item_ids.positions(item_ids).to(self.device)).cpu()
 
     def filter(self, allow: Any = None, deny: Any = None) -> ItemFilter:
-        """Restrict a request to some items, exactly: a prefix is legal only if an allowed item is
-        below it.
+        """A filter that restricts a request to some items, exactly: a prefix is legal only if an
+        allowed item is below it.
 
         Args:
             allow, deny: item ids, or a boolean mask [N] over items in sorted SID order
