@@ -12,7 +12,7 @@ from crs_fast.trie import SidTrie, SidVocab
 from .lm.prompt import left_pad
 from .output import RecommendOutput
 from .processor import SidLogitsProcessor
-from .search import SearchRequest
+from .search_request import SearchRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from crs_fast.decode import recommend
-from crs_fast.decode.attempt import attempt
+from crs_fast.decode.attempt import Attempts
 from crs_fast.decode.lm import tree_view
+from crs_fast.decode.lm.model_state import ModelState
 from python_tests.helpers import tiny_model
 
 from .test_recommend import GRID, VOCAB, make_vocab
@@ -15,6 +16,16 @@ from .test_recommend import GRID, VOCAB, make_vocab
 
 class Model:
     """Anything that a weak reference may point to."""
+
+
+def attempt(model, option, case, fast, plain):
+    """As `recommend` does it with one faster engine."""
+    attempts = Attempts(ModelState.of(model))
+    result = attempts.run(option, case, fast)
+    if result is None:
+        result = plain()
+    attempts.remember()
+    return result
 
 
 def fails(error):
@@ -55,7 +66,7 @@ def test_wrong_calls_and_full_memory_are_raised_and_not_remembered():
 
 def test_one_bad_request_costs_nobody_the_compiled_layers(monkeypatch):
     model, ran = tiny_model("llama", VOCAB), []
-    monkeypatch.setattr(tree_view, "Region", lambda layer, index: ran.append(index) or layer)
+    monkeypatch.setattr(tree_view, "CompiledLayer", lambda layer, index: ran.append(index) or layer)
     how = dict(trie=GRID, vocab=make_vocab(2, 3), num_beams=2, compile_layers=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
