@@ -48,6 +48,34 @@ def test_arrows_point_one_way(room):
         assert found <= MAY_IMPORT[room], f"{path} imports {found - MAY_IMPORT[room]}"
 
 
+def imported_files(path: Path) -> set[Path]:
+    """Files of the package that a file imports, at any depth of the code."""
+    package = path.relative_to(PACKAGE.parent).with_suffix("").parts[:-1]
+    files = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            base += tuple(node.module.split(".")) if node.module else ()
+            modules = {(*base, alias.name) for alias in node.names} | {base}
+            files |= {PACKAGE.parent.joinpath(*m).with_suffix(".py") for m in modules if m}
+    return {file for file in files if file.exists()}
+
+
+def test_decode_has_no_circle_of_imports():
+    waiting = {path: imported_files(path) for path in (PACKAGE / "decode").rglob("*.py")}
+    while free := [path for path, needs in waiting.items() if not needs & set(waiting)]:
+        for path in free:
+            del waiting[path]
+    assert not waiting
+
+
+def test_lm_imports_nothing_of_the_search():
+    lm = PACKAGE / "decode" / "lm"
+    for path in lm.rglob("*.py"):
+        of_decode = {f for f in imported_files(path) if f.is_relative_to(PACKAGE / "decode")}
+        assert all(file.is_relative_to(lm) for file in of_decode), path
+
+
 def test_every_room_is_known():
     rooms = {p.name for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
     assert rooms == {room for room in MAY_IMPORT if not room.startswith("_")}

@@ -11,14 +11,15 @@ import torch
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
 
 from .fallback import LOST, BeamScores
-from .recommend import recommend
-from .search import SearchRequest
+from .lm.prompt import checked_inputs
+from .recommend import answer
+from .search_request import SearchRequest
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-# What `generate` hands over that changes nothing here: positions follow from the mask, the cache is
-# fresh and of the wrong kind.
+# What `generate` hands over that changes nothing here: position ids follow from the mask, and the
+# cache is fresh and of a kind that is not used.
 _EXPECTED = {"attention_mask", "cache_position", "logits_to_keep", "past_key_values",
              "position_ids", "use_cache"}  # fmt: skip
 
@@ -44,10 +45,11 @@ def beam_search(
     num_return_sequences=50, trie=trie, vocab=vocab)`: the beams of `recommend`, as `generate`
     returns them.
 
-    The SID begins right after the prompt. What the tree can't honour goes to Hugging Face beam
-    search with the same constraint, and a warning says so: logits processors (penalties, banned
-    words, minimum lengths), sampling, stopping criteria beyond length and end-of-sequence, a cache
-    that holds something, per-step outputs, model arguments the tree doesn't know.
+    The SID begins right after the prompt. A call that asks for what a token tree can't do gets
+    Hugging Face beam search with the same constraint, and a warning says so: logits processors
+    (penalties, banned words, minimum lengths), sampling, stopping criteria beyond length and
+    end-of-sequence, a cache that holds something, per-step outputs, model arguments the tree
+    doesn't know.
 
     Args:
         trie, vocab, normalize, temperature, filters, cuda_graph, compile_layers: as in `recommend`;
@@ -64,17 +66,27 @@ def beam_search(
     """
     if trie is None:
         raise ValueError("beam_search: trie must be given (got None)")
-    vocabulary = trie.vocabulary(vocab, "beam_search")
     length, levels = input_ids.shape[1], trie.num_levels
     if generation_config.max_length is not None and generation_config.max_length < length + levels:
         raise ValueError(
             f"beam_search: max_new_tokens must be at least the trie's {levels} levels "
             f"(got {generation_config.max_length - length})"
         )
-    beams = generation_config.num_beams
-    # `generate` has repeated each row that often.
-    repeats = max(beams, generation_config.num_return_sequences)
-    prompts = input_ids[::repeats]
+    num_beams = generation_config.num_beams
+    # How often `generate` has repeated each prompt.
+    copies = max(num_beams, generation_config.num_return_sequences)
+    prompts = input_ids[::copies]
+    request = SearchRequest(
+        trie=trie,
+        vocab=vocab,
+        batch=prompts.shape[0],
+        num_beams=num_beams,
+        normalize=normalize,
+        temperature=temperature,
+        filters=filters,
+        cuda_graph=cuda_graph,
+        compile_layers=compile_layers,
+    )
     reason = _beyond_the_tree(logits_processor, stopping_criteria, generation_config, model_kwargs)
     if reason:
         warnings.warn(
@@ -82,21 +94,17 @@ def beam_search(
             "the same constraint is used instead",
             stacklevel=2,
         )
-        request = SearchRequest(
-            trie, vocab, prompts.shape[0], beams, normalize, temperature, filters
-        )
         tokens, scores = _hugging_face(
             model, input_ids, logits_processor, stopping_criteria, generation_config, request,
             model_kwargs,
         )  # fmt: skip
     else:
         mask = model_kwargs.get("attention_mask")
-        out = recommend(
-            model, prompts, None if mask is None else mask[::repeats], trie=trie, vocab=vocab,
-            num_beams=beams, normalize=normalize, temperature=temperature, filters=filters,
-            cuda_graph=cuda_graph, compile_layers=compile_layers,
-        )  # fmt: skip
-        tokens, scores = vocabulary.encode(out.sids), out.scores
+        prompts, prompt_mask = checked_inputs(
+            "beam_search", prompts, None if mask is None else mask[::copies]
+        )
+        out = answer(model, prompts, prompt_mask, request)
+        tokens, scores = request.vocabulary.encode(out.sids), out.scores
     return _ranked(prompts, tokens.to(input_ids.device), scores, generation_config)
 
 
@@ -110,7 +118,7 @@ def _ranked(
         scores: sums of log-probs, float [B, M].
     """
     returned = config.num_return_sequences
-    # Every token of a SID counts, waiting doesn't; so ragged beams may change places.
+    # A score is divided by the length of its own SID, so beams of unequal length may change places.
     scores = scores / (tokens >= 0).sum(2).clamp(min=1) ** config.length_penalty
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :returned]
     scores = scores.gather(1, order).flatten()
@@ -130,7 +138,7 @@ def _ranked(
 def _beyond_the_tree(
     logits_processor: Any, stopping_criteria: Any, config: Any, model_kwargs: dict[str, Any]
 ) -> str:
-    """What of this call the tree can't honour, in words; "" where there is nothing."""
+    """What of this call a token tree can't do, in words; "" where there is nothing."""
     from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
     if config.do_sample:
@@ -177,8 +185,10 @@ def _hugging_face(
     constraint = BeamScores(request, length, filler)
     names = [type(processor).__name__ for processor in logits_processor]
     warpers = (i for i, name in enumerate(names) if name.endswith(("Warper", "Normalization")))
-    at = next(warpers, len(names))
-    processors = [*logits_processor[:at], constraint, *logits_processor[at:]]
+    first_warper = next(warpers, len(names))
+    processors = [
+        *logits_processor[:first_warper], constraint, *logits_processor[first_warper:]
+    ]  # fmt: skip
     others = [
         c for c in stopping_criteria if not isinstance(c, (EosTokenCriteria, MaxLengthCriteria))
     ]
@@ -199,7 +209,7 @@ def _hugging_face(
 
 
 def _pad(config: Any) -> int:
-    """What beam search fills with: padding, else end-of-sequence, else -1."""
+    """The token that fills the end of a row: padding, else end-of-sequence, else -1."""
     for token in (config._pad_token_tensor, config._eos_token_tensor):
         if token is not None:
             return int(token.reshape(-1)[0])

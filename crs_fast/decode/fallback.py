@@ -11,7 +11,7 @@ from crs_fast.trie import Grammar
 
 from .lm.prompt import left_pad
 from .output import RecommendOutput
-from .search import SearchRequest
+from .search_request import SearchRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
