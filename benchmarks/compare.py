@@ -137,9 +137,7 @@ def _compare_case(
     _show(ratios, workloads)
     outcome["ratios"] += ratios
     for method in medians["head"].keys() ^ medians["base"].keys():
-        outcome["missing"][f"{name}, {method}"] = (
-            "base" if method in medians["head"] else "head"
-        )
+        outcome["missing"][f"{name}, {method}"] = "base" if method in medians["head"] else "head"
 
 
 def _run_case(
@@ -224,7 +222,5 @@ def _show(ratios: list[dict[str, Any]], workloads: dict[str, str]) -> None:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(
-        ["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True
-    )
+    done = subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True)
     return done.stdout.strip()
