@@ -112,8 +112,11 @@ def build(tree: Path, device: str) -> None:
 
 
 def _case_names(tree: Path) -> list[str]:
-    code = "import json; from benchmarks.cases import CASES; print(json.dumps([c.name for c in CASES]))"
-    return json.loads(_python(tree, "-c", code).stdout.splitlines()[-1])
+    code = "from benchmarks.cases import CASES; print(*(case.name for case in CASES))"
+    done = _python(tree, "-c", code)
+    if done.returncode:
+        raise RuntimeError(f"the base's cases do not load:\n{done.stderr}")
+    return done.stdout.splitlines()[-1].split()
 
 
 def _compare_case(

@@ -11,7 +11,6 @@ import io
 import re
 import tokenize
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +32,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "filter": ("crs_fast/trie/item_filter", "crs_fast/trie/item_ids"),
     "resolve_collisions": ("crs_fast/quantize/collisions",),
     "search": ("crs_fast/decode/",),
+    "quantize": ("crs_fast/quantize/",),
     "training": ("crs_fast/crs/training/packing", "crs_fast/crs/training/compiled"),
 }
 # What runs on one kind of device only is no part of the other kind's kernel.
@@ -88,7 +88,6 @@ def _starting_with(root: Path, start: str) -> list[Path]:
     ]
 
 
-@cache
 def _code(file: Path) -> str:
     text = file.read_text()
     text = _python_code(text) if file.suffix == ".py" else _CPP_COMMENT.sub(r"\1", text)

@@ -79,7 +79,7 @@ def _visible(ancestors: torch.Tensor, prompt: int, positions: int) -> torch.Tens
 
 def _repeated(states: torch.Tensor, ancestors: torch.Tensor, prompt: int) -> torch.Tensor:
     """[B, G, S, D] -> [B * M, G, P + T, D], each beam with a copy of its prompt."""
-    batch, beams, depth = ancestors.shape
+    batch, beams, _ = ancestors.shape
     shared = torch.arange(prompt, device=ancestors.device).expand(batch, beams, prompt)
     positions = torch.cat([shared, ancestors + prompt], 2)  # [B, M, P + T]
     rows = torch.arange(batch, device=ancestors.device)[:, None, None]
