@@ -27,6 +27,7 @@ from benchmarks import environment
 ROOT = Path(__file__).resolve().parent.parent
 # A difference is called one if every round shows it and the median is beyond this.
 NOTABLE = 0.03
+FEWEST_ROUNDS = 3
 
 
 def against(ref: str, names: list[str], arguments: argparse.Namespace) -> int:
@@ -52,22 +53,35 @@ def against(ref: str, names: list[str], arguments: argparse.Namespace) -> int:
         "failed": {},
         "missing": {},
     }
-    with checkout(base_commit, arguments.device) as base:
-        known = _case_names(base)
-        for name in names:
-            if name not in known:
-                outcome["missing"][name] = "base"
-                print(f"{name}: not there at {base_commit}", flush=True)
-                continue
-            _compare_case(name, base, arguments, outcome)
-            if arguments.out:
-                arguments.out.write_text(json.dumps(outcome, indent=1) + "\n")
+    try:
+        with checkout(base_commit, arguments.device) as base:
+            _compare_all(names, base, arguments, outcome)
+    except RuntimeError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    for change in ("slower", "faster"):
+        methods = [
+            f"{r['case']}, {r['method']}" for r in outcome["ratios"] if r["verdict"] == change
+        ]
+        print(f"{change}: {'; '.join(methods) or 'none'}")
     for name, reason in outcome["failed"].items():
         print(f"{name}: FAILED, {reason}", flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(outcome, indent=1) + "\n")
     print(json.dumps(outcome))
     return 1 if outcome["failed"] else 0
+
+
+def _compare_all(
+    names: list[str], base: Path, arguments: argparse.Namespace, outcome: dict[str, Any]
+) -> None:
+    known = _case_names(base)
+    for name in names:
+        if name in known:
+            _compare_case(name, base, arguments, outcome)
+        else:
+            outcome["missing"][name] = "base"
+            print(f"{name}: not there at the base", flush=True)
+        if arguments.out:  # what is known so far, should the run be ended
+            arguments.out.write_text(json.dumps(outcome, indent=1) + "\n")
 
 
 @contextmanager
@@ -96,19 +110,27 @@ def _same_native_sources(commit: str) -> bool:
 
 
 def build(tree: Path, device: str) -> None:
-    """Compile the native module of a source tree into it, as setup.py does."""
-    import pybind11
+    """Compile the native module of a source tree into it, as setup.py does. Where pybind11 is not
+    installed in this environment, CMake looks for it (`CMAKE_PREFIX_PATH`)."""
+    try:
+        import pybind11
 
+        where = [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    except ImportError:
+        where = []
     configure = [
         "cmake", "-S", str(tree), "-B", str(tree / "build" / "base"), "-G", "Ninja",
         f"-DCRS_FAST_CUDA={int(device == 'cuda')}", f"-DPython_EXECUTABLE={sys.executable}",
-        f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", "-DCMAKE_BUILD_TYPE=Release",
+        "-DCMAKE_BUILD_TYPE=Release", *where,
         f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={tree / 'crs_fast'}",
     ]  # fmt: skip
     for command in (configure, ["cmake", "--build", str(tree / "build" / "base")]):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"the base's kernels do not compile:\n{done.stdout}{done.stderr}")
+            raise RuntimeError(
+                f"{done.stdout}{done.stderr}\nrun.py: the kernels of --base must compile, which "
+                "needs pybind11, cmake and ninja (pip install pybind11 cmake ninja)"
+            )
 
 
 def _case_names(tree: Path) -> list[str]:
@@ -200,12 +222,14 @@ def _ratios(
 
 def verdict(ratios: list[float]) -> str:
     """ "slower" or "faster" if every round and, by more than NOTABLE, the median say so."""
+    if len(ratios) < FEWEST_ROUNDS:
+        return "too few rounds to tell"
     median = statistics.median(ratios)
     if min(ratios) > 1 and median > 1 + NOTABLE:
         return "slower"
     if max(ratios) < 1 and median < 1 - NOTABLE:
         return "faster"
-    return "same"
+    return "no clear difference"
 
 
 def _show(ratios: list[dict[str, Any]], workloads: dict[str, str]) -> None:

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -92,9 +93,7 @@ def rows_of(case: Case, size: str, device: str, repeats: int) -> list[dict[str, 
     baseline = statistics.median(next(iter(times.values())))
     rows = []
     for method, values in times.items():
-        low, median, high = (
-            float(q) for q in torch.tensor(values).quantile(torch.tensor([0.2, 0.5, 0.8]))
-        )
+        low, median, high = (float(q) for q in np.quantile(values, [0.2, 0.5, 0.8]))
         rows.append(
             {
                 "case": case.name,

@@ -32,7 +32,7 @@ def result(name, **medians):
 
 def compared(monkeypatch, tmp_path, base, head):
     monkeypatch.setattr(compare, "ROOT", tree(tmp_path / "head", head))
-    arguments = argparse.Namespace(size="toy", device="cpu", repeats=3, rounds=2)
+    arguments = argparse.Namespace(size="toy", device="cpu", repeats=3, rounds=3)
     outcome = {"ratios": [], "failed": {}, "missing": {}}
     compare._compare_case("walk", tree(tmp_path / "base", base), arguments, outcome)
     return outcome
@@ -44,7 +44,7 @@ def test_rows_are_matched_by_name_whatever_the_base_calls_them(monkeypatch, tmp_
     outcome = compared(monkeypatch, tmp_path, base, head)
     (ratio,) = outcome["ratios"]
     assert (ratio["method"], ratio["ratio"], ratio["verdict"]) == ("same", 1.5, "slower")
-    assert (ratio["base_ms"], ratio["head_ms"]) == ([2.0, 2.0], [3.0, 3.0])
+    assert (ratio["base_ms"], ratio["head_ms"]) == ([2.0] * 3, [3.0] * 3)
     assert outcome["missing"] == {"walk, removed": "head", "walk, new": "base"}
     assert "x1.500 [1.500, 1.500]  slower" in capsys.readouterr().out
 
@@ -68,9 +68,10 @@ def test_a_run_without_json_gives_its_last_error_line(tmp_path):
     ("ratios", "expected"),
     [
         ([1.1, 1.2, 1.3], "slower"),
-        ([1.1, 0.99, 1.3], "same"),
-        ([1.01, 1.02, 1.01], "same"),
+        ([1.1, 0.99, 1.3], "no clear difference"),
+        ([1.01, 1.02, 1.01], "no clear difference"),
         ([0.9, 0.8, 0.7], "faster"),
+        ([1.5, 1.5], "too few rounds to tell"),
     ],
 )
 def test_a_difference_must_show_in_every_round(ratios, expected):
