@@ -75,9 +75,9 @@ def run(args: Namespace) -> int:
 
     from benchmarks.recommendation.arms import choose_arms
     from benchmarks.recommendation.reproduce import Plan, reproduce, tokens_for
+    from crs_fast.crs.training.config import TrainConfig
     from crs_fast.crs.training.pipeline import SidConfig
     from crs_fast.crs.training.processes import first_process
-    from crs_fast.crs.training.train import TrainConfig
 
     out = Path(args.out or f"reproduce_{Path(args.data).name}_{Path(args.model).name}")
     arms = choose_arms(args.arms)

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.recommendation.answering import answer_in_parts, forget_parts, log_test
+from benchmarks.recommendation.answering import answer_in_parts, forget_parts
 from benchmarks.recommendation.arms import Arm, FusedArm, Setting, choose_arms
 from benchmarks.recommendation.arms.joint import join
 from benchmarks.recommendation.arms.setting import Shape, Signals
@@ -41,9 +41,11 @@ from crs_fast._version import __version__
 from crs_fast.crs.backbones import load_backbone, tiny_backbone
 from crs_fast.crs.data import load_dataset
 from crs_fast.crs.data.dialogue import CrsDataset, need_splits
+from crs_fast.crs.evaluation.evaluate import log_test
 from crs_fast.crs.evaluation.metrics import ranking_metrics
 from crs_fast.crs.evaluation.predictions import read_predictions, write_predictions
 from crs_fast.crs.evaluation.score import protocol_targets
+from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.embedding_init import init_word_rows
 from crs_fast.crs.training.pipeline import (
     Catalogue,
@@ -60,7 +62,7 @@ from crs_fast.crs.training.processes import (
     several_processes,
     wait_for_all,
 )
-from crs_fast.crs.training.train import TrainConfig, require
+from crs_fast.crs.training.train import require
 from crs_fast.quantize import encode_texts
 
 TINY = dict(hidden_size=128, layers=2, heads=4, vocab_size=4096)

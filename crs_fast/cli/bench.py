@@ -99,6 +99,14 @@ def compare(
     }
 
 
+def add(commands: Any) -> None:
+    parser = commands.add_parser("bench", help="time the native constraint against a Python trie")
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--beams", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.set_defaults(run=lambda args: run(args.items, args.beams, args.repeats))
+
+
 def run(items: int, beams: int, repeats: int) -> int:
     """Compare on random items and a small random model; prints a table, JSON last."""
     from transformers import AutoModelForCausalLM, Qwen3Config

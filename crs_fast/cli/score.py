@@ -7,8 +7,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from .arguments import data_arguments
+from .inputs import read_dataset
 
-def add(commands: Any, data_arguments: Any) -> None:
+
+def add(commands: Any) -> None:
     parser = commands.add_parser(
         "score",
         help="figures of a predictions.jsonl (format: crs_fast/crs/evaluation/predictions.py)",
@@ -41,8 +44,6 @@ def run(args: Namespace) -> int:
         recommendation_figures,
         text_figures,
     )
-
-    from .commands import read_dataset
 
     if args.template and Path(args.template).exists():
         raise ValueError(f"score: --template must be a new file (got {args.template})")

@@ -25,11 +25,11 @@ import torch
 
 from crs_fast._files import umask
 from crs_fast._version import __version__
+from crs_fast.crs.backbones import merge_lora
+from crs_fast.crs.control_tokens import ControlTokens, new_tokens
 from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.data.jsonl import read_items, write_items
-from crs_fast.crs.sequence import ControlTokens, SequenceBuilder, trie_sids
-from crs_fast.crs.training.embedding_init import new_tokens
-from crs_fast.crs.training.lora import merge_lora
+from crs_fast.crs.sequence import SequenceBuilder, trie_sids
 from crs_fast.trie import SidTrie, SidVocab
 
 if TYPE_CHECKING:

@@ -12,15 +12,17 @@ import torch
 from benchmarks.recommendation.arms.align import alignment_instances
 from benchmarks.recommendation.arms.setting import Fitted, Setting
 from crs_fast.crs.checkpoint import Bundle
+from crs_fast.crs.control_tokens import ControlTokens, new_tokens
 from crs_fast.crs.data.dialogue import Dialogue, Item
 from crs_fast.crs.evaluation.predict import predict, predict_in_words
 from crs_fast.crs.evaluation.predictions import Prediction
 from crs_fast.crs.evaluation.reply_perplexity import note_gold_nll
-from crs_fast.crs.sequence import GCRS, ControlTokens, Instance, Layout, SequenceBuilder
-from crs_fast.crs.training.embedding_init import init_sid_rows, new_tokens
+from crs_fast.crs.sequence import GCRS, Instance, Layout, SequenceBuilder
+from crs_fast.crs.training.config import TrainConfig
+from crs_fast.crs.training.embedding_init import init_sid_rows
 from crs_fast.crs.training.pipeline import Catalogue
 from crs_fast.crs.training.titles import title_tokens, title_trie
-from crs_fast.crs.training.train import TrainConfig, train_instances
+from crs_fast.crs.training.train import train_instances
 from crs_fast.trie import SidTrie, SidVocab, TitleVocab
 
 _OF_SIDS = ("informed_rows", "code_noise", "align", "signals", "shape", "joint")

@@ -30,10 +30,11 @@ from crs_fast.crs.evaluation.predictions import Prediction
 from crs_fast.crs.evaluation.targets import RecTurn
 from crs_fast.crs.sequence import GCRS, Instance, Layout
 from crs_fast.crs.training.co_mention import co_mention_embeddings, fill_unnamed
+from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.packing import collate_separate, label_logits, pack, read_after, separate
 from crs_fast.crs.training.pipeline import Catalogue, SidConfig, make_catalogue
 from crs_fast.crs.training.titles import title_tokens
-from crs_fast.crs.training.train import TrainConfig, train_instances
+from crs_fast.crs.training.train import train_instances
 from crs_fast.quantize import build_sids
 from python_tests.crs.tiny_system import DIALOGUE, ITEMS, TEXTS, dialogues
 

@@ -24,8 +24,8 @@ from crs_fast.crs.evaluation.score import paired_runs, protocol_targets
 from crs_fast.crs.evaluation.targets import recommendation_targets
 from crs_fast.crs.sequence import GCRS
 from crs_fast.crs.training import train
+from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.pipeline import SidConfig, load_catalogue
-from crs_fast.crs.training.train import TrainConfig
 from crs_fast.crs.training.trainer import PackedTrainer
 from crs_fast.quantize import encode_texts
 from python_tests.crs.tiny_system import DIALOGUE, ITEMS, dialogues

@@ -12,11 +12,12 @@ import torch
 
 from crs_fast._files import replacing, write_text
 from crs_fast.crs.checkpoint import check_folder, save_bundle
+from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.dialogue import CrsDataset, need_splits
-from crs_fast.crs.sequence import ControlTokens
 from crs_fast.crs.training.co_mention import co_mention_embeddings, fill_unnamed
+from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.embedding_init import init_sid_rows
-from crs_fast.crs.training.train import TrainConfig, TrainResult, train
+from crs_fast.crs.training.train import TrainResult, train
 from crs_fast.quantize import build_sids, encode_texts, resolve_collisions
 from crs_fast.trie import SidTrie, SidVocab
 
