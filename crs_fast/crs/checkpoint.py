@@ -1,7 +1,7 @@
 """A trained system as one directory, checked piece against piece when it is read.
 
     config.json, model.safetensors, tokenizer*   the model; `AutoModelForCausalLM` loads it too
-    sids/trie.safetensors                        the catalogue's SIDs (`SidTrie.save`)
+    sids/trie.safetensors                        the catalogue's SIDs, or titles (`SidTrie.save`)
     items.jsonl                                  the item table
     crs_fast.json                                what must fit together: token ids, checksums
 
@@ -30,7 +30,7 @@ from crs_fast.crs.control_tokens import ControlTokens, new_tokens
 from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.data.jsonl import read_items, write_items
 from crs_fast.crs.sequence import SequenceBuilder, trie_sids
-from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.trie import SidTrie, SidVocab, TitleVocab
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,7 +99,7 @@ def save_bundle(
         manifest = {
             "format_version": FORMAT_VERSION,
             "crs_fast": __version__,
-            "vocab": vocab.to_dict(),
+            "vocab": _vocab_record(vocab),
             "control": asdict(control),
             "max_length": max_length,
             "tokens": _token_names(tokenizer, vocab, control),
@@ -168,14 +168,15 @@ def load_bundle(
 
     path = Path(path)
     manifest = _manifest(path, quantizer)
-    vocab, control = SidVocab(**manifest["vocab"]), ControlTokens(**manifest["control"])
+    vocab, control = _vocab_of(manifest["vocab"]), ControlTokens(**manifest["control"])
     tokenizer = AutoTokenizer.from_pretrained(path)
     _check_tokenizer(path, tokenizer, manifest)
     trie, items = SidTrie.load(path / TRIE), read_items(path / ITEMS)
     _check_items("load_bundle", trie, items)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
     _check_model("load_bundle", model, vocab, control)
-    builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), manifest["max_length"])
+    sids = trie_sids(trie, vocab)
+    builder = SequenceBuilder(tokenizer, vocab, control, sids, manifest["max_length"])
     model = model.to(device or "cpu").eval()
     return Bundle(model, tokenizer, trie, vocab, control, items, builder, manifest["quantizer"])
 
@@ -202,6 +203,23 @@ def _manifest(path: Path, quantizer: str | None) -> dict[str, Any]:
             f"(got {manifest['quantizer']})"
         )
     return manifest
+
+
+def _vocab_record(vocab: SidVocab) -> dict[str, Any]:
+    """What the manifest says of a vocabulary. Of titles, whose codes are token ids themselves at
+    every level, the numbers alone."""
+    if not isinstance(vocab, TitleVocab):
+        return vocab.to_dict()
+    frame = {"begin": vocab.begin, "end": vocab.end, "eos": vocab.eos}
+    return {"titles": {"levels": vocab.num_levels, "tokens": vocab.sizes[0]}, **frame}
+
+
+def _vocab_of(record: dict[str, Any]) -> SidVocab:
+    frame = {name: record[name] for name in ("begin", "end", "eos")}
+    if "titles" not in record:
+        return SidVocab(record["token_ids"], **frame)
+    titles = record["titles"]
+    return TitleVocab([torch.arange(titles["tokens"])] * titles["levels"], **frame)
 
 
 def _sha256(path: Path) -> str:

@@ -15,11 +15,11 @@ from benchmarks.recommendation.arms.baselines import COPY, COPY_POPULARITY, POPU
 from benchmarks.recommendation.arms.fused import RULES, FusedArm
 from benchmarks.recommendation.arms.generative import GenerativeArm
 from benchmarks.recommendation.arms.intents import FineIntentsArm
-from benchmarks.recommendation.arms.mentions import with_mentions
 from benchmarks.recommendation.arms.oracle import OracleArm
 from benchmarks.recommendation.arms.retrieval import RetrievalArm
 from benchmarks.recommendation.arms.setting import Arm, Fitted, Setting
 from crs_fast.crs.sequence import Layout
+from crs_fast.crs.training.mentions import with_mentions
 
 __all__ = ["ARMS", "Arm", "Fitted", "FusedArm", "Setting", "choose_arms"]
 

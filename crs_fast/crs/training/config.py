@@ -48,6 +48,8 @@ class TrainConfig:
         bf16: autocast to bfloat16; None means on a GPU that has it, and not on the CPU.
         context_dropout: share of the context's tokens replaced by padding, anew in each batch.
             Helps a small model from scratch over to wordings it was not trained on.
+        every_mention: also train on every item named in a dialogue, by either role, where it stands
+            in the text (see `mentions`). Read by `train` and `train_recommender`.
         packed: all instances of a dialogue in one sequence (see `packing`). A model
             that gives another loss for it is trained on separate instances, with a warning.
         compile_layers: run the decoder layers under `torch.compile`: the same losses up to rounding
@@ -80,6 +82,7 @@ class TrainConfig:
     seed: int = 0
     bf16: bool | None = None
     context_dropout: float = 0.0
+    every_mention: bool = False
     packed: bool = True
     gradient_checkpointing: bool = False
     compile_layers: bool = False

@@ -21,6 +21,7 @@ from crs_fast.crs.training.compiled import compiled, decoder_layers
 from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.embedding_init import freeze_old_rows, trained_rows
 from crs_fast.crs.training.lora import add_lora
+from crs_fast.crs.training.mentions import with_mentions
 from crs_fast.crs.training.packing import (
     Collate,
     Packed,
@@ -96,10 +97,11 @@ def train(
     model, tokenizer = backbone
     if config.qlora and not in_four_bits(model):
         raise ValueError("train: the backbone must be in 4 bits with qlora (got plain weights)")
-    builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), config.max_length)
+    sids = trie_sids(trie, vocab)
+    builder = SequenceBuilder(tokenizer, vocab, control, sids, config.max_length)
     return train_instances(
         model,
-        _instances(builder, dialogues),
+        _instances(builder, dialogues, config.every_mention),
         new_rows=new_tokens(vocab, control),
         pad_id=builder.eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
         output_dir=output_dir,
@@ -201,12 +203,13 @@ def _disturbance(
 
 
 def _instances(
-    builder: SequenceBuilder, dialogues: CrsDataset | Sequence[Dialogue]
+    builder: SequenceBuilder, dialogues: CrsDataset | Sequence[Dialogue], every_mention: bool
 ) -> list[list[Instance]]:
     if isinstance(dialogues, CrsDataset):
         need_splits(dialogues, "train", ["train"])
         dialogues = dialogues.splits["train"]
-    groups = [group for dialogue in dialogues if (group := builder.instances(dialogue))]
+    instances = with_mentions if every_mention else SequenceBuilder.instances
+    groups = [group for dialogue in dialogues if (group := instances(builder, dialogue))]
     if not groups:
         raise ValueError("train: dialogues must hold a recommender turn (got none)")
     return groups
