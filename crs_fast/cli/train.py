@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from crs_fast.crs.training.pipeline import SidConfig
 
 
-MODEL = (
+MODEL = "hub name, path, smollm2, or tiny: a small model from scratch, for machines without a GPU"
     "hub name, path, smollm2, or tiny: a small model from scratch, made for machines without GPU"
 )
 CO_MENTIONS = "semantic IDs also from which items training dialogues name together"
