@@ -56,18 +56,16 @@ def replayed(
         return otherwise()
     with _lock:
         recordings = _of_model.setdefault(model, Recordings())
-    trie, vocab, words = request.trie, request.vocab, request.bitmaps
+    trie, words = request.trie, request.bitmaps
     ids, mask, padded = pad_right(ids, mask)
     columns = rounded_up(ids.shape[1])
     padded = padded or columns > ids.shape[1]
     how = request.num_beams, request.normalize, request.temperature
     mode = compiled, model.training, model.dtype
-    # A recording keeps trie and vocabulary, so nothing else takes their addresses. Without a
-    # vocabulary, the catalogue's codes are the tokens.
+    # A recording keeps the trie, so that nothing else takes its addresses.
     catalogue = tuple((t.data_ptr(), t.shape) for t in trie.tensors)
-    codes = id(vocab) if vocab is not None else tuple(trie.level_sizes())
     shape = None if words is None else words.words.shape
-    key = request.batch, columns, padded, how, mode, catalogue, codes, shape
+    key = request.batch, columns, padded, how, mode, catalogue, request.vocabulary, shape
 
     def make(place: Any) -> Recording:
         lm = TreeModel(model, capability(model).attention or "", compiled)

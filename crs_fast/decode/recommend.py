@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from crs_fast.trie import ItemFilter, SidTrie, SidVocab
+from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
 
 from .lm.prompt import Prompt, checked_inputs, pad_right
 from .lm.tree_model import TreeModel
@@ -26,7 +26,7 @@ def recommend(
     attention_mask: torch.Tensor | None = None,
     *,
     trie: SidTrie,
-    vocab: SidVocab | None = None,
+    vocab: Vocabulary | None = None,
     num_beams: int = 50,
     normalize: str = "vocab",
     temperature: float = 1.0,
@@ -132,7 +132,7 @@ class BeamTree:
         self,
         prompt: Prompt,
         trie: SidTrie,
-        vocab: SidVocab | None,
+        vocab: Vocabulary | None,
         num_beams: int = 50,
         normalize: str = "vocab",
         temperature: float = 1.0,

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 
 from crs_fast.ops import FilterTensors, TokenTensors, TrieTensors, trie_step
 from crs_fast.ops.trie.reference import NORMALIZE
-from crs_fast.trie import ItemFilter, SidTrie, SidVocab
+from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
 
 from .lm.prompt import Prompt
 from .lm.tree_view import TreeState
 from .output import RecommendOutput
-from .processor import check_codes, token_tensors
 
 LONG = 8  # levels: SIDs have fewer, titles more, of which most end long before the longest
 
@@ -33,7 +32,7 @@ class SearchRequest:
     """
 
     trie: SidTrie
-    vocab: SidVocab | None
+    vocab: Vocabulary | None
     batch: int
     num_beams: int
     normalize: str
@@ -49,18 +48,23 @@ class SearchRequest:
             )
         if not self.temperature > 0:
             raise ValueError(f"recommend: temperature must be above 0 (got {self.temperature})")
-        check_codes("recommend", self.trie, self.vocab)
         if self.filters is not None and self.filters.num_requests not in (1, self.batch):
             raise ValueError(
                 f"recommend: filters must hold one filter for all or one a prompt, {self.batch} "
                 f"(got {self.filters.num_requests})"
             )
-        _ = self.bitmaps  # refuses filters of another catalogue
+        # Refuse a vocabulary that lacks codes of the trie, and filters of another catalogue.
+        _ = self.vocabulary, self.bitmaps
 
     @property
     def room(self) -> int:
         """Tree slots a request takes; the last level's tokens are not fed."""
         return self.num_beams * (self.trie.num_levels - 1)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Which token stands for which code, also where `vocab` is None."""
+        return self.trie.vocabulary(self.vocab, "recommend")
 
     @cached_property
     def bitmaps(self) -> FilterTensors | None:
@@ -101,7 +105,7 @@ class SearchPlan:
 
     @classmethod
     def of(cls, request: SearchRequest) -> SearchPlan:
-        tokens = token_tensors(request.trie, request.vocab)
+        tokens = request.vocabulary.tensors(request.trie.device)
         levels = [
             (tokens, None) if request.normalize == "vocab" else _few(tokens, level)
             for level in range(request.trie.num_levels)

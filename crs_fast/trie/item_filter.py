@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from crs_fast.ops import FilterTensors
+from crs_fast.ops import FilterTensors, TrieTensors
 from crs_fast.ops.trie.reference import popcount
 
 from .item_ids import ItemIds
 
-if TYPE_CHECKING:
-    from .sid_trie import SidTrie
-
 _BITS = 64
+
+
+class Catalogue(Protocol):
+    """What a filter needs to know of the trie that it is over."""
+
+    tensors: TrieTensors
+    item_ids: ItemIds
+
+    @property
+    def num_items(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 class ItemFilter:
@@ -43,7 +53,7 @@ class ItemFilter:
         return made
 
     @classmethod
-    def make(cls, trie: SidTrie, allow: Any = None, deny: Any = None) -> ItemFilter:
+    def make(cls, trie: Catalogue, allow: Any = None, deny: Any = None) -> ItemFilter:
         """See `SidTrie.filter`."""
         if allow is None and deny is None:
             raise ValueError("SidTrie.filter: allow or deny must be given (got neither)")
@@ -92,7 +102,7 @@ class ItemFilter:
             return self
         return ItemFilter._of_words(self.tensors.words.to(device), self.num_items, self.item_ids)
 
-    def over(self, trie: SidTrie) -> ItemFilter:
+    def over(self, trie: Catalogue) -> ItemFilter:
         """This filter on the trie's device.
 
         Raises:
@@ -138,7 +148,7 @@ class ItemFilter:
         return f"ItemFilter(num_requests={self.num_requests}, num_items={self.num_items})"
 
 
-def _as_mask(trie: SidTrie, which: Any) -> torch.Tensor:
+def _as_mask(trie: Catalogue, which: Any) -> torch.Tensor:
     """bool [N] from item ids or from a mask."""
     if isinstance(which, list) and which and all(isinstance(one, bool) for one in which):
         which = torch.tensor(which)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,10 +14,11 @@ from crs_fast.ops import TrieTensors, trie_build, trie_rows, trie_walk
 from crs_fast.ops.trie.reference import ending
 from crs_fast.ops.trie.tensors import NODE_BITS
 
+from .item_filter import ItemFilter
 from .item_ids import ItemIds
-
-if TYPE_CHECKING:
-    from .item_filter import ItemFilter
+from .storage import load_trie, read_metadata, save_trie
+from .token_ids import TokenIds
+from .vocabulary import Vocabulary
 
 
 class SidTrie:
@@ -133,9 +134,38 @@ class SidTrie:
     @cached_property
     def _level_sizes(self) -> list[int]:
         # Reads every code, and every `recommend` asks.
+        return [int(codes.max()) + 1 if codes.numel() else 0 for codes in self._codes_by_level()]
+
+    @cached_property
+    def level_codes(self) -> list[torch.Tensor]:
+        """The distinct codes of each level, ascending, int64 [n] on the CPU."""
+        return [codes.unique().long().cpu() for codes in self._codes_by_level()]
+
+    def _codes_by_level(self) -> list[torch.Tensor]:
         bounds = self.tensors.level[:, 0].tolist()
-        codes = self.tensors.codes
-        return [int(codes[a:b].max()) + 1 if b > a else 0 for a, b in pairwise(bounds)]
+        return [self.tensors.codes[a:b] for a, b in pairwise(bounds)]
+
+    def vocabulary(self, vocab: Vocabulary | None, op: str = "SidTrie.vocabulary") -> Vocabulary:
+        """`vocab`, checked; None means that the codes of this trie are token ids.
+
+        Raises:
+            ValueError: the trie has levels or codes that the vocabulary lacks.
+        """
+        if vocab is None:
+            return self._token_ids
+        sizes = self._level_sizes
+        if len(sizes) > vocab.num_levels or any(
+            size > known for size, known in zip(sizes, vocab.sizes, strict=False)
+        ):
+            raise ValueError(
+                f"{op}: vocab must have a token for each code of the trie, {sizes} a level "
+                f"(got {vocab.sizes})"
+            )
+        return vocab
+
+    @cached_property
+    def _token_ids(self) -> TokenIds:
+        return TokenIds(self.num_levels, max(1, *self._level_sizes))
 
     def to(self, device: torch.device | str) -> SidTrie:
         """The same trie with its index on another device; item ids stay on the CPU."""
@@ -185,15 +215,11 @@ class SidTrie:
             ValueError: neither is given.
             KeyError: an id that is not in the catalogue.
         """
-        from .item_filter import ItemFilter
-
         return ItemFilter.make(self, allow, deny)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the trie to one versioned, checksummed safetensors file, whole or not at all."""
-        from .storage import save_trie
-
-        save_trie(self, path)
+        save_trie(path, self.tensors, self.item_ids)
 
     @staticmethod
     def metadata(path: str | PathLike[str]) -> dict[str, str]:
@@ -203,8 +229,6 @@ class SidTrie:
         Raises:
             ValueError: the file is damaged or of another version.
         """
-        from .storage import read_metadata
-
         return read_metadata(path)
 
     @staticmethod
@@ -214,9 +238,7 @@ class SidTrie:
         Raises:
             ValueError: the file is damaged, of another version, or inconsistent.
         """
-        from .storage import load_trie
-
-        return load_trie(path)
+        return SidTrie(*load_trie(path))
 
     def __repr__(self) -> str:
         return (
