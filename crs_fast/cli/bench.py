@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from crs_fast.decode import SidLogitsProcessor, recommend
-from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.trie import SidTrie, SidVocab, Vocabulary
 
 
 class PythonTrie:
@@ -38,7 +38,7 @@ def compare(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     trie: SidTrie,
-    vocab: SidVocab,
+    vocab: Vocabulary,
     num_beams: int,
     repeats: int = 5,
 ) -> dict[str, Any]:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 
 MODEL = "hub name, path, smollm2, or tiny: a small model from scratch, for machines without a GPU"
-    "hub name, path, smollm2, or tiny: a small model from scratch, made for machines without GPU"
-)
 CO_MENTIONS = "semantic IDs also from which items training dialogues name together"
 TITLES = "items are written as their titles, without semantic IDs"
 EVERY_MENTION = "also train on every item that is named, by either role"

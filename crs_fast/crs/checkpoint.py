@@ -30,7 +30,7 @@ from crs_fast.crs.control_tokens import ControlTokens, new_tokens
 from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.data.jsonl import read_items, write_items
 from crs_fast.crs.sequence import SequenceBuilder, trie_sids
-from crs_fast.trie import SidTrie, SidVocab, TitleVocab
+from crs_fast.trie import SidTrie, Vocabulary, vocabulary_from_dict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ class Bundle:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     trie: SidTrie
-    vocab: SidVocab
+    vocab: Vocabulary
     control: ControlTokens
     items: tuple[Item, ...]
     builder: SequenceBuilder
@@ -62,7 +62,7 @@ def save_bundle(
     path: str | Path,
     backbone: Backbone,
     trie: SidTrie,
-    vocab: SidVocab,
+    vocab: Vocabulary,
     control: ControlTokens,
     items: Sequence[Item],
     *,
@@ -99,7 +99,7 @@ def save_bundle(
         manifest = {
             "format_version": FORMAT_VERSION,
             "crs_fast": __version__,
-            "vocab": _vocab_record(vocab),
+            "vocab": vocab.to_dict(),
             "control": asdict(control),
             "max_length": max_length,
             "tokens": _token_names(tokenizer, vocab, control),
@@ -168,7 +168,7 @@ def load_bundle(
 
     path = Path(path)
     manifest = _manifest(path, quantizer)
-    vocab, control = _vocab_of(manifest["vocab"]), ControlTokens(**manifest["control"])
+    vocab, control = vocabulary_from_dict(manifest["vocab"]), ControlTokens(**manifest["control"])
     tokenizer = AutoTokenizer.from_pretrained(path)
     _check_tokenizer(path, tokenizer, manifest)
     trie, items = SidTrie.load(path / TRIE), read_items(path / ITEMS)
@@ -205,30 +205,13 @@ def _manifest(path: Path, quantizer: str | None) -> dict[str, Any]:
     return manifest
 
 
-def _vocab_record(vocab: SidVocab) -> dict[str, Any]:
-    """What the manifest says of a vocabulary. Of titles, whose codes are token ids themselves at
-    every level, the numbers alone."""
-    if not isinstance(vocab, TitleVocab):
-        return vocab.to_dict()
-    frame = {"begin": vocab.begin, "end": vocab.end, "eos": vocab.eos}
-    return {"titles": {"levels": vocab.num_levels, "tokens": vocab.sizes[0]}, **frame}
-
-
-def _vocab_of(record: dict[str, Any]) -> SidVocab:
-    frame = {name: record[name] for name in ("begin", "end", "eos")}
-    if "titles" not in record:
-        return SidVocab(record["token_ids"], **frame)
-    titles = record["titles"]
-    return TitleVocab([torch.arange(titles["tokens"])] * titles["levels"], **frame)
-
-
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _token_names(
-    tokenizer: PreTrainedTokenizerBase, vocab: SidVocab, control: ControlTokens
+    tokenizer: PreTrainedTokenizerBase, vocab: Vocabulary, control: ControlTokens
 ) -> dict[str, int]:
     ids = new_tokens(vocab, control)
     return dict(zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
@@ -261,7 +244,7 @@ def _check_items(op: str, trie: SidTrie, items: Sequence[Item]) -> None:
         )
 
 
-def _check_model(op: str, model: Any, vocab: SidVocab, control: ControlTokens) -> None:
+def _check_model(op: str, model: Any, vocab: Vocabulary, control: ControlTokens) -> None:
     needed = max(new_tokens(vocab, control)) + 1
     got = model.get_input_embeddings().weight.shape[0]
     if got < needed:

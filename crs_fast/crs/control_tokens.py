@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from crs_fast.trie import SidVocab
+from crs_fast.trie import Vocabulary
 from crs_fast.trie.sid_vocab import add_special_tokens
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class ControlTokens:
         return [names[i] for i in sums.argmax(1).tolist()]
 
 
-def new_tokens(vocab: SidVocab, control: ControlTokens) -> list[int]:
+def new_tokens(vocab: Vocabulary, control: ControlTokens) -> list[int]:
     """Ids of every token added for SIDs and modes, sorted."""
     frame = [token for token in (vocab.begin, vocab.end) if token is not None]
     return sorted({*vocab.code_tokens().tolist(), *frame, *control.tokens})

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from crs_fast.crs.control_tokens import CHAT, REC, ControlTokens, split_mode
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
-from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.trie import SidTrie, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LABELS = {SEEKER: "User:", RECOMMENDER: "Assistant:"}
 
 
-def trie_sids(trie: SidTrie, vocab: SidVocab | None = None) -> dict[str, list[int]]:
+def trie_sids(trie: SidTrie, vocab: Vocabulary | None = None) -> dict[str, list[int]]:
     """Codes of every item of a trie, padding left out, in the trie's own item order. Titles end in
     `vocab.end` inside the trie already; it is left out, too."""
     sids = trie.sids()
@@ -86,7 +86,7 @@ class SequenceBuilder:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        vocab: SidVocab,
+        vocab: Vocabulary,
         control: ControlTokens,
         sids: Mapping[str, Sequence[int]],
         max_length: int = 768,

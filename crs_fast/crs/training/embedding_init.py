@@ -9,7 +9,7 @@ import torch
 
 from crs_fast.crs.backbones import embedding_weights
 from crs_fast.crs.control_tokens import ControlTokens, new_tokens
-from crs_fast.trie.sid_vocab import SidVocab
+from crs_fast.trie import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,7 +20,7 @@ NOISE = 0.5  # of the old rows' standard deviation, for rows that stand for noth
 @torch.no_grad()
 def init_sid_rows(
     model: PreTrainedModel,
-    vocab: SidVocab,
+    vocab: Vocabulary,
     control: ControlTokens,
     item_embeddings: torch.Tensor,
     sids: Any,

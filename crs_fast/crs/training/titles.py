@@ -13,7 +13,7 @@ from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.sequence import GCRS, Layout, SequenceBuilder
 from crs_fast.crs.training.embedding_init import init_sid_rows
-from crs_fast.trie import SidTrie, SidVocab, TitleVocab
+from crs_fast.trie import SidTrie, TitleVocab, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ def title_tokens(
     }
 
 
-def title_trie(titles: Mapping[str, Sequence[int]], vocab: SidVocab) -> SidTrie:
+def title_trie(titles: Mapping[str, Sequence[int]], vocab: Vocabulary) -> SidTrie:
     """The titles as a catalogue. Each ends in `<EOI>`, so that a title which begins another pays
     for ending there."""
     rows = [[*tokens, vocab.end] for tokens in titles.values()]

@@ -34,7 +34,7 @@ from crs_fast.crs.training.packing import (
 )
 from crs_fast.crs.training.processes import several_processes
 from crs_fast.crs.training.resume import newest_checkpoint, note_weights
-from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.trie import SidTrie, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -66,7 +66,7 @@ def train(
     backbone: Backbone,
     dialogues: CrsDataset | Sequence[Dialogue],
     trie: SidTrie,
-    vocab: SidVocab,
+    vocab: Vocabulary,
     control: ControlTokens,
     *,
     output_dir: str | Path,
