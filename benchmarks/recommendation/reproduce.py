@@ -1,4 +1,4 @@
-"""The experiment by one call: encode, quantize, train every arm, evaluate, write the results.
+"""The experiment by one call: encode, quantize, train every method, evaluate, write the results.
 
     <out>/config.json                            everything that was decided, versions included
     <out>/catalogue/                             embeddings, SIDs and quantizer
@@ -76,9 +76,9 @@ class Plan:
     Args:
         data, root: see `load_dataset`.
         model: "smollm2", "tiny" (from scratch, for machines without a GPU), a path or a hub name.
-        arms: names (see `benchmarks.recommendation.arms`).
-        seeds: runs an arm, of seeds 0, 1, ...
-        tokens: training tokens a run, the same for every arm; 0 where none trains.
+        arms: names of methods (see `benchmarks.recommendation.arms`).
+        seeds: runs per arm, of seeds 0, 1, ...
+        tokens: training tokens per run, the same for every arm; 0 where none trains.
         learning_rates: tried on validation with seed 0 where there is more than one.
         split: the dialogues to answer; "valid" to choose by, "test" for the final table.
         limit: only the first so many dialogues of that split (and of validation).
@@ -390,7 +390,7 @@ def _write_config(plan: Plan, out: Path) -> None:
     file = out / "config.json"
     if file.is_file():
         old = json.loads(file.read_text())
-        # Switches that came after the experiment began stand at their defaults.
+        # Settings that came after the experiment began stand at their defaults.
         old = {f.name: f.default for f in fields(Plan) if f.default is not MISSING} | old
         for name, defaults in (("training", TrainConfig()), ("sids", SidConfig())):
             old[name] = json.loads(json.dumps(asdict(defaults))) | old[name]

@@ -48,7 +48,7 @@ class GenerativeArm:
         embedding_lr_ratio: see `TrainConfig`.
 
     Raises:
-        ValueError: titles with a switch that is about SIDs.
+        ValueError: titles with a setting that is about SIDs.
     """
 
     name: str
@@ -68,11 +68,11 @@ class GenerativeArm:
     trains = True
 
     def __post_init__(self) -> None:
-        for switch in fields(self):
-            value = getattr(self, switch.name)
-            if self.titles and switch.name in _OF_SIDS and value != switch.default:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if self.titles and setting.name in _OF_SIDS and value != setting.default:
                 raise ValueError(
-                    f"{self.name}: {switch.name} must be {switch.default!r} with titles, which "
+                    f"{self.name}: {setting.name} must be {setting.default!r} with titles, which "
                     f"have no SIDs (got {value!r})"
                 )
 
