@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,21 @@ MAY_IMPORT = {
 ANYONE = {"_version", "__init__"}
 
 
-def imported(path: Path) -> set[str]:
-    """Rooms that a file imports, at any depth of the code."""
+# Files of crs, each of which may import those of its own line and of the lines before.
+CRS_ORDER = (
+    ("data",),
+    ("control_tokens", "sequence"),
+    ("backbones", "checkpoint"),
+    ("turn",),
+    ("recommender",),
+    ("training",),
+    ("evaluation",),
+)
+
+
+def imports(path: Path) -> set[tuple[str, ...]]:
+    """What a file imports, at any depth of the code and for type checkers too: each module's or
+    name's full path, in parts."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     package = parts[:-1]
     modules = set()
@@ -36,7 +50,29 @@ def imported(path: Path) -> set[str]:
             base = package[: len(package) - node.level + 1] if node.level else ()
             base += tuple(node.module.split(".")) if node.module else ()
             modules |= {(*base, alias.name) for alias in node.names}
-    return {m[1] for m in modules if m[0] == "crs_fast" and len(m) > 1}
+    return modules
+
+
+def imported(path: Path) -> set[str]:
+    """Rooms that a file imports."""
+    return {m[1] for m in imports(path) if m[0] == "crs_fast" and len(m) > 1}
+
+
+def module_graph() -> dict[tuple[str, ...], set[tuple[str, ...]]]:
+    """Every module of the package, and the modules of the package that it imports. A name that is
+    no module of its own belongs to the package that it is imported from."""
+    files = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        files[parts[:-1] if parts[-1] == "__init__" else parts] = path
+    return {
+        module: {
+            target
+            for name in imports(path)
+            if (target := name if name in files else name[:-1]) in files and target != module
+        }
+        for module, path in files.items()
+    }
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
@@ -48,32 +84,35 @@ def test_arrows_point_one_way(room):
         assert found <= MAY_IMPORT[room], f"{path} imports {found - MAY_IMPORT[room]}"
 
 
-def imported_files(path: Path) -> set[Path]:
-    """Files of the package that a file imports, at any depth of the code."""
-    package = path.relative_to(PACKAGE.parent).with_suffix("").parts[:-1]
-    files = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            base += tuple(node.module.split(".")) if node.module else ()
-            modules = {(*base, alias.name) for alias in node.names} | {base}
-            files |= {PACKAGE.parent.joinpath(*m).with_suffix(".py") for m in modules if m}
-    return {file for file in files if file.exists()}
-
-
-def test_decode_has_no_circle_of_imports():
-    waiting = {path: imported_files(path) for path in (PACKAGE / "decode").rglob("*.py")}
-    while free := [path for path, needs in waiting.items() if not needs & set(waiting)]:
-        for path in free:
-            del waiting[path]
-    assert not waiting
-
-
 def test_lm_imports_nothing_of_the_search():
-    lm = PACKAGE / "decode" / "lm"
-    for path in lm.rglob("*.py"):
-        of_decode = {f for f in imported_files(path) if f.is_relative_to(PACKAGE / "decode")}
-        assert all(file.is_relative_to(lm) for file in of_decode), path
+    lm = ("crs_fast", "decode", "lm")
+    for module, targets in module_graph().items():
+        if module[:3] == lm:
+            assert not {t for t in targets if t[:2] == lm[:2] and t[:3] != lm}, module
+
+
+def test_no_modules_import_each_other():
+    sorter = TopologicalSorter(module_graph())
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        pytest.fail(" is imported by ".join(".".join(module) for module in error.args[1]))
+
+
+def test_files_of_crs_import_those_before_them():
+    place = {name: line for line, names in enumerate(CRS_ORDER) for name in names}
+    graph = {m: targets for m, targets in module_graph().items() if m[1:2] == ("crs",) and m[2:]}
+    assert {module[2] for module in graph} == place.keys()
+    for module, targets in graph.items():
+        for target in targets:
+            if target[:2] == module[:2]:
+                assert place[target[2]] <= place[module[2]], f"{module} imports {target}"
+
+
+def test_the_library_knows_neither_benchmarks_nor_tests():
+    for path in PACKAGE.rglob("*.py"):
+        found = {name[0] for name in imports(path)} & {"benchmarks", "python_tests"}
+        assert not found, f"{path} imports {found}"
 
 
 def test_every_room_is_known():

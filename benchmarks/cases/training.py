@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from crs_fast.crs.backbones import tiny_backbone
+from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data import load_dataset
-from crs_fast.crs.sequence import ControlTokens, Instance, SequenceBuilder
+from crs_fast.crs.sequence import Instance, SequenceBuilder
 from crs_fast.crs.training.compiled import compile_layers, decoder_layers
 from crs_fast.crs.training.packing import (
     PAD,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crs_fast.crs.training.pipeline import SidConfig
 
 
 def data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -25,6 +28,13 @@ def sid_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoder", help="sentence-transformers path or hub name; without it offline MiniLM"
     )
+
+
+def sid_config(args: argparse.Namespace) -> SidConfig:
+    """What `sid_arguments` and `--seed` say."""
+    from crs_fast.crs.training.pipeline import SidConfig
+
+    return SidConfig(args.levels, args.codes, args.method, args.encoder, args.seed)
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from .arguments import data_arguments
+from .inputs import read_dataset
 
-def add(commands: Any, data_arguments: Any) -> None:
+
+def add(commands: Any) -> None:
     parser = commands.add_parser(
         "score",
         help="figures of a predictions.jsonl (format: crs_fast/crs/evaluation/predictions.py)",
@@ -21,11 +24,18 @@ def add(commands: Any, data_arguments: Any) -> None:
     parser.add_argument(
         "--against", help="another system's file: paired differences on the same targets"
     )
+    parser.add_argument(
+        "--fuse-with-copying",
+        choices=("ranks", "odds"),
+        help="fuse the rankings with the items named before: by reciprocal ranks, or by how often "
+        "training dialogues repeat an item (needs scores in the file)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
     from crs_fast.crs.data.dialogue import need_splits
+    from crs_fast.crs.evaluation.fusion import fuse_with_copying
     from crs_fast.crs.evaluation.predictions import (
         blank_predictions,
         read_predictions,
@@ -42,8 +52,6 @@ def run(args: Namespace) -> int:
         text_figures,
     )
 
-    from .commands import read_dataset
-
     if args.template and Path(args.template).exists():
         raise ValueError(f"score: --template must be a new file (got {args.template})")
     dataset = read_dataset(args)
@@ -56,6 +64,8 @@ def run(args: Namespace) -> int:
         return 0
     need_splits(dataset, "score", ["train"])
     ours = read_predictions(args.predictions, dialogues, dataset.items)
+    if args.fuse_with_copying:
+        ours = fuse_with_copying(ours, args.fuse_with_copying, dataset.splits["train"])
     figures: dict[str, Any] = {
         "recommendation": recommendation_figures(dataset, args.split, ours, name="system"),
         "mode": mode_figures(ours),

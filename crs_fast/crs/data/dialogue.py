@@ -51,11 +51,24 @@ class Mention:
     def located(self) -> bool:
         return self.start is not None
 
+    def __str__(self) -> str:
+        return f"{self.item_id!r} at {self.start}:{self.end}"
+
+
+def _text_order(mention: Mention) -> tuple[bool, int]:
+    """The order of a turn's mentions: as they stand in the text, unlocated ones last."""
+    return not mention.located, mention.start or 0
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One role's uninterrupted say. Mentions stand in text order, unlocated ones last. `intent` is
-    what a recommender turn is for, where somebody has said so."""
+    """What one role says before the other speaks. Mentions may be given in any order and are kept
+    in text order, unlocated ones last. `intent` is what a recommender turn is for, where somebody
+    has said so.
+
+    Raises:
+        ValueError: an unknown role, or a mention that lies outside the text or overlaps another.
+    """
 
     role: str
     text: str
@@ -65,16 +78,19 @@ class Turn:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise ValueError(f"Turn: role must be one of {ROLES} (got {self.role!r})")
-        end = 0
+        object.__setattr__(self, "mentions", tuple(sorted(self.mentions, key=_text_order)))
+        before: Mention | None = None
         for mention in self.mentions:
             if mention.start is None or mention.end is None:
                 continue
-            if not end <= mention.start < mention.end <= len(self.text):
+            if not 0 <= mention.start < mention.end <= len(self.text):
                 raise ValueError(
-                    "Turn: mentions must be ordered, non-overlapping spans inside the text "
-                    f"(got {mention} in a text of {len(self.text)} characters)"
+                    "Turn: mentions must be spans inside the text, "
+                    f"0 <= start < end <= {len(self.text)} (got {mention})"
                 )
-            end = mention.end
+            if before is not None and before.end is not None and mention.start < before.end:
+                raise ValueError(f"Turn: mentions must not overlap (got {before} and {mention})")
+            before = mention
 
     def item_ids(self) -> list[str]:
         """Distinct items of the turn, in order of first mention."""
@@ -148,9 +164,9 @@ def merge_turns(turns: Sequence[Turn], separator: str = " ") -> tuple[Turn, ...]
             else Mention(m.item_id, m.start + shift, m.end + shift)
             for m in turn.mentions
         )
-        both = last.mentions + moved
-        ordered = tuple(m for m in both if m.located) + tuple(m for m in both if not m.located)
         silent = last.intent in (None, OTHER)
         intent = turn.intent or last.intent if silent else last.intent
-        merged[-1] = Turn(turn.role, last.text + separator + turn.text, ordered, intent)
+        merged[-1] = Turn(
+            turn.role, last.text + separator + turn.text, last.mentions + moved, intent
+        )
     return tuple(merged)

@@ -136,7 +136,7 @@ def read_lines(
             parsed.append(parse(raw.decode("utf-8").rstrip("\r\n")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             why = f"no key {error}" if isinstance(error, KeyError) else str(error)
-            message = f"load_dataset: {path}, line {number} must be readable (got: {why})"
+            message = f"load_dataset: {path}, line {number} must be readable: {why}"
             if on_error == "raise":
                 raise ValueError(message) from error
             report.skipped.append(message)
@@ -217,18 +217,13 @@ def _parse_turn(record: dict[str, Any], known: Collection[str] | None) -> Turn:
     if not isinstance(record["text"], str):
         raise ValueError(f"text must be a string (got {record['text']!r})")
     intent = None if record.get("intent") is None else _string(record, "intent")
-    return Turn(record["role"], record["text"], order_mentions(mentions), intent)
+    return Turn(record["role"], record["text"], tuple(mentions), intent)
 
 
 def _liked(record: dict[str, Any]) -> dict[str, str]:
     if odd := [opinion for opinion in record.values() if opinion not in OPINIONS]:
         raise ValueError(f"liked must hold opinions of {OPINIONS} (got {odd[0]!r})")
     return record
-
-
-def order_mentions(mentions: Iterable[Mention]) -> tuple[Mention, ...]:
-    """Text order, unlocated ones last, as `Turn` wants them."""
-    return tuple(sorted(mentions, key=lambda m: (m.start is None, m.start or 0)))
 
 
 def read_dialogues(

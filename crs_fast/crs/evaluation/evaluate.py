@@ -13,6 +13,7 @@ from crs_fast.crs.data.dialogue import CrsDataset, need_splits
 from crs_fast.crs.evaluation.predict import predict
 from crs_fast.crs.evaluation.predictions import Prediction, write_predictions
 from crs_fast.crs.evaluation.reply_perplexity import note_gold_nll
+from crs_fast.crs.evaluation.report import scores_markdown
 from crs_fast.crs.evaluation.score import (
     Baseline,
     mode_figures,
@@ -52,9 +53,7 @@ class Evaluation:
 
     def markdown(self) -> str:
         """The tables a reader should see together."""
-        from crs_fast.crs.evaluation.report import evaluation_markdown
-
-        return evaluation_markdown(self)
+        return scores_markdown(self.dataset, self.split, self.recommendation, self.mode, self.text)
 
 
 def _fields(evaluation: Evaluation) -> dict[str, Any]:
@@ -121,3 +120,12 @@ def evaluate(
         text,
         predictions,
     )
+
+
+def log_test(folder: Path, **run: Any) -> None:
+    """Add a line to `test_log.jsonl` in `folder`: a run on the test split begins, or goes on. How
+    often one has looked at the test split is part of every figure."""
+    line = {"time": time.strftime("%FT%TZ", time.gmtime()), **run}
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "test_log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

@@ -8,11 +8,11 @@ from itertools import groupby
 from typing import Any
 
 from crs_fast.crs.checkpoint import Bundle
-from crs_fast.crs.control_tokens import likelier_mode
+from crs_fast.crs.control_tokens import CHAT, REC, likelier_mode
 from crs_fast.crs.data.dialogue import Dialogue
 from crs_fast.crs.evaluation.batched_turns import batch_tokens, chunks, walk
 from crs_fast.crs.evaluation.predictions import PLACEHOLDER, Prediction, blank_predictions
-from crs_fast.crs.sequence import CHAT, REC, Layout, SequenceBuilder
+from crs_fast.crs.sequence import Layout, SequenceBuilder
 from crs_fast.crs.training.attention import attention_of_any_shape
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
