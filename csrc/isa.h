@@ -8,8 +8,8 @@ enum class Isa : int { kPortable, kAvx2, kAvx512 };
 inline Isa isa() {
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();
-  // What the bodies of csrc/codebook.cpp are compiled for. The clones of csrc/simd.h ask for the
-  // levels x86-64-v3 and x86-64-v4, which every processor with these features has.
+  // What the bodies of codebook.cpp are compiled for. The clones of simd.h, which GCC alone makes,
+  // ask for x86-64-v3 and x86-64-v4: every processor with these features is of those levels.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -13,7 +13,7 @@ constexpr float kMinusInf = -INFINITY;
 // In place of a child: the beam ends its SID here or, where it has ended, waits.
 constexpr int64_t kEndChild = -1;
 
-// What may become a beam: a beam of the step before and the way it goes on.
+// What may become a beam: a beam of the step before, and the child it goes on to.
 struct Candidate {
   float score;
   int32_t parent;  // beam of the request

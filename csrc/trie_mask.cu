@@ -10,7 +10,7 @@ constexpr int kThreads = 256;
 // Tokens whose legality one block holds at a time: 32 KiB of shared memory.
 constexpr int64_t kChunk = int64_t{32} * 1024 * 8;
 
-// One block a row. Legal tokens are marked in a shared bitmap, then every other logit is
+// One block per row. Legal tokens are marked in a shared bitmap, then every other logit is
 // overwritten; in place, the logits are written but never read.
 template <typename Bits>
 __global__ void mask_kernel(MaskArgs args, uint32_t minus_inf_in_dtype) {

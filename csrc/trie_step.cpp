@@ -213,8 +213,8 @@ struct Step {
     for (int64_t k = children.first; k < children.last; k += kBlock) {
       const int64_t size = std::min(kBlock, children.last - k);
       const float limit = limit_of(best.threshold(), args.scores[r], norm);
-      const int64_t found = promising(children, k, size, row(r), limit, candidates);
-      for (int64_t i = 0; i < found; ++i) offer_child(r, children, k + candidates[i], norm, best);
+      const int64_t count = promising(children, k, size, row(r), limit, candidates);
+      for (int64_t i = 0; i < count; ++i) offer_child(r, children, k + candidates[i], norm, best);
     }
   }
 

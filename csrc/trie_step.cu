@@ -1,6 +1,6 @@
-// The beam step in two launches: a block a beam takes the row's logsumexp, scores the beam's legal
-// children and lists the best of them; then a block a request merges its beams' lists. Nothing of
-// [rows, vocab] is written.
+// The beam step in two launches: one block per beam takes the row's logsumexp, scores the beam's
+// legal children and lists the best of them; then one block per request merges its beams' lists.
+// Nothing of [rows, vocab] is written.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
@@ -49,16 +49,16 @@ struct LogSum {
   __device__ __forceinline__ float value() const { return top + logf(sum); }
 };
 
-__device__ float block_value(LogSum mine) {
+__device__ float block_value(LogSum part) {
   __shared__ float tops[kWideRowThreads / kWarp], sums[kWideRowThreads / kWarp];
   for (int step = kWarp / 2; step > 0; step /= 2) {
-    const float top = __shfl_xor_sync(kAll, mine.top, step);
-    const float sum = __shfl_xor_sync(kAll, mine.sum, step);
-    mine.merge(top, sum);
+    const float top = __shfl_xor_sync(kAll, part.top, step);
+    const float sum = __shfl_xor_sync(kAll, part.sum, step);
+    part.merge(top, sum);
   }
   if (threadIdx.x % kWarp == 0) {
-    tops[threadIdx.x / kWarp] = mine.top;
-    sums[threadIdx.x / kWarp] = mine.sum;
+    tops[threadIdx.x / kWarp] = part.top;
+    sums[threadIdx.x / kWarp] = part.sum;
   }
   __syncthreads();
   LogSum all;
@@ -69,7 +69,7 @@ __device__ float block_value(LogSum mine) {
 template <typename T>
 __device__ LogSum over_row(const T* row, int64_t size, float scale) {
   constexpr int kPer = sizeof(uint4) / sizeof(T);
-  LogSum mine;
+  LogSum part;
   // Rows may begin anywhere; 16 bytes are read at a time between the first and last boundary.
   const int64_t misplaced = reinterpret_cast<uintptr_t>(row) / sizeof(T) % kPer;
   const int64_t head = misplaced == 0 ? 0 : min(static_cast<int64_t>(kPer) - misplaced, size);
@@ -82,39 +82,39 @@ __device__ LogSum over_row(const T* row, int64_t size, float scale) {
       scaled[j] = to_float(values[j]) * scale;
       highest = fmaxf(highest, scaled[j]);
     }
-    if (highest > mine.top) {
-      mine.sum *= __expf(mine.top - highest);
-      mine.top = highest;
+    if (highest > part.top) {
+      part.sum *= __expf(part.top - highest);
+      part.top = highest;
     }
-    if (mine.top > kMinusInf)
-      for (int j = 0; j < kPer; ++j) mine.sum += __expf(scaled[j] - mine.top);
+    if (part.top > kMinusInf)
+      for (int j = 0; j < kPer; ++j) part.sum += __expf(scaled[j] - part.top);
   }
   const int64_t tail = head + wide * kPer;
-  if (threadIdx.x < head) mine.add(to_float(row[threadIdx.x]) * scale);
-  if (threadIdx.x < size - tail) mine.add(to_float(row[tail + threadIdx.x]) * scale);
-  return mine;
+  if (threadIdx.x < head) part.add(to_float(row[threadIdx.x]) * scale);
+  if (threadIdx.x < size - tail) part.add(to_float(row[tail + threadIdx.x]) * scale);
+  return part;
 }
 
 template <typename T>
 __device__ float normalizer_of(const StepArgs& args, const Children& children, int64_t r) {
   const T* row = static_cast<const T*>(args.logits) + r * args.row_stride;
   const float scale = args.inverse_temperature;
-  LogSum mine;
+  LogSum part;
   if (args.normalize == Normalize::kVocab) {
-    mine = over_row(row, args.vocab, scale);
+    part = over_row(row, args.vocab, scale);
   } else if (args.normalize == Normalize::kLevel) {
     const int64_t level = scored_level(args, children);
     for (int64_t c = threadIdx.x; c < args.tokens.width; c += blockDim.x) {
       const int64_t column = args.tokens.at(level, c);
-      if (column >= 0) mine.add(to_float(row[column]) * scale);
+      if (column >= 0) part.add(to_float(row[column]) * scale);
     }
   } else {
     for (int64_t k = children.first + threadIdx.x; k < children.last; k += blockDim.x) {
       const int64_t column = legal_column(args, children, r / args.beams, k);
-      if (column >= 0) mine.add(to_float(row[column]) * scale);
+      if (column >= 0) part.add(to_float(row[column]) * scale);
     }
   }
-  return block_value(mine);
+  return block_value(part);
 }
 
 // Unsigned integers in the order of floats; 0 for what can't be a beam.
@@ -188,7 +188,7 @@ __device__ __forceinline__ uint64_t candidate_key(const StepArgs& args, const Ch
   return key_of(score, static_cast<uint32_t>((r % args.beams) * candidate_stride(args) + j));
 }
 
-// A block a row. Children that the buffer cannot hold at once are read a buffer at a time.
+// One block per row. Children that the buffer cannot hold at once are read a buffer at a time.
 template <typename T>
 __global__ void list_kernel(StepArgs args, Lists lists) {
   __shared__ uint64_t keys[kBuffer];
@@ -222,7 +222,7 @@ __global__ void list_kernel(StepArgs args, Lists lists) {
   if (threadIdx.x == 0) lists.counts[r] = count;
 }
 
-// A block a request, a warp a list.
+// One block per request, one warp per list.
 __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(StepArgs args, Lists lists, int room) {
   extern __shared__ uint64_t keys[];  // [room]
@@ -253,15 +253,15 @@ __global__ void __launch_bounds__(kSelectThreads)
   });
   __syncthreads();
 
-  const int found = count;
+  const int num_found = count;
   int size = 1;
-  while (size < found) size *= 2;
-  for (int i = found + threadIdx.x; i < size; i += blockDim.x) keys[i] = 0;
+  while (size < num_found) size *= 2;
+  for (int i = num_found + threadIdx.x; i < size; i += blockDim.x) keys[i] = 0;
   __syncthreads();
   sort_keys(keys, size);
   for (int i = threadIdx.x; i < wanted; i += blockDim.x) {
     const int64_t at = request * args.out_beams + i;
-    if (i < found)
+    if (i < num_found)
       write_beam(args, at, request, candidate_of(args, request, keys[i]));
     else
       write_dead_beam(args, at);

@@ -13,6 +13,9 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+_NAMES = {dtype: name_of(dtype) for dtype in NATIVE_FLOATS}  # a look-up, since every step asks
+
+
 def native_dtype(native: Any, dtype: torch.dtype) -> Any:
     """The member of `_C.DType` for one of NATIVE_FLOATS."""
-    return getattr(native.DType, name_of(dtype))
+    return getattr(native.DType, _NAMES[dtype])

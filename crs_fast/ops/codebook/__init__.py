@@ -23,7 +23,7 @@ def residual_lookup(
     "exact": the codes that float64 arithmetic chooses. Scores are taken in lower precision, and
     only codewords whose score lies within its error bound of the best are measured again in
     float64. "fast" leaves that out: scores in float32 (TF32 on CUDA) decide. All levels of a block
-    of rows run while it is in cache; N x K is never held.
+    of rows run while it is in cache; N x K is never in memory.
 
     Args:
         x: float [N, D]; float16, bfloat16, float32 or float64, any strides; N may be 0.

@@ -293,7 +293,7 @@ def _check_filters(op: str, filters: FilterTensors | None, trie: TrieTensors) ->
     words, rank = filters
     if words.shape[1] != trie.bits.shape[1] or rank.shape != words.shape:
         raise ValueError(
-            f"{op}: filters must be made for this trie, with {trie.bits.shape[1]} words a bitmap "
+            f"{op}: filters must be made for this trie, with {trie.bits.shape[1]} words per bitmap "
             f"(got {tuple(words.shape)} and {tuple(rank.shape)})"
         )
     if not (_plain(words, trie.codes, torch.int64) and _plain(rank, trie.codes, torch.int32)):
