@@ -9,6 +9,7 @@ from typing import get_args
 
 from crs_fast.crs.data.dialogue import CrsDataset, Dialogue
 from crs_fast.crs.data.inspired import load_inspired
+from crs_fast.crs.data.inspired2 import with_corrected_labels
 from crs_fast.crs.data.jsonl import (
     OnError,
     ReadReport,
@@ -41,7 +42,8 @@ def load_dataset(
 
     Args:
         name_or_path: "redial" or "inspired" (the folder of that name under `root`; ReDial's turns
-            have intents where `iard/` is there too), "starter" (the simulated data inside the
+            have intents where `iard/` is there too, and INSPIRED's have corrected labels where
+            `inspired2/` is), "starter" (the simulated data inside the
             package), or a folder in the package's own format (see
             `crs_fast.crs.data.jsonl`).
         root: parent folder of `redial/` and `inspired/`; the environment variable CRS_FAST_DATA
@@ -64,9 +66,10 @@ def load_dataset(
     if name_or_path == "redial":
         return load_redial(_root(root) / "redial", _root(root) / "iard", on_error, report)
     if name_or_path == "inspired":
-        return load_inspired(
+        inspired = load_inspired(
             _root(root) / "inspired", _root(root) / "redial", on_error=on_error, report=report
         )
+        return with_corrected_labels(inspired, _root(root) / "inspired2", on_error)
     folder = Path(name_or_path)
     if not folder.is_dir():
         raise FileNotFoundError(

@@ -21,8 +21,10 @@ strings, which is joined by ", ". Field order is kept.
 `role` is "seeker" or "recommender". `items` (optional) are the items the turn names: `start:end`
 count characters (Unicode code points) of `text`; without them the item counts as named, but where
 is not known. Neighbouring turns of one role are joined by a space. A turn may have an `intent`, any
-name; a dialogue may have `liked`, {item id: "liked", "disliked" or "not said"}: what the seeker
-said after it was over.
+name; `breaks`, the characters at which the second and later of the messages that it joins begin;
+and `corrected`, the ids of the items that it names by labels corrected by hand. A dialogue may have
+`liked`, {item id: "liked", "disliked" or "not said"}, and `seen`, a list of item ids: what the
+seeker said after it was over.
 """
 
 from __future__ import annotations
@@ -217,7 +219,18 @@ def _parse_turn(record: dict[str, Any], known: Collection[str] | None) -> Turn:
     if not isinstance(record["text"], str):
         raise ValueError(f"text must be a string (got {record['text']!r})")
     intent = None if record.get("intent") is None else _string(record, "intent")
-    return Turn(record["role"], record["text"], tuple(mentions), intent)
+    breaks = record.get("breaks") or []
+    if not isinstance(breaks, list) or any(type(b) is not int for b in breaks):
+        raise ValueError(f"breaks must be a list of integers (got {breaks!r})")
+    corrected = None if record.get("corrected") is None else _strings(record, "corrected")
+    return Turn(record["role"], record["text"], tuple(mentions), intent, tuple(breaks), corrected)
+
+
+def _strings(record: dict[str, Any], key: str) -> tuple[str, ...]:
+    values = record.get(key) or []
+    if not isinstance(values, list) or not all(isinstance(v, str) and v for v in values):
+        raise ValueError(f"{key} must be a list of non-empty strings (got {values!r})")
+    return tuple(values)
 
 
 def _liked(record: dict[str, Any]) -> dict[str, str]:
@@ -249,7 +262,8 @@ def read_dialogues(
         record = json_object(line)
         turns = [_parse_turn(turn, known) for turn in record["turns"]]
         liked = _liked(record.get("liked") or {})
-        return Dialogue(_string(record, "dialogue_id"), merge_turns(turns), liked)
+        seen = _strings(record, "seen")
+        return Dialogue(_string(record, "dialogue_id"), merge_turns(turns), liked, seen)
 
     return tuple(read_lines(Path(path), parse, on_error, report))
 
@@ -286,8 +300,14 @@ def _mention_record(mention: Mention) -> dict[str, Any]:
 
 def _turn_record(turn: Turn) -> dict[str, Any]:
     items = [_mention_record(mention) for mention in turn.mentions]
-    intent = {} if turn.intent is None else {"intent": turn.intent}
-    return {"role": turn.role, "text": turn.text, "items": items, **intent}
+    record: dict[str, Any] = {"role": turn.role, "text": turn.text, "items": items}
+    if turn.intent is not None:
+        record["intent"] = turn.intent
+    if turn.breaks:
+        record["breaks"] = list(turn.breaks)
+    if turn.corrected is not None:
+        record["corrected"] = list(turn.corrected)
+    return record
 
 
 def write_dialogues(path: str | Path, dialogues: Sequence[Dialogue]) -> None:
@@ -299,6 +319,7 @@ def write_dialogues(path: str | Path, dialogues: Sequence[Dialogue]) -> None:
                 "dialogue_id": dialogue.dialogue_id,
                 "turns": list(map(_turn_record, dialogue.turns)),
                 **({"liked": dialogue.liked} if dialogue.liked else {}),
+                **({"seen": dialogue.seen} if dialogue.seen else {}),
             }
             for dialogue in dialogues
         ),

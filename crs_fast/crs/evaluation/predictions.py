@@ -26,6 +26,7 @@ three fields left to fill in.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +35,20 @@ from typing import Any
 from crs_fast.crs.control_tokens import MODES, REC, likelier_mode
 from crs_fast.crs.data.dialogue import Dialogue, Item
 from crs_fast.crs.data.jsonl import json_object, read_lines, write_lines
+from crs_fast.crs.evaluation.messages import recommending_messages
 from crs_fast.crs.evaluation.targets import recommender_turns
 
 PLACEHOLDER = "<movie>"
 Nll = tuple[float, int]  # nats, tokens
+
+
+@dataclass(slots=True)
+class MessageRanking:
+    """What the system ranks when it is asked between the messages of a turn: `ranking` and
+    `new_ranking` as in `Prediction`."""
+
+    ranking: list[str] | None = None
+    new_ranking: list[str] | None = None
 
 
 @dataclass(slots=True)
@@ -58,6 +69,7 @@ class Prediction:
     intent, gold_intent: the system's own and the data set's; None where there is none
     gold_nll: of the gold reply's word tokens, after "gold" or "own" mode and item; None where not
         asked for
+    messages: rankings at the later messages of the turn that name an item, by message
     """
 
     dialogue: int
@@ -77,6 +89,7 @@ class Prediction:
     intent: str | None = None
     gold_intent: str | None = None
     gold_nll: dict[str, Nll] | None = None
+    messages: dict[int, MessageRanking] = field(default_factory=dict)
 
     @property
     def chooses_rec(self) -> bool:
@@ -91,6 +104,10 @@ class Prediction:
 
 def blank_predictions(dialogues: Sequence[Dialogue]) -> list[Prediction]:
     """An empty prediction for every recommender turn, in order."""
+    later: dict[tuple[int, int], dict[int, MessageRanking]] = defaultdict(dict)
+    for said in recommending_messages(dialogues):
+        if said.message:
+            later[said.dialogue, said.turn][said.message] = MessageRanking()
     return [
         Prediction(
             turn.dialogue,
@@ -100,6 +117,7 @@ def blank_predictions(dialogues: Sequence[Dialogue]) -> list[Prediction]:
             list(turn.named),
             gold_reply=dialogues[turn.dialogue].turns[turn.turn].with_placeholder(PLACEHOLDER),
             gold_intent=dialogues[turn.dialogue].turns[turn.turn].intent,
+            messages=later.get((turn.dialogue, turn.turn), {}),
         )
         for turn in recommender_turns(dialogues)
     ]
@@ -124,10 +142,18 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
                 "invalid_items": p.invalid_items,
                 **({"intent": p.intent} if p.intent else {}),
                 **({"gold_nll": p.gold_nll} if p.gold_nll else {}),
+                **({"messages": _message_records(p)} if p.messages else {}),
             }
             for p in predictions
         ),
     )
+
+
+def _message_records(prediction: Prediction) -> dict[str, dict[str, list[str] | None]]:
+    return {
+        str(message): {"ranking": said.ranking, "new_ranking": said.new_ranking}
+        for message, said in prediction.messages.items()
+    }
 
 
 def read_predictions(
@@ -191,6 +217,21 @@ def _fill(prediction: Prediction, record: dict[str, Any], catalogue: Collection[
     prediction.scores = _scores(record.get("scores"), prediction.ranking or [])
     prediction.reply_items = _item_ids("reply_items", record.get("reply_items"), catalogue) or []
     prediction.gold_nll = _gold_nll(record.get("gold_nll"))
+    _fill_messages(prediction, record.get("messages") or {}, catalogue)
+
+
+def _fill_messages(prediction: Prediction, value: Any, catalogue: Collection[str]) -> None:
+    known = {str(message): said for message, said in prediction.messages.items()}
+    if not isinstance(value, dict) or not all(isinstance(said, dict) for said in value.values()):
+        raise ValueError(f"messages must map messages to their rankings (got {value!r})")
+    if odd := [message for message in value if message not in known]:
+        raise ValueError(
+            f"messages must be later ones of the turn that name an item, {list(known)} "
+            f"(got {odd[0]!r})"
+        )
+    for message, said in value.items():
+        for name in ("ranking", "new_ranking"):
+            setattr(known[message], name, _item_ids(name, said.get(name), catalogue))
 
 
 def _item_ids(name: str, value: Any, catalogue: Collection[str]) -> list[str] | None:
