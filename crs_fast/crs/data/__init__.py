@@ -13,6 +13,7 @@ from crs_fast.crs.data.inspired2 import with_corrected_labels
 from crs_fast.crs.data.jsonl import (
     OnError,
     ReadReport,
+    find_file,
     load_folder,
     read_dialogues,
     read_items,
@@ -20,6 +21,7 @@ from crs_fast.crs.data.jsonl import (
     write_items,
 )
 from crs_fast.crs.data.redial import load_redial
+from crs_fast.crs.data.unicrs import load_unicrs, processed_files
 
 __all__ = [
     "ReadReport",
@@ -45,11 +47,13 @@ def load_dataset(
             have intents where `iard/` is there too, and INSPIRED's have corrected labels where
             `inspired2/` is), "starter" (the simulated data inside the
             package), or a folder in the package's own format (see
-            `crs_fast.crs.data.jsonl`).
+            `crs_fast.crs.data.jsonl`) or of the UniCRS family's rows, `*_data_processed.jsonl`
+            (see `crs_fast.crs.data.unicrs`).
         root: parent folder of `redial/` and `inspired/`; the environment variable CRS_FAST_DATA
             where it is None.
         on_error: "raise" refuses a broken line, "skip" leaves it out.
-        report: filled with lines read, lines skipped (file, line number, reason) and noise mended.
+        report: filled with lines read, lines skipped (file, line number, reason), noise mended and
+            what was guessed.
 
     Raises:
         ValueError: a broken line (with "raise"), an unknown `on_error`, or no `root`.
@@ -76,6 +80,8 @@ def load_dataset(
             "load_dataset: name_or_path must be 'redial', 'inspired', 'starter' or a folder "
             f"(got {str(name_or_path)!r})"
         )
+    if processed_files(folder) and find_file(folder, "items.jsonl") is None:
+        return load_unicrs(folder, on_error, report)
     return load_folder(folder, on_error, report)
 
 

@@ -60,11 +60,13 @@ _YEAR_AT_END = re.compile(r"\s*\((\d{4})?(?: film)?\)?\s*$")
 @dataclass(slots=True)
 class ReadReport:
     """What a reader met. `lines`: lines read; `skipped`: one message a skipped line, with file and
-    line number; `noise`: known faults of a data set that were mended, by kind."""
+    line number; `noise`: known faults of a data set that were mended, by kind; `guessed`: what the
+    files don't say and the reader settled by itself, by kind."""
 
     lines: int = 0
     skipped: list[str] = field(default_factory=list)
     noise: Counter[str] = field(default_factory=Counter)
+    guessed: Counter[str] = field(default_factory=Counter)
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
