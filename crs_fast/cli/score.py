@@ -76,7 +76,7 @@ def run(args: Namespace) -> int:
         "text": text_figures(ours),
     }
     print(scores_markdown(dataset.name, args.split, **figures))
-    figures["standard"] = standard_figures(dataset, args.split, ours, name="system")
+    figures["standard"] = standard_figures(dataset, args.split, {"system": ours})
     figures["labels"] = label_figures(dataset, args.split, ours, name="system")
     for tables in (
         standard_markdown(dataset.name, args.split, figures["standard"]),

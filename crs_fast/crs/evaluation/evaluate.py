@@ -131,7 +131,7 @@ def evaluate(
         mode_figures(predictions),
         text,
         predictions,
-        standard_figures(dataset, split, predictions),
+        standard_figures(dataset, split, {"crs_fast": predictions}),
         label_figures(dataset, split, predictions),
     )
 

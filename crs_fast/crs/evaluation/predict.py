@@ -111,7 +111,9 @@ def rank_messages(
         _rank(bundle, turns, mine, [True] * len(mine), num_beams, normalize)
     for instance, said in zip(instances, asked, strict=True):
         turn = answers[instance.dialogue, instance.turn]
-        turn.messages[instance.message] = MessageRanking(said.ranking, said.new_ranking)
+        turn.messages[instance.message] = MessageRanking(
+            said.ranking, said.new_ranking, said.scores, said.named
+        )
 
 
 @attention_of_any_shape()

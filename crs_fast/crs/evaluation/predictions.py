@@ -19,6 +19,14 @@ system finds the gold reply, `{"gold": [nats, words], "own": [nats, words]}`: su
 tokens, after the gold mode and item and after the system's own; perplexity is of the turns that
 have it.
 
+Where a turn joins several messages, and the second (message 1) or a later one names an item, the
+public standard (`sigir_standard.py`) asks for a ranking at that message too, from a context that
+ends with the message before it:
+
+    "messages": {"1": {"ranking": ["i3"], "new_ranking": ["i3"], "scores": [-2.1]}}
+
+It may be absent (older files have none); the turn's own ranking then stands in.
+
 `crs-fast score --template FILE --data DATA` writes every line of a split, with all but the first
 three fields left to fill in.
 """
@@ -44,11 +52,14 @@ Nll = tuple[float, int]  # nats, tokens
 
 @dataclass(slots=True)
 class MessageRanking:
-    """What the system ranks when it is asked between the messages of a turn: `ranking` and
-    `new_ranking` as in `Prediction`."""
+    """What the system ranks when it is asked between the messages of a turn: `ranking`,
+    `new_ranking` and `scores` as in `Prediction`. `named` are the items of all earlier messages,
+    which the file doesn't hold."""
 
     ranking: list[str] | None = None
     new_ranking: list[str] | None = None
+    scores: list[float] | None = None
+    named: list[str] = field(default_factory=list, compare=False)
 
 
 @dataclass(slots=True)
@@ -107,7 +118,8 @@ def blank_predictions(dialogues: Sequence[Dialogue]) -> list[Prediction]:
     later: dict[tuple[int, int], dict[int, MessageRanking]] = defaultdict(dict)
     for said in recommending_messages(dialogues):
         if said.message:
-            later[said.dialogue, said.turn][said.message] = MessageRanking()
+            blank = MessageRanking(named=list(said.named))
+            later[said.dialogue, said.turn][said.message] = blank
     return [
         Prediction(
             turn.dialogue,
@@ -149,11 +161,13 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
     )
 
 
-def _message_records(prediction: Prediction) -> dict[str, dict[str, list[str] | None]]:
-    return {
-        str(message): {"ranking": said.ranking, "new_ranking": said.new_ranking}
-        for message, said in prediction.messages.items()
-    }
+def _message_records(prediction: Prediction) -> dict[str, dict[str, Any]]:
+    records: dict[str, dict[str, Any]] = {}
+    for message, said in prediction.messages.items():
+        record = {"ranking": said.ranking, "new_ranking": said.new_ranking}
+        scores = {} if said.scores is None else {"scores": [round(s, 4) for s in said.scores]}
+        records[str(message)] = {**record, **scores}
+    return records
 
 
 def read_predictions(
@@ -232,6 +246,7 @@ def _fill_messages(prediction: Prediction, value: Any, catalogue: Collection[str
     for message, said in value.items():
         for name in ("ranking", "new_ranking"):
             setattr(known[message], name, _item_ids(name, said.get(name), catalogue))
+        known[message].scores = _scores(said.get("scores"), known[message].ranking or [])
 
 
 def _item_ids(name: str, value: Any, catalogue: Collection[str]) -> list[str] | None:

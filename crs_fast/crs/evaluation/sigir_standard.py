@@ -31,7 +31,7 @@ theirs leaves out is not public.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,35 +91,40 @@ class MessageAnswer:
 def standard_figures(
     dataset: CrsDataset,
     split: str,
-    predictions: Sequence[Prediction],
-    name: str = "crs_fast",
+    systems: Mapping[str, Sequence[Prediction]],
 ) -> dict[str, Any]:
-    """Every figure of the standard, for a system and for baselines without a model.
+    """Every figure of the standard, for some systems and for baselines without a model.
 
     An instance at the first message of a turn has the turn's context, so the turn's ranking answers
     it; one at a later message is answered by `Prediction.messages`. Where that is missing, the
-    turn's own ranking (which has read less) stands in, and "stand-ins" counts such instances.
+    turn's own ranking (which has read less) stands in, and "stand-ins" counts such instances of
+    each system.
 
     Args:
         dataset: its "train" split gives popularity.
         split: where the predictions were made.
-        predictions: of whole dialogues of the split.
-        name: of the system in the tables.
+        systems: predictions of whole dialogues of the split, by a name for the tables. Only what
+            all of them answered counts.
 
     Returns:
         "stand-ins" and, for each variant, method -> `n` targets, `instances`, `hits@k`, `recall@k`,
         `sr`, `rdl` (these two only where the data set has the seekers' forms) and the 95 % interval
-        of each by bootstrap over dialogues; {} where the split has no instance.
+        of each by bootstrap over dialogues; {} where there is no instance.
     """
-    answers = {(p.dialogue, p.turn): p for p in predictions}
     dialogues = dataset.splits[split]
-    instances = [i for i in recommending_messages(dialogues) if (i.dialogue, i.turn) in answers]
-    if not instances:
+    predicted = [{(p.dialogue, p.turn): p for p in of_one} for of_one in systems.values()]
+    instances = [
+        instance
+        for instance in recommending_messages(dialogues)
+        if all((instance.dialogue, instance.turn) in of_one for of_one in predicted)
+    ]
+    if not instances or not systems:
         return {}
-    own, stand_ins = system_answers(instances, answers)
-    methods = {name: own, **_baselines(dataset, instances)}
+    answers = [system_answers(instances, of_one) for of_one in predicted]
+    own = {name: given for name, (given, _) in zip(systems, answers, strict=True)}
+    methods = {**own, **_baselines(dataset, instances)}
     return {
-        "stand-ins": stand_ins,
+        "stand-ins": {name: n for name, (_, n) in zip(systems, answers, strict=True)},
         **{
             variant: {
                 label: variant_figures(dialogues, instances, given, variant)

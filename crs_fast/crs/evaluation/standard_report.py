@@ -29,10 +29,11 @@ def standard_markdown(dataset: str, split: str, figures: dict[str, Any]) -> str:
             f"Rows marked{CLAIMED} are the paper's own figures, not measured here; their naive "
             "row contradicts their counts (see `sigir_standard.py`).\n"
         )
-    if figures["stand-ins"]:
+    if stand_ins := {name: n for name, n in figures["stand-ins"].items() if n}:
+        numbers = ", ".join(f"{name} {n}" for name, n in stand_ins.items())
         parts.append(
-            f"{figures['stand-ins']} instances stand inside a turn and have no ranking of their "
-            "own: the ranking at the beginning of the turn stands in, which has read less.\n"
+            "Instances inside a turn that have no ranking of their own, so that the ranking at the "
+            f"beginning of the turn stands in, which has read less: {numbers}.\n"
         )
     rows = [[f"all: {counts[ALL]}", *RECALLS, *forms]]
     rows += [[name, *_cells(one, forms)] for name, one in figures[ALL].items()]

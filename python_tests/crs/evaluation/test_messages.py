@@ -1,11 +1,13 @@
 """Single messages: instances by hand, what their contexts hold, and the file's extension."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from crs_fast.crs.data import read_dialogues, write_dialogues
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Mention, Turn, merge_turns
+from crs_fast.crs.evaluation.fusion import fuse_with_copying
 from crs_fast.crs.evaluation.messages import context_of, recommending_messages
 from crs_fast.crs.evaluation.predict import predict, rank_messages
 from crs_fast.crs.evaluation.predictions import (
@@ -116,7 +118,7 @@ def test_the_file_holds_them_and_may_lack_them(tmp_path):
         2: [2],
         4: [1],
     }
-    predictions[1].messages[2] = MessageRanking(["i3", "i1"], ["i3"])
+    predictions[1].messages[2] = MessageRanking(["i3", "i1"], ["i3"], [-0.5, -1.5])
     write_predictions(tmp_path / "p.jsonl", predictions)
     assert read_predictions(tmp_path / "p.jsonl", DIALOGUES, ITEMS) == predictions
     lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
@@ -135,9 +137,25 @@ def test_the_file_holds_them_and_may_lack_them(tmp_path):
         ({"1": {}}, r"must be later ones of the turn that name an item, \['2'\] \(got '1'\)"),
         ({"2": {"ranking": ["gone"]}}, "ranking must hold item ids of the catalogue"),
         ({"2": {"ranking": ["i1", "i1"]}}, "ranking must name an item once"),
+        ({"2": {"ranking": ["i1"], "scores": []}}, "scores must be one for each item"),
     ):
         if message is None:
             reread(messages=odd)
             continue
         with pytest.raises(ValueError, match=message):
             reread(messages=odd)
+
+
+@pytest.mark.parametrize("rule", ["ranks", "odds"])
+def test_rankings_inside_a_turn_are_fused_by_what_was_named_before_them(rule):
+    predictions = blank_predictions(DIALOGUES)
+    ranking, scores = ["i6", "i2", "i5"], [-0.5, -1.5, -2.5]
+    for p in predictions:
+        p.ranking, p.scores = ranking, scores
+    predictions[1].messages[2] = MessageRanking(ranking, ["i6", "i5"], scores, ["i0", "i1", "i2"])
+    alone = replace(predictions[1], named=["i0", "i1", "i2"], messages={})
+    (said,) = fuse_with_copying([predictions[1]], rule, DIALOGUES)
+    (expected,) = fuse_with_copying([alone], rule, DIALOGUES)
+    assert said.messages[2].ranking == expected.ranking
+    assert said.ranking != expected.ranking  # at the turn's beginning nobody had named i2
+    assert said.messages[2].new_ranking == ["i6", "i5"]

@@ -38,8 +38,8 @@ def answers():
 
 
 def test_figures_by_hand():
-    figures = standard_figures(DATASET, "test", answers(), name="mine")
-    assert figures["stand-ins"] == 0
+    figures = standard_figures(DATASET, "test", {"mine": answers()})
+    assert figures["stand-ins"] == {"mine": 0}
     all_, fresh, filtered = (figures[v]["mine"] for v in ("all", "fresh", "fresh, filtered"))
     # Targets i2 | i1 i2 i3 | i4 | i2 stand at 2 | 3 1 - | 1 | 1.
     assert (all_["n"], all_["instances"]) == (6, 4)
@@ -66,26 +66,26 @@ def test_figures_by_hand():
 def test_a_turns_own_ranking_stands_in():
     predictions = answers()
     predictions[1].messages[2] = MessageRanking()
-    figures = standard_figures(DATASET, "test", predictions, name="mine")
-    assert figures["stand-ins"] == 1
+    figures = standard_figures(DATASET, "test", {"mine": predictions, "other": answers()})
+    assert figures["stand-ins"] == {"mine": 1, "other": 0}
     assert figures["all"]["mine"]["hits@50"] == 5  # i1 and i2 at 1 and 2 of the turn's ranking
     # i2 was named between the turn's beginning and the message, so it leaves.
     assert figures["fresh, filtered"]["mine"]["hits@1"] == 3
     text = standard_markdown("tiny", "test", figures)
-    assert "1 instances stand inside a turn" in text
+    assert "stands in, which has read less: mine 1." in text
 
 
 def test_no_forms_no_instances_no_figures():
     bare = CrsDataset("tiny", ITEMS, {"train": tuple(dialogues(2)), "test": DIALOGUES})
-    figures = standard_figures(bare, "test", answers())
+    figures = standard_figures(bare, "test", {"crs_fast": answers()})
     assert "sr" not in figures["all"]["crs_fast"]
     assert "SR" not in standard_markdown("tiny", "test", figures)
-    assert standard_figures(bare, "test", []) == {}
+    assert standard_figures(bare, "test", {"crs_fast": []}) == {}
     assert standard_markdown("tiny", "test", {}) == ""
 
 
 def test_published_rows_stand_beside_redials_test_alone_and_say_what_they_are():
-    figures = standard_figures(DATASET, "test", answers(), name="mine")
+    figures = standard_figures(DATASET, "test", {"mine": answers()})
     text = standard_markdown("redial", "test", figures)
     for name in PUBLISHED:
         assert text.count(f"| {name} (claimed) |") == 2
@@ -106,7 +106,7 @@ def test_score_command_prints_it(tmp_path, capsys):
     assert main(["score", str(tmp_path / "p.jsonl"), "--data", str(data)]) == 0
     printed = capsys.readouterr().out
     figures = json.loads(printed.splitlines()[-1])
-    expected = standard_figures(DATASET, "test", answers(), name="system")
+    expected = standard_figures(DATASET, "test", {"system": answers()})
     assert figures["standard"] == json.loads(json.dumps(expected))
     assert figures["labels"] == {}
     assert "Public standard (SIGIR 2026)" in printed
@@ -141,8 +141,8 @@ def test_naive_on_redial(data_root):
     .090, which no ranking of a whole context can give where 4,472 of 4,975 targets are fresh."""
     data = load_dataset("redial", data_root)
     blank = blank_predictions(data.splits["test"])
-    figures = standard_figures(data, "test", blank)
-    assert figures["stand-ins"] == 1108
+    figures = standard_figures(data, "test", {"blank": blank})
+    assert figures["stand-ins"] == {"blank": 1108}
     naive = figures["all"][NAIVE]
     assert [naive[f"hits@{k}"] for k in (1, 10, 50)] == [208, 503, 503]
     assert naive["hits@50"] == 4975 - 4472
