@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 def data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
-        "--data", required=required, help="redial, inspired, starter, or a folder with items.jsonl"
+        "--data",
+        required=required,
+        help="redial, inspired, starter, or a folder with items.jsonl or *_data_processed.jsonl",
     )
     parser.add_argument(
         "--root", help="folder that holds redial/ and inspired/ (default: $CRS_FAST_DATA)"

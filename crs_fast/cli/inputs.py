@@ -20,6 +20,8 @@ def read_dataset(args: Namespace) -> CrsDataset:
     print(f"{dataset.name}: {len(dataset.items)} items; dialogues: {sizes}")
     everything = [d for split in dataset.splits.values() for d in split]
     print(f"mentions located in the text: {100 * located_share(everything):.1f} %")
+    for kind, count in report.guessed.items():
+        print(f"guessed: {kind}: {count}")
     for message in report.skipped:
         print(f"skipped: {message}")
     return dataset

@@ -35,6 +35,7 @@ def add(commands: Any) -> None:
 
 def run(args: Namespace) -> int:
     from crs_fast.crs.data.dialogue import need_splits
+    from crs_fast.crs.evaluation.corrected_labels import label_figures
     from crs_fast.crs.evaluation.fusion import fuse_with_copying
     from crs_fast.crs.evaluation.predictions import (
         blank_predictions,
@@ -51,6 +52,8 @@ def run(args: Namespace) -> int:
         recommendation_figures,
         text_figures,
     )
+    from crs_fast.crs.evaluation.sigir_standard import standard_figures
+    from crs_fast.crs.evaluation.standard_report import labels_markdown, standard_markdown
 
     if args.template and Path(args.template).exists():
         raise ValueError(f"score: --template must be a new file (got {args.template})")
@@ -73,6 +76,14 @@ def run(args: Namespace) -> int:
         "text": text_figures(ours),
     }
     print(scores_markdown(dataset.name, args.split, **figures))
+    figures["standard"] = standard_figures(dataset, args.split, {"system": ours})
+    figures["labels"] = label_figures(dataset, args.split, ours, name="system")
+    for tables in (
+        standard_markdown(dataset.name, args.split, figures["standard"]),
+        labels_markdown(figures["labels"]),
+    ):
+        if tables:
+            print(tables)
     if args.against:
         theirs = read_predictions(args.against, dialogues, dataset.items)
         seen = named_items(dataset.splits["train"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crs_fast._files import write_text
 from crs_fast.crs.data.dialogue import CrsDataset, need_splits
+from crs_fast.crs.evaluation.corrected_labels import label_figures
 from crs_fast.crs.evaluation.predict import predict
 from crs_fast.crs.evaluation.predictions import Prediction, write_predictions
 from crs_fast.crs.evaluation.reply_perplexity import note_gold_nll
@@ -20,6 +21,8 @@ from crs_fast.crs.evaluation.score import (
     recommendation_figures,
     text_figures,
 )
+from crs_fast.crs.evaluation.sigir_standard import standard_figures
+from crs_fast.crs.evaluation.standard_report import labels_markdown, standard_markdown
 from crs_fast.crs.recommender import Recommender
 
 
@@ -28,6 +31,8 @@ class Evaluation:
     """Figures of one run.
 
     recommendation, mode, text: see `crs_fast.crs.evaluation.score`
+    standard: see `crs_fast.crs.evaluation.sigir_standard`
+    labels: see `crs_fast.crs.evaluation.corrected_labels`; empty without corrected labels
     """
 
     dataset: str
@@ -38,6 +43,8 @@ class Evaluation:
     mode: dict[str, Any]
     text: dict[str, Any]
     predictions: list[Prediction]
+    standard: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the predictions."""
@@ -53,7 +60,12 @@ class Evaluation:
 
     def markdown(self) -> str:
         """The tables a reader should see together."""
-        return scores_markdown(self.dataset, self.split, self.recommendation, self.mode, self.text)
+        tables = [
+            scores_markdown(self.dataset, self.split, self.recommendation, self.mode, self.text),
+            standard_markdown(self.dataset, self.split, self.standard),
+            labels_markdown(self.labels),
+        ]
+        return "\n".join(filter(None, tables))
 
 
 def _fields(evaluation: Evaluation) -> dict[str, Any]:
@@ -119,6 +131,8 @@ def evaluate(
         mode_figures(predictions),
         text,
         predictions,
+        standard_figures(dataset, split, {"crs_fast": predictions}),
+        label_figures(dataset, split, predictions),
     )
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from crs_fast.crs.data.dialogue import Dialogue
 from crs_fast.crs.evaluation.baselines import recent_first
-from crs_fast.crs.evaluation.predictions import Prediction
+from crs_fast.crs.evaluation.predictions import MessageRanking, Prediction
 from crs_fast.crs.evaluation.targets import RecTurn, recommendation_targets
 
 RULES = ("ranks", "odds")
@@ -131,8 +132,25 @@ def fuse_with_copying(
     if rule not in RULES:
         raise ValueError(f"fuse_with_copying: rule must be one of {RULES} (got {rule!r})")
     if rule == "ranks":
-        return [fused_by_ranks(prediction) for prediction in predictions]
+        return [_with_messages(prediction, fused_by_ranks) for prediction in predictions]
     if not train:
         raise ValueError("fuse_with_copying: train must hold dialogues with 'odds' (got none)")
     odds = repeat_odds(recommendation_targets(train))
-    return [fused_by_odds(prediction, odds) for prediction in predictions]
+    by_odds = partial(fused_by_odds, odds=odds)
+    return [_with_messages(prediction, by_odds) for prediction in predictions]
+
+
+def _with_messages(prediction: Prediction, fuse: Callable[[Prediction], Prediction]) -> Prediction:
+    """A prediction fused, and its rankings inside the turn with it."""
+    messages = {}
+    for number, said in prediction.messages.items():
+        asked = replace(
+            prediction,
+            ranking=said.ranking,
+            new_ranking=said.new_ranking,
+            scores=said.scores,
+            named=said.named,
+        )
+        fused = fuse(asked)
+        messages[number] = MessageRanking(fused.ranking, fused.new_ranking, named=said.named)
+    return replace(fuse(prediction), messages=messages)
