@@ -301,7 +301,9 @@ def test_a_recording_keeps_what_it_reads(monkeypatch):
     del trie
     gc.collect()
     assert all(tensor() is not None for tensor in tensors)
-    ((_, recording),) = ModelState.of(model).recordings._kept.values()
-    _, plan, weights = recording._kept
+    kept = ModelState.of(model).recordings._kept
+    ((_, recording),) = kept.values()
+    plan, weights = recording._kept
+    assert [shape.vocab for shape in kept] == [vocab]
     assert plan.trie.codes.data_ptr() == codes
     assert weight in [t.data_ptr() for t in weights]
