@@ -254,8 +254,8 @@ class _Script:
         """A film that satisfies all said so far is recommended (now and then two, or one the
         seeker loved), and turned down for a reason."""
         if self.loved and self.chance(0.1):
-            film = self.loved.pop()
-            self.turn(RECOMMENDER, self.say("rewatch", film=self.world.items[film]))
+            loved = self.world.items[self.loved.pop()]
+            self.turn(RECOMMENDER, self.say("rewatch", film=loved))
             self.turn(SEEKER, self.say("reject_rewatch"))
             return
         films = [self.draw(self.others())]
