@@ -176,8 +176,8 @@ def _dialogues(seed: int, say: _Clock) -> CrsDataset:
 
     dataset = load_starter(seed=seed, train=TRAIN_DIALOGUES, valid=0, test=TEST_DIALOGUES)
     say(
-        f"{TRAIN_DIALOGUES} SIMULATED dialogues to train on, {TEST_DIALOGUES} held out, whose "
-        "sentences are built on templates of their own"
+        f"{TRAIN_DIALOGUES} SIMULATED dialogues to train on, {TEST_DIALOGUES} held out, with "
+        "sentence templates of their own"
     )
     return dataset
 
