@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TEST_DIALOGUES = 200
 TRAIN_DIALOGUES = 8000
-SHAPE = dict(hidden_size=192, layers=1, heads=4, vocab_size=2048)
+SHAPE = dict(hidden_size=192, layers=1, heads=4, vocab_size=3072)
 LEVELS, CODES = 2, 32
 COMPARE_SECONDS = 10
 # What a run writes beside `model/`; an earlier run's must not stand beside a new model.
