@@ -117,7 +117,10 @@ def test_quickstart_twice_in_one_folder(small_quickstart, tmp_path, capsys, monk
     assert summary["constraint"] == json.loads((tmp_path / "constraint.json").read_text())
     assert summary["constraint"]["mask_speedup"] > 0
 
-    # The picture fails: all else is done again, and no picture of the first run stays behind.
+    # The picture fails: all else is done again, and no picture of the first run stays behind, but
+    # what the command did not write does.
+    (tmp_path / "evaluation" / "notes.txt").write_text("mine")
+
     def fails(methods, path):
         raise ImportError("no matplotlib")
 
@@ -128,6 +131,7 @@ def test_quickstart_twice_in_one_folder(small_quickstart, tmp_path, capsys, monk
     assert json.loads((tmp_path / "summary.json").read_text())["failed"] == [failure]
     assert not (tmp_path / "recall.png").exists()
     assert (tmp_path / "conversation.txt").is_file()
+    assert (tmp_path / "evaluation" / "notes.txt").is_file()
     assert Recommender.from_pretrained(tmp_path / "model").titles["f001"] == "Star Wars (1977)"
 
 

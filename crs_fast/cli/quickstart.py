@@ -27,7 +27,12 @@ SHAPE = dict(hidden_size=192, layers=1, heads=4, vocab_size=3072)
 LEVELS, CODES = 2, 32
 COMPARE_SECONDS = 10
 # What a run writes beside `model/`; an earlier run's must not stand beside a new model.
-RESULTS = ("evaluation", "recall.png", "conversation.txt", "summary.json")
+RESULTS = (
+    *(f"evaluation/{name}" for name in ("evaluation.json", "evaluation.md", "predictions.jsonl")),
+    "recall.png",
+    "conversation.txt",
+    "summary.json",
+)
 
 
 def run(out: str, minutes: float, seed: int) -> int:
@@ -240,14 +245,8 @@ def _train(
 
 def _remove_results(folder: Path) -> None:
     """Of an earlier run in the same folder, whose model has just been replaced."""
-    import shutil
-
     for name in RESULTS:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        (folder / name).unlink(missing_ok=True)
 
 
 def _evaluate(recommender: Recommender, dataset: CrsDataset) -> tuple[Evaluation, int]:
