@@ -51,7 +51,7 @@ def _quickstart(commands) -> None:
         "quickstart", help="the whole system on embedded data, in minutes on a CPU"
     )
     parser.add_argument("--out", default="crs_fast_quickstart", help="where artefacts go")
-    parser.add_argument("--minutes", type=above_zero, default=2.3, help="training time")
+    parser.add_argument("--minutes", type=above_zero, default=2.5, help="training time")
     parser.add_argument("--seed", type=int, default=0)
 
     def run(args) -> int:
