@@ -91,9 +91,9 @@ class Recommender:
 
         Args:
             messages: [{"role": "user" | "assistant", "content": text}, ...], or a batch of such
-                lists. Titles in the text are linked to items, unless the message has
-                "items": [{"item_id", "start", "end"}, ...] of its own (offsets may be absent).
-            mode: "chat" or "rec" forces the mode; None lets the model choose.
+                lists. Titles in the text are linked to items unless the message brings its own
+                "items": [{"item_id", "start", "end"}, ...] (offsets may be absent).
+            mode: "chat" or "rec" forces the intent; None lets the model choose.
             num_items: the most items to return in mode "rec".
             exclude: item ids that may be neither recommended nor named in the reply; for a batch,
                 one collection per request.

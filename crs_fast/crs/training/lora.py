@@ -20,8 +20,8 @@ def add_lora(
     head) only the rows of `tokens` train.
 
     Args:
-        model: a causal language model, or a module that contains one.
-        whole: names of modules that train all their weights and get no adapter.
+        model: a causal language model, or a module with one inside.
+        whole: names of modules whose own weights train instead.
 
     Raises:
         ImportError: peft is missing (`crs_fast[train]`).
