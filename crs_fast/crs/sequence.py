@@ -5,9 +5,9 @@
     User: the nineties
     Assistant:<MODE=REC><BOI><a_1><b_2><EOI><RESP> you may like <BOI><a_1><b_2><EOI><eos>
 
-Everything up to the last `Assistant:` is the context, what follows is the response. Only the
-response carries a mode and a target; past turns stand as plain utterances, so a context only ever
-grows and the next turn's cache is good up to here.
+Everything up to the last `Assistant:` is the context; what follows is the response. Only the
+response carries a mode and a target. Past turns are plain utterances, so a context only grows, and
+the next turn can reuse the cache of this context.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LABELS = {SEEKER: "User:", RECOMMENDER: "Assistant:"}
 
 
 def trie_sids(trie: SidTrie, vocab: Vocabulary | None = None) -> dict[str, list[int]]:
-    """Codes of every item of a trie, padding left out, in the trie's own item order. Titles end in
-    `vocab.end` inside the trie already; it is left out, too."""
+    """The codes of every item of a trie without padding, in the trie's item order. In a trie of
+    titles each title ends in `vocab.end`, which is left out too."""
     sids = trie.sids()
     if vocab is not None and vocab.end is not None:
         sids = sids.masked_fill(vocab.encode(sids) == vocab.end, -1)
@@ -40,8 +40,8 @@ def trie_sids(trie: SidTrie, vocab: Vocabulary | None = None) -> dict[str, list[
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One training instance: `response` is what the loss is taken on. `item_id` is the target,
-    None for a reply without items."""
+    """One training instance. The loss is taken on `response`. `item_id` is the target, or None for
+    a reply without items."""
 
     turn_index: int
     item_id: str | None
@@ -51,8 +51,9 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which parts a response has. All three are GCRS; `words` alone is an ordinary language model
-    that names items inside its text; `item` alone is a recommender that says nothing."""
+    """Which parts a response has. With all three it is GCRS. With `words` alone the model is an
+    ordinary language model that names items inside its text; with `item` alone it recommends
+    without words."""
 
     mode: bool = True
     item: bool = True
@@ -63,24 +64,24 @@ GCRS = Layout()
 
 
 def _line(text: str) -> str:
-    # A line break inside an utterance would let people write turns of the other role.
+    # With a line break inside an utterance, a user could write turns of the other role.
     return text.replace("\r", " ").replace("\n", " ")
 
 
 class SequenceBuilder:
-    """Turns into token ids and back.
+    """Converts turns to token ids, and token ids back to text and items.
 
     Args:
-        tokenizer: holds the tokens of `vocab` and `control`.
-        vocab: code tokens; `begin` and `end` must be set.
+        tokenizer: a tokenizer that has the tokens of `vocab` and `control`.
+        vocab: the tokens of codes; `begin` and `end` must be set.
         control: ids of the control tokens.
-        sids: codes of every item of the catalogue; -1 (padding of a ragged row) is left out.
-        max_length: context and response together have at most so many tokens.
+        sids: the codes of every item of the catalogue; -1, which pads a shorter SID, is left out.
+        max_length: the most tokens that context and response may have together.
         layout: the parts of a response.
 
     Raises:
-        ValueError: `vocab` has no begin or end, the tokenizer has no end-of-sequence token, or
-            `max_length` is too short for a SID and a reply.
+        ValueError: `vocab` has no begin or no end, the tokenizer has no end-of-sequence token, or
+            `max_length` is too small for a SID and a reply.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class SequenceBuilder:
 
     @property
     def prompt(self) -> list[int]:
-        """Tokens of `Assistant:`, the end of every context."""
+        """The token ids of `Assistant:`, with which every context ends."""
         return self._labels[RECOMMENDER]
 
     def text(self, text: str) -> list[int]:
@@ -165,18 +166,19 @@ class SequenceBuilder:
         return [self.begin, *self._codes[item_id], self.end]
 
     def item_of(self, tokens: Sequence[int]) -> str | None:
-        """The item whose `[begin, codes..., end]` these tokens are, the first where several share
-        their codes; None where they are no item's."""
+        """The item whose `[begin, codes..., end]` these tokens are, or None. If several items share
+        their codes, it is the first of them."""
         whole = len(tokens) > 2 and tokens[0] == self.begin and tokens[-1] == self.end
         return self._items.get(tuple(tokens[1:-1])) if whole else None
 
     def utterance(self, turn: Turn) -> list[int]:
-        """The turn's text, after one space, with located mentions as SIDs. Mentions of items
-        outside the catalogue stay text; line breaks become spaces."""
+        """The turn's text after one space, with SIDs in place of the mentions whose position in the
+        text is known. Mentions of items outside the catalogue stay text; line breaks become
+        spaces."""
         return self._utterances([turn])[0]
 
     def _utterances(self, turns: Sequence[Turn]) -> list[list[int]]:
-        """`utterance` of many."""
+        """`utterance` of many turns, with one call of the tokenizer."""
         parts = [self._parts(turn) for turn in turns]
         lines = iter(self._texts([p for of_turn in parts for p in of_turn if isinstance(p, str)]))
         return [
@@ -185,7 +187,8 @@ class SequenceBuilder:
         ]
 
     def _parts(self, turn: Turn) -> list[str | list[int]]:
-        """Text, a SID's tokens, text, ..., text."""
+        """The parts of an utterance: text, the tokens of a SID, text, and so on; it begins and ends
+        with text."""
         parts: list[str | list[int]] = []
         text = " "
         for piece, item_id in turn.pieces():
@@ -197,15 +200,15 @@ class SequenceBuilder:
         return [*parts, _line(text)]
 
     def turns(self, turns: Sequence[Turn]) -> list[list[int]]:
-        """Past turns, one by one: role label, utterance, line break."""
+        """The token ids of each past turn: role label, utterance, line break."""
         return list(map(self._past, turns, self._utterances(turns)))
 
     def _past(self, turn: Turn, utterance: list[int]) -> list[int]:
         return [*self._labels[turn.role], *utterance, *self._newline]
 
     def context(self, turns: Sequence[Turn], reserve: int = 0) -> list[int]:
-        """All of `turns` and the prompt `Assistant:`, the left cut off (never inside a SID) so
-        that `reserve` more tokens fit into `max_length`.
+        """All of `turns`, then the prompt `Assistant:`. The left end is cut off, never inside a
+        SID, so that `reserve` more tokens fit into `max_length`.
 
         Raises:
             ValueError: `reserve` leaves no room for the prompt.
@@ -226,13 +229,15 @@ class SequenceBuilder:
         return [self._cut_left([*chain(*past[:end]), *self.prompt], budget) for end in ends]
 
     def prefix(self, mode: str, item_id: str | None = None) -> list[int]:
-        """How a response begins: `<MODE=CHAT><RESP>`; `<MODE=REC><BOI>SID<EOI><RESP>`; or, for
-        mode "rec" without an item, `<MODE=REC><BOI>`, where the search for one starts. Parts that
-        the layout lacks are left out; without the item part the search starts in the words. A finer
-        mode of `control` stands where its coarse one would.
+        """The token ids with which a response begins.
+
+        This is `<MODE=CHAT><RESP>` or `<MODE=REC><BOI>SID<EOI><RESP>`; or, for mode "rec" without
+        an item, `<MODE=REC><BOI>`, from where an item is searched. Parts that the layout lacks are
+        left out; without the item part the search starts in the words. A finer mode takes the place
+        of its coarse one.
 
         Raises:
-            ValueError: an unknown mode, or an item with mode "chat".
+            ValueError: the mode is unknown, or an item is given with mode "chat".
         """
         modes, (coarse, _) = self.control.modes, split_mode(mode)
         if mode not in modes or (coarse == CHAT and item_id is not None):
@@ -249,9 +254,9 @@ class SequenceBuilder:
         return [*opening, *item, *words]
 
     def response(self, turn: Turn, item_id: str | None = None) -> list[int]:
-        """A recommender turn as the model should write it, with its mode (the finer one of its
-        intent, if there is a token for it) and target. One that would not fit into `max_length`
-        loses its right end."""
+        """A recommender turn as the model should write it, with its mode and its target. The mode
+        is the finer one of the turn's intent if there is a token for it. A response that does not
+        fit into `max_length` is cut off at its right end."""
         return self._response(turn, self.utterance(turn), item_id)
 
     def _response(self, turn: Turn, utterance: list[int], item_id: str | None) -> list[int]:
@@ -263,9 +268,10 @@ class SequenceBuilder:
         return self._cut_right([*prefix, *words, self.eos], budget)
 
     def instances(self, dialogue: Dialogue) -> list[Instance]:
-        """One instance for each distinct item of each recommender turn (those whose place in the
-        text is unknown too), and one for each recommender turn without items. A layout without
-        items has one instance a turn, one without words none where nothing is recommended."""
+        """The training instances of a dialogue: one per distinct item of each recommender turn
+        (also of items whose position in the text is unknown), and one per recommender turn without
+        items. A layout without the item has one instance per turn; a layout without words has none
+        for turns that recommend nothing."""
         out: list[Instance] = []
         past: list[int] = []
         utterances = self._utterances(dialogue.turns)
@@ -296,20 +302,20 @@ class SequenceBuilder:
         return tokens[:stop]
 
     def _inside(self, tokens: list[int], at: int) -> bool:
-        """Whether a cut before `tokens[at]` would split an item: one begins further left and has
-        not ended."""
+        """Whether a cut before `tokens[at]` would split an item, one that begins further left and
+        has not ended there."""
         for token in reversed(tokens[:at]):
             if token in (self.begin, self.end):
                 return token == self.begin
         return False
 
     def decode(self, token_ids: Sequence[int], titles: Mapping[str, str]) -> str:
-        """Text with titles for whole SIDs. Special tokens, and SID fragments that are no item, are
-        left out; leading and trailing white space is stripped.
+        """The text of these tokens, with a title in place of each whole SID. Special tokens and
+        fragments of SIDs that are no item are left out. White space at both ends is stripped.
 
         Args:
-            token_ids: what the model wrote after `<RESP>`.
-            titles: what to show for an item; its id where it has no entry.
+            token_ids: the tokens that the model wrote after `<RESP>`.
+            titles: the text to show for each item; an item without an entry is shown by its id.
         """
         parts = []
         for tokens, item_id in self._segments(token_ids):
@@ -326,8 +332,8 @@ class SequenceBuilder:
         return str(text)
 
     def sid_fragments(self, token_ids: Sequence[int]) -> tuple[list[str], int]:
-        """Items named by whole SIDs, in order, and the number of runs of SID tokens (begin, end,
-        codes) that are no item."""
+        """The items that whole SIDs name, in order, and the number of runs of SID tokens (begin,
+        end, codes) that are no item."""
         items: list[str] = []
         invalid = 0
         for tokens, item_id in self._segments(token_ids):
@@ -338,8 +344,8 @@ class SequenceBuilder:
         return items, invalid
 
     def _segments(self, token_ids: Sequence[int]) -> Iterator[tuple[list[int], str | None]]:
-        """(text tokens, None), (an item's tokens, item) and, for a run of SID tokens that is no
-        item, ([], None)."""
+        """Yield (tokens, None) for text, (tokens, item id) for an item, and ([], None) for a run of
+        SID tokens that is no item."""
         tokens = [int(token) for token in token_ids]
         at = 0
         while at < len(tokens):
@@ -362,8 +368,8 @@ class SequenceBuilder:
             at = stop
 
     def _item_end(self, tokens: list[int], at: int) -> int | None:
-        """Where the item that begins at `at` ends; None where none does. A title's tokens are words
-        elsewhere, so only the whole says that it is an item."""
+        """The end of the item that begins at `at`, or None if none begins there. The tokens of a
+        title are also ordinary words, so only the whole run shows that it is an item."""
         if tokens[at] != self.begin or self.end not in tokens[at:]:
             return None
         stop = tokens.index(self.end, at) + 1

@@ -1,4 +1,4 @@
-"""Low-rank adapters by PEFT, put on a model; `backbones.merge_lora` takes them off again."""
+"""Adds PEFT's low-rank adapters to a model; `backbones.merge_lora` merges them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def add_lora(
     dropout: float = 0.05,
     whole: Sequence[str] = (),
 ) -> Any:
-    """A PEFT model with LoRA on every linear layer but the head, in which of the embedding (and
-    an untied head) only the rows of `tokens` train.
+    """A PEFT model with LoRA on every linear layer but the head. Of the embedding (and an untied
+    head) only the rows of `tokens` train.
 
     Args:
         model: a causal language model, or a module with one inside.

@@ -1,4 +1,4 @@
-"""Items as their titles: the trie takes any token sequences, so titles need no codes at all."""
+"""Titles in place of SIDs. A trie takes any token sequences, so that titles need no codes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def title_tokens(
 
 
 def title_trie(titles: Mapping[str, Sequence[int]], vocab: Vocabulary) -> SidTrie:
-    """The titles as a catalogue. Each ends in `<EOI>`, so that a title which begins another pays
-    for ending there."""
+    """A trie of the titles. Each ends in `<EOI>`, so that the score of a title which is the
+    beginning of another one includes the probability of ending there."""
     rows = [[*tokens, vocab.end] for tokens in titles.values()]
     width = max(map(len, rows))
     padded = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
@@ -56,15 +56,16 @@ def with_titles(
     layout: Layout = GCRS,
     seed: int = 0,
 ) -> Bundle:
-    """A backbone that names items by their titles, not yet trained: tokens for modes and for where
-    a title begins and ends join it, in place, and every title goes into the trie.
+    """Prepare a backbone to name items by their titles, before training. It gets tokens for modes
+    and for the beginning and end of a title, and all titles form the trie.
 
     Args:
         backbone: model and tokenizer, changed in place.
         items: the catalogue.
-        max_length: of a sequence, context and response together.
+        max_length: maximum length of a sequence, context and response together.
         layout: the parts of a response.
-        seed: of the new tokens' embedding rows, which start at random around the old ones' mean.
+        seed: seed of the new tokens' embedding rows, which start at random around the mean of the
+            old rows.
     """
     model, tokenizer = backbone
     control = ControlTokens.extend(tokenizer, model)
