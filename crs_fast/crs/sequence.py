@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from crs_fast.crs.control_tokens import CHAT, REC, ControlTokens, split_mode
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
+from crs_fast.crs.text_tokens import TextTokens
 from crs_fast.trie import SidTrie, Vocabulary
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ class SequenceBuilder:
         self._items: dict[tuple[int, ...], str] = {}
         for item_id, codes in self._codes.items():
             self._items.setdefault(codes, item_id)
+        reserved = {self.begin, self.end, self.eos, *control.tokens, *self._sid_tokens}
+        self._pieces = TextTokens(tokenizer, reserved)
         self._labels = {role: self.text(label) for role, label in LABELS.items()}
         self._newline = self.text("\n")
         shortest = len(self.prompt) + vocab.num_levels + 8
@@ -145,12 +148,7 @@ class SequenceBuilder:
 
     def _texts(self, texts: list[str]) -> list[list[int]]:
         """`text` of many, in one call of the tokenizer: a call costs more than a line."""
-        if not texts:
-            return []
-        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
-        return [
-            list(ids) if text else [] for text, ids in zip(texts, encoded["input_ids"], strict=True)
-        ]
+        return self._pieces.encode(texts)
 
     def item(self, item_id: str) -> list[int]:
         """`[begin, codes..., end]`.
@@ -311,19 +309,11 @@ class SequenceBuilder:
             token_ids: what the model wrote after `<RESP>`.
             titles: what to show for an item; its id where it has no entry.
         """
-        parts = []
-        for tokens, item_id in self._segments(token_ids):
-            if item_id is not None:
-                parts.append(titles.get(item_id, item_id))
-            elif tokens:
-                parts.append(self._plain(tokens))
-        return "".join(parts).strip()
-
-    def _plain(self, tokens: list[int]) -> str:
-        text = self.tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(text)
+        parts = [
+            tokens if item_id is None else titles.get(item_id, item_id)
+            for tokens, item_id in self._segments(token_ids)
+        ]
+        return self._pieces.decode(parts).strip()
 
     def sid_fragments(self, token_ids: Sequence[int]) -> tuple[list[str], int]:
         """Items named by whole SIDs, in order, and the number of runs of SID tokens (begin, end,
