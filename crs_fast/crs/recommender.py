@@ -13,7 +13,7 @@ import torch
 from crs_fast.crs.checkpoint import Bundle, load_bundle
 from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Mention, Turn, merge_turns
-from crs_fast.crs.data.entity_linking import TitleIndex
+from crs_fast.crs.data.entity_linking import MAX_CHARACTERS, TitleIndex
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
 
@@ -92,7 +92,8 @@ class Recommender:
         Args:
             messages: [{"role": "user" | "assistant", "content": text}, ...], or a batch of such
                 lists. Titles in the text are linked to items unless the message brings its own
-                "items": [{"item_id", "start", "end"}, ...] (offsets may be absent).
+                "items": [{"item_id", "start", "end"}, ...] (offsets may be absent). A message
+                has at most 1,000,000 characters.
             mode: "chat" or "rec" forces the intent; None lets the model choose.
             num_items: how many items to return at most, in mode "rec".
             exclude: item ids that must not be recommended, nor named in the reply; for a batch one
@@ -112,8 +113,8 @@ class Recommender:
             "chat".
 
         Raises:
-            ValueError: an unknown role or mode, an item with mode "chat", no message, an item id
-                that is not in the catalogue, or more items than beams.
+            ValueError: an unknown role or mode, an item with mode "chat", no message or one that is
+                too long, an item id that is not in the catalogue, or more items than beams.
         """
         single = not messages or isinstance(messages[0], Mapping)
         batch: list[Messages] = [messages] if single else list(messages)
@@ -168,6 +169,11 @@ class Recommender:
             raise ValueError(
                 f"respond: a message must have a role of {sorted(ROLES)} and a content string "
                 f"(got {dict(message)!r})"
+            )
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(
+                f"respond: a message must have at most {MAX_CHARACTERS} characters "
+                f"(got {len(text)})"
             )
         given = message.get("items")
         if given is None:

@@ -221,7 +221,20 @@ class SequenceBuilder:
                 f"{self.max_length - len(self.prompt)} (got {reserve})"
             )
         past = self.turns(turns[: max(ends, default=0)])
-        return [self._cut_left([*chain(*past[:end]), *self.prompt], budget) for end in ends]
+        return [self._cut_left([*self._last(past[:end]), *self.prompt], budget) for end in ends]
+
+    def _last(self, past: Sequence[list[int]]) -> list[int]:
+        """The end of the past, at least all that a context can hold: a long dialogue is not put
+        together anew for every turn. An item is far shorter than what is kept, so that a cut in
+        the part that a context holds still sees whether it is inside one."""
+        kept: list[list[int]] = []
+        length = 0
+        for tokens in reversed(past):
+            kept.append(tokens)
+            length += len(tokens)
+            if length >= 2 * self.max_length:
+                break
+        return list(chain.from_iterable(reversed(kept)))
 
     def prefix(self, mode: str, item_id: str | None = None) -> list[int]:
         """How a response begins: `<MODE=CHAT><RESP>`; `<MODE=REC><BOI>SID<EOI><RESP>`; or, for
@@ -265,7 +278,7 @@ class SequenceBuilder:
         text is unknown too), and one for each recommender turn without items. A layout without
         items has one instance a turn, one without words none where nothing is recommended."""
         out: list[Instance] = []
-        past: list[int] = []
+        past: list[list[int]] = []
         utterances = self._utterances(dialogue.turns)
         for index, (turn, utterance) in enumerate(zip(dialogue.turns, utterances, strict=True)):
             if turn.role == RECOMMENDER:
@@ -274,11 +287,12 @@ class SequenceBuilder:
                     targets = targets[:1]
                 if self.layout.words:
                     targets = targets or [None]
+                before = [*self._last(past), *self.prompt] if targets else []
                 for item_id in targets:
                     response = self._response(turn, utterance, item_id)
-                    context = self._cut_left(past + self.prompt, self.max_length - len(response))
+                    context = self._cut_left(before, self.max_length - len(response))
                     out.append(Instance(index, item_id, tuple(context), tuple(response)))
-            past += self._past(turn, utterance)
+            past.append(self._past(turn, utterance))
         return out
 
     def _cut_left(self, tokens: list[int], budget: int) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 SEEKER = "seeker"
 RECOMMENDER = "recommender"
@@ -151,22 +152,25 @@ def need_splits(dataset: CrsDataset, caller: str, names: Iterable[str]) -> None:
 def merge_turns(turns: Sequence[Turn], separator: str = " ") -> tuple[Turn, ...]:
     """Join one role's consecutive messages into one turn, mention offsets moved along; its intent
     is the first that is not OTHER."""
-    merged: list[Turn] = []
+    return tuple(_joined(list(group), separator) for _, group in groupby(turns, _role))
+
+
+def _role(turn: Turn) -> str:
+    return turn.role
+
+
+def _joined(turns: Sequence[Turn], separator: str) -> Turn:
+    """Turns of one role as one."""
+    if len(turns) == 1:
+        return turns[0]
+    mentions: list[Mention] = []
+    at = 0
     for turn in turns:
-        if not merged or merged[-1].role != turn.role:
-            merged.append(turn)
-            continue
-        last = merged[-1]
-        shift = len(last.text) + len(separator)
-        moved = tuple(
-            m
-            if m.start is None or m.end is None
-            else Mention(m.item_id, m.start + shift, m.end + shift)
-            for m in turn.mentions
-        )
-        silent = last.intent in (None, OTHER)
-        intent = turn.intent or last.intent if silent else last.intent
-        merged[-1] = Turn(
-            turn.role, last.text + separator + turn.text, last.mentions + moved, intent
-        )
-    return tuple(merged)
+        for m in turn.mentions:
+            if m.start is not None and m.end is not None:
+                m = Mention(m.item_id, m.start + at, m.end + at)
+            mentions.append(m)
+        at += len(turn.text) + len(separator)
+    intents = [turn.intent for turn in turns if turn.intent is not None]
+    intent = next((i for i in intents if i != OTHER), intents[-1] if intents else None)
+    return Turn(turns[0].role, separator.join(t.text for t in turns), tuple(mentions), intent)

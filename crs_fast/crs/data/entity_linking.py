@@ -130,7 +130,7 @@ class TitleIndex:
         run = words[span.first : span.last]
         if not self.everyday:
             return False
-        if not (is_short(text, run) or all(map(self._is_everyday, run))):
+        if not (is_short(text, run, span.key) or all(map(self._is_everyday, run))):
             return False
         start, end = run[0].start, span.end
         if text[max(start - 1, 0) : start] in _OPENING and text[end : end + 1] in _CLOSING:

@@ -92,8 +92,9 @@ _WORD = regex.compile(
     rf"|(?:{_OTHER}|{_MARKS}|(?<=\w){_APOSTROPHE}(?={_OTHER}))+",
     regex.VERSION1,
 )
-# Scripts in which a few characters are a syllable, so that short titles are everyday words.
-_SYLLABIC = regex.compile(r"[\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+# How few characters may be any word where a character says less than a Chinese one.
+_SHORT = ((regex.compile(r"[\p{Hiragana}\p{Thai}\p{Lao}]"), 3), (regex.compile(r"\p{Han}"), 1))
+_SHORT_ELSEWHERE = 2
 
 _LETTERS = str.maketrans(
     {"ı": "i", "ø": "o", "ł": "l", "đ": "d", "æ": "ae", "œ": "oe", "ʼ": "", "ँ": "ं"}
@@ -119,6 +120,7 @@ _PARTICLE = (
 )
 _PARTICLES = regex.compile(f"(?:{_PARTICLE}){{1,3}}")
 _LONGEST_PARTICLES = 6
+_USUAL_LENGTH = 40  # of a word; longer ones are not remembered
 
 _YEAR = "((?:18|19|20)[0-9]{2})"
 _YEAR_AFTER = re.compile(
@@ -150,7 +152,6 @@ class Span:
     key: str
 
 
-@lru_cache(maxsize=1 << 16)  # people say the same words again and again
 def _fold(word: str) -> str:
     if word.lower() in _SAME:
         return _SAME[word.lower()]
@@ -169,32 +170,43 @@ def words_of(text: str) -> list[Word]:
     words = []
     for found in _WORD.finditer(text):
         surface, (start, end), kind = found.group(), found.span(), found.lastgroup
-        if key := _fold(surface):
-            stems = tuple(_stems(surface, start, kind == "korean"))
-            words.append(Word(key, start, end, kind == "unspaced", stems))
+        read = _read if len(surface) <= _USUAL_LENGTH else _read.__wrapped__
+        key, stems = read(surface, kind == "korean")
+        if key:
+            placed = tuple((stem, start + cut) for stem, cut in stems)
+            words.append(Word(key, start, end, kind == "unspaced", placed))
     return words
 
 
-def _stems(surface: str, start: int, korean: bool) -> Iterator[tuple[str, int]]:
-    """A word without its suffixes: keys, and the character offsets where they end."""
+@lru_cache(maxsize=1 << 16)  # people say the same words again and again
+def _read(surface: str, korean: bool) -> tuple[str, tuple[tuple[str, int], ...]]:
+    """A word's key, and the keys and lengths of its stems."""
+    return _fold(surface), tuple((_fold(surface[:cut]), cut) for cut in _cuts(surface, korean))
+
+
+def _cuts(surface: str, korean: bool) -> Iterator[int]:
+    """Where suffixes of a word may begin."""
     if korean:
-        for cut in range(1, len(surface)):
+        # A syllable may be written as three letters.
+        for cut in range(max(1, len(surface) - 3 * _LONGEST_PARTICLES), len(surface)):
             rest = unicodedata.normalize("NFC", surface[cut:])
             if len(rest) <= _LONGEST_PARTICLES and _PARTICLES.fullmatch(rest):
-                yield _fold(surface[:cut]), start + cut
+                yield cut
         return
     cut = max(map(surface.rfind, "'’＇"))
     if cut > 0 and _TURKISH.fullmatch(surface[cut:].casefold()):
-        yield _fold(surface[:cut]), start + cut
+        yield cut
 
 
-def is_short(text: str, run: Sequence[Word]) -> bool:
-    """Whether words without spaces or case are so few characters that they may be any word: one,
-    or three where a character is less than a syllable."""
-    if all(word.unspaced for word in run):
-        syllabic = all(_SYLLABIC.match(text, word.start) for word in run)
-        return len(run) <= (3 if syllabic else 1)
-    return len(run) == 1 and len(unicodedata.normalize("NFC", run[0].key)) == 1
+def is_short(text: str, run: Sequence[Word], key: str) -> bool:
+    """Whether words that spell `key`, in a script without spaces or case, are so few characters
+    that they may be any word."""
+    if not all(word.unspaced for word in run):
+        return len(run) == 1 and len(unicodedata.normalize("NFC", key)) == 1
+    for script, few in _SHORT:
+        if all(script.match(text, word.start) for word in run):
+            return len(run) <= few
+    return len(run) <= _SHORT_ELSEWHERE
 
 
 def choose(candidates: Sequence[Item], text: str, end: int) -> tuple[Item | None, int, bool]:
