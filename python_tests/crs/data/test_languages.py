@@ -218,9 +218,6 @@ STARTER = [item.title for item in load_dataset("starter").items]
 EVERYDAY = [Item("a", "It"), Item("b", "Her"), Item("c", "Get Out"), Item("d", "Up")]
 LONG = {
     "a watch list": (STARTER, listed),
-        STARTER,
-        lambda n: ", ".join(STARTER[i % len(STARTER)] for i in range(n // 3)),
-    ),
     "everyday words": (None, lambda n: "it is up to her to get out of it " * (n // 10)),
     "capitals": (None, lambda n: "It Is Up To Her To Get Out Of It " * (n // 10)),
     "punctuation": (None, lambda n: "Her" + "." * 6 * n + "It"),
