@@ -13,7 +13,7 @@ import torch
 from crs_fast.crs.checkpoint import Bundle, load_bundle
 from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Mention, Turn, merge_turns
-from crs_fast.crs.data.entity_linking import TitleIndex
+from crs_fast.crs.data.entity_linking import MAX_CHARACTERS, TitleIndex
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
 
@@ -92,7 +92,8 @@ class Recommender:
         Args:
             messages: [{"role": "user" | "assistant", "content": text}, ...], or a batch of such
                 lists. Titles in the text are linked to items unless the message brings its own
-                "items": [{"item_id", "start", "end"}, ...] (offsets may be absent).
+                "items": [{"item_id", "start", "end"}, ...] (offsets may be absent). A message
+                has at most 1,000,000 characters.
             mode: "chat" or "rec" forces the intent; None lets the model choose.
             num_items: the most items to return in mode "rec".
             exclude: item ids that may be neither recommended nor named in the reply; for a batch,
@@ -113,7 +114,8 @@ class Recommender:
 
         Raises:
             ValueError: a role or mode is unknown, an item is given with mode "chat", there is no
-                message, an item id is not in the catalogue, or `num_items` exceeds `num_beams`.
+                message or one that is too long, an item id is not in the catalogue, or `num_items`
+                exceeds `num_beams`.
         """
         single = not messages or isinstance(messages[0], Mapping)
         batch: list[Messages] = [messages] if single else list(messages)
@@ -168,6 +170,11 @@ class Recommender:
             raise ValueError(
                 f"respond: a message must have a role of {sorted(ROLES)} and a content string "
                 f"(got {dict(message)!r})"
+            )
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(
+                f"respond: a message must have at most {MAX_CHARACTERS} characters "
+                f"(got {len(text)})"
             )
         given = message.get("items")
         if given is None:

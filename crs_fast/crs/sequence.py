@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from crs_fast.crs.control_tokens import CHAT, REC, ControlTokens, split_mode
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
+from crs_fast.crs.text_tokens import TextTokens
 from crs_fast.trie import SidTrie, Vocabulary
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class SequenceBuilder:
         self._items: dict[tuple[int, ...], str] = {}
         for item_id, codes in self._codes.items():
             self._items.setdefault(codes, item_id)
+        reserved = {self.begin, self.end, self.eos, *control.tokens, *self._sid_tokens}
+        self._pieces = TextTokens(tokenizer, reserved)
         self._labels = {role: self.text(label) for role, label in LABELS.items()}
         self._newline = self.text("\n")
         shortest = len(self.prompt) + vocab.num_levels + 8
@@ -146,12 +149,7 @@ class SequenceBuilder:
 
     def _texts(self, texts: list[str]) -> list[list[int]]:
         """`text` of many, in one call of the tokenizer: a call costs more than a line."""
-        if not texts:
-            return []
-        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
-        return [
-            list(ids) if text else [] for text, ids in zip(texts, encoded["input_ids"], strict=True)
-        ]
+        return self._pieces.encode(texts)
 
     def item(self, item_id: str) -> list[int]:
         """`[begin, codes..., end]`.
@@ -226,7 +224,20 @@ class SequenceBuilder:
                 f"{self.max_length - len(self.prompt)} (got {reserve})"
             )
         past = self.turns(turns[: max(ends, default=0)])
-        return [self._cut_left([*chain(*past[:end]), *self.prompt], budget) for end in ends]
+        return [self._cut_left([*self._last(past[:end]), *self.prompt], budget) for end in ends]
+
+    def _last(self, past: Sequence[list[int]]) -> list[int]:
+        """The end of the past, at least all that a context can hold: a long dialogue is not put
+        together anew for every turn. An item is far shorter than what is kept, so that a cut in
+        the part that a context holds still sees whether it is inside one."""
+        kept: list[list[int]] = []
+        length = 0
+        for tokens in reversed(past):
+            kept.append(tokens)
+            length += len(tokens)
+            if length >= 2 * self.max_length:
+                break
+        return list(chain.from_iterable(reversed(kept)))
 
     def prefix(self, mode: str, item_id: str | None = None) -> list[int]:
         """The token ids with which a response begins.
@@ -273,7 +284,7 @@ class SequenceBuilder:
         items. A layout without the item has one instance per turn; a layout without words has none
         for turns that recommend nothing."""
         out: list[Instance] = []
-        past: list[int] = []
+        past: list[list[int]] = []
         utterances = self._utterances(dialogue.turns)
         for index, (turn, utterance) in enumerate(zip(dialogue.turns, utterances, strict=True)):
             if turn.role == RECOMMENDER:
@@ -282,11 +293,12 @@ class SequenceBuilder:
                     targets = targets[:1]
                 if self.layout.words:
                     targets = targets or [None]
+                before = [*self._last(past), *self.prompt] if targets else []
                 for item_id in targets:
                     response = self._response(turn, utterance, item_id)
-                    context = self._cut_left(past + self.prompt, self.max_length - len(response))
+                    context = self._cut_left(before, self.max_length - len(response))
                     out.append(Instance(index, item_id, tuple(context), tuple(response)))
-            past += self._past(turn, utterance)
+            past.append(self._past(turn, utterance))
         return out
 
     def _cut_left(self, tokens: list[int], budget: int) -> list[int]:
@@ -317,19 +329,11 @@ class SequenceBuilder:
             token_ids: the tokens that the model wrote after `<RESP>`.
             titles: the text to show for each item; an item without an entry is shown by its id.
         """
-        parts = []
-        for tokens, item_id in self._segments(token_ids):
-            if item_id is not None:
-                parts.append(titles.get(item_id, item_id))
-            elif tokens:
-                parts.append(self._plain(tokens))
-        return "".join(parts).strip()
-
-    def _plain(self, tokens: list[int]) -> str:
-        text = self.tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(text)
+        parts = [
+            tokens if item_id is None else titles.get(item_id, item_id)
+            for tokens, item_id in self._segments(token_ids)
+        ]
+        return self._pieces.decode(parts).strip()
 
     def sid_fragments(self, token_ids: Sequence[int]) -> tuple[list[str], int]:
         """The items that whole SIDs name, in order, and the number of runs of SID tokens (begin,

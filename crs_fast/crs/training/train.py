@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FEW_STEPS = 50
+
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
@@ -178,6 +180,7 @@ def train_instances(
     trainer = _trainer(trained, packs, together, pad_id, disturb, folder, config, progress)
     if trainer.is_world_process_zero():
         note_weights(folder, config)
+        _say_if_short(trainer)
     start = time.perf_counter()
     with compiled(layers):
         trainer.train_from(checkpoint)
@@ -194,6 +197,17 @@ def train_instances(
         trainer.tokens_of_all(),
         seconds,
     )
+
+
+def _say_if_short(trainer: PackedTrainer) -> None:
+    """A model that has seen next to nothing answers at random; better said before than after."""
+    steps = trainer.last_step()
+    if steps < FEW_STEPS:
+        logger.warning(
+            f"train: this run takes {steps} step{'s' if steps > 1 else ''}, and in fewer than "
+            f"{FEW_STEPS} a model learns little; more epochs, a smaller tokens_per_batch "
+            "(--tokens-per-batch) or more dialogues make it longer"
+        )
 
 
 def _disturbance(

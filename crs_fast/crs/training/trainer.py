@@ -145,7 +145,7 @@ class PackedTrainer(Trainer):
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
             self.clock.go_on_from(state)
-            if state.global_step >= self._last_step() or self.clock.share() >= 1:
+            if state.global_step >= self.last_step() or self.clock.share() >= 1:
                 self._load_from_checkpoint(checkpoint)
                 self.state = state
                 self.loss_file.history = losses_of(state)
@@ -162,7 +162,8 @@ class PackedTrainer(Trainer):
         if original is not None:
             model.forward = original
 
-    def _last_step(self) -> int:
+    def last_step(self) -> int:
+        """How many steps the whole run has."""
         batches = len(self.get_train_dataloader())
         an_epoch = math.ceil(batches / self.args.gradient_accumulation_steps)
         return math.ceil(self.args.num_train_epochs * an_epoch)
