@@ -77,7 +77,8 @@ def train(
     """Teach a language model to choose a mode, an item and the words (GCRS, section 3.3).
 
     Args:
-        backbone: model and tokenizer, extended by `SidVocab.extend` and `ControlTokens.extend`.
+        backbone: model and tokenizer, extended by `SidVocab.extend(..., special=True)` and
+            `ControlTokens.extend`.
             `init_sid_rows` gives the new rows an informed start. The model is trained in place;
             a LoRA adapter is merged into it at the end.
         dialogues: a dataset (its "train" split is used) or dialogues.
@@ -106,7 +107,7 @@ def train(
         pad_id=builder.eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
         output_dir=output_dir,
         config=config,
-        codes=vocab.token_ids,
+        codes=[ids[ids >= 0] for ids in vocab.token_ids],
         resume=resume,
         progress=progress,
     )
