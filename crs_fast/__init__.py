@@ -20,10 +20,10 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from .quantize import RQVAE as RQVAE
     from .quantize import RQKMeans as RQKMeans
     from .quantize import resolve_collisions
-    from .trie import ItemFilter, SidTrie, SidVocab, TrieSlot
+    from .trie import ItemFilter, SidIndex, SidTrie, SidVocab, TrieSlot, load_index
 
 _HOMES = {
-    "trie": ("ItemFilter", "SidTrie", "SidVocab", "TrieSlot"),
+    "trie": ("ItemFilter", "SidIndex", "SidTrie", "SidVocab", "TrieSlot", "load_index"),
     "decode": ("RecommendOutput", "SidLogitsProcessor"),
     "decode.beam_search": ("beam_search",),
     "decode.recommend": ("recommend",),
@@ -40,6 +40,7 @@ __all__ = [
     "ItemFilter",
     "RecommendOutput",
     "Recommender",
+    "SidIndex",
     "SidLogitsProcessor",
     "SidTrie",
     "SidVocab",
@@ -49,6 +50,7 @@ __all__ = [
     "beam_search",
     "crs",
     "decode",
+    "load_index",
     "ops",
     "quantize",
     "recommend",

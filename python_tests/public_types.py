@@ -27,5 +27,8 @@ def shown(model: PreTrainedModel, ids: torch.Tensor) -> None:
     assert_type(residual, torch.Tensor)
     recommender = crs_fast.Recommender.from_pretrained("folder")
     assert_type(recommender, crs_fast.Recommender)
+    index = crs_fast.load_index("index.json")
+    assert_type(index, crs_fast.SidIndex)
+    assert_type(index.trie, crs_fast.SidTrie)
     slot = crs_fast.TrieSlot(10, num_levels=2, num_codes=2)
     assert_type(slot.load(trie), crs_fast.SidTrie)

@@ -1,5 +1,6 @@
 """Semantic-ID tries: the constraint index, its vocabularies, its filters."""
 
+from .formats import SidIndex, load_index
 from .grammar import Grammar
 from .item_filter import ItemFilter
 from .sid_trie import SidTrie
@@ -13,11 +14,13 @@ from .vocabulary import Vocabulary
 __all__ = [
     "Grammar",
     "ItemFilter",
+    "SidIndex",
     "SidTrie",
     "SidVocab",
     "TitleVocab",
     "TokenIds",
     "TrieSlot",
     "Vocabulary",
+    "load_index",
     "vocabulary_from_dict",
 ]

@@ -157,8 +157,8 @@ class SidVocab(Vocabulary):
         names = dict.fromkeys([*frame, *(token for level in levels for token in level if token)])
         if add:
             add_tokens(tokenizer, None, list(names))
-        ids = {token: token_id(tokenizer, token) for token in names}
-        lacking = [token for token, number in ids.items() if number is None]
+        ids = {t: number for t in names if (number := token_id(tokenizer, t)) is not None}
+        lacking = [token for token in names if token not in ids]
         if lacking:
             raise ValueError(
                 f"SidVocab.from_tokens: tokenizer must have every token (got none for "
@@ -167,8 +167,8 @@ class SidVocab(Vocabulary):
             )
         return cls(
             [[-1 if token is None else ids[token] for token in level] for level in levels],
-            begin=ids.get(begin),
-            end=ids.get(end),
+            begin=None if begin is None else ids[begin],
+            end=None if end is None else ids[end],
             eos=tokenizer.eos_token_id,
         )
 
