@@ -30,5 +30,6 @@ def shown(model: PreTrainedModel, ids: torch.Tensor) -> None:
     index = crs_fast.load_index("index.json")
     assert_type(index, crs_fast.SidIndex)
     assert_type(index.trie, crs_fast.SidTrie)
+    assert_type(crs_fast.find_items(ids, trie, vocab), list[list[crs_fast.Named]])
     slot = crs_fast.TrieSlot(10, num_levels=2, num_codes=2)
     assert_type(slot.load(trie), crs_fast.SidTrie)

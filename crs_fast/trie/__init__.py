@@ -3,6 +3,7 @@
 from .formats import SidIndex, load_index
 from .grammar import Grammar
 from .item_filter import ItemFilter
+from .named_items import Named, find_items
 from .sid_trie import SidTrie
 from .sid_vocab import SidVocab
 from .slot import TrieSlot
@@ -14,6 +15,7 @@ from .vocabulary import Vocabulary
 __all__ = [
     "Grammar",
     "ItemFilter",
+    "Named",
     "SidIndex",
     "SidTrie",
     "SidVocab",
@@ -21,6 +23,7 @@ __all__ = [
     "TokenIds",
     "TrieSlot",
     "Vocabulary",
+    "find_items",
     "load_index",
     "vocabulary_from_dict",
 ]

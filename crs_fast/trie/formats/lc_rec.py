@@ -18,6 +18,7 @@ from .naming import LevelNames, names_of_tokens
 from .rows import MOST_CODES, Rows, broken, check_distinct, item_number_or_text, sid_rows
 from .texts import lines, read_json
 
+_BREAK = re.compile(r"[\t\r\n]")
 _TOKEN = re.compile(r"<[^<>]+>")
 
 
@@ -108,7 +109,7 @@ def write_info(
             f"SidIndex.save: titles must have one per item (got none for {lacking[0]!r})"
         )
     rows = (
-        f"{''.join(row)}\t{' '.join(titles[item].split())}\t{item}\n"
+        f"{''.join(row)}\t{_BREAK.sub(' ', titles[item])}\t{item}\n"
         for item, row in zip(item_ids, tokens, strict=True)
     )
     write_text(path, "".join(rows))
