@@ -121,4 +121,4 @@ def generate_beams(
     totals = totals.masked_fill((totals < LOST) | nothing, float("-inf"))
     codes, totals = codes.to(trie.device), totals.to(trie.device)
     nodes = trie_walk(trie.tensors, codes.flatten(0, 1)).view(shape)
-    return RecommendOutput.of(trie, codes, nodes, totals, request.filters)
+    return RecommendOutput.of(trie, codes, nodes, totals, request.filters, request.most_items)

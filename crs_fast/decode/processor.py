@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 
 from crs_fast.ops import trie_mask
 from crs_fast.ops.trie.nodes import allowed, continues
 from crs_fast.trie import Grammar, ItemFilter, SidTrie, Vocabulary
+
+from .begin_watch import BeginWatch
 
 
 class SidLogitsProcessor:
@@ -18,7 +22,8 @@ class SidLogitsProcessor:
     prompt, and `<BOI>`, where there is one, opens the later ones. After a whole SID comes `end`,
     else end-of-sequence. Stateless: everything is read from `input_ids` (see `Grammar`), so beam
     search, sampling, greedy search and rows in different states all work. Costs one host
-    synchronisation for each step, to report illegal prefixes.
+    synchronisation for each step, to report illegal prefixes. A `generate` call in which no row
+    ever held `<BOI>` was not constrained, and a warning says so once.
 
     Args:
         trie: the catalogue.
@@ -52,6 +57,9 @@ class SidLogitsProcessor:
         self.filters = None if filters is None else filters.over(trie).tensors
         self._empty = None if self.filters is None else ~self.filters.words.bool().any(1)
         self.tokens = vocab.tensors(trie.device, eos_token_id)
+        self._watch = BeginWatch(vocab.begin) if prompt_length is None else None
+        if self._watch is not None:
+            weakref.finalize(self, self._watch.report)  # the last call, at the latest at exit
         self.grammar = Grammar(
             trie, vocab, prompt_length, vocab.begin, self.tokens.terminator, vocab.text_follows
         )
@@ -63,6 +71,8 @@ class SidLogitsProcessor:
                 "SidLogitsProcessor: trie must be on the device of input_ids, trie.to(device) with "
                 f"{str(input_ids.device)!r} (got {str(self.trie.device)!r})"
             )
+        if self._watch is not None:
+            self._watch.look(input_ids)
         nodes, inside = self.grammar.read(input_ids)
         self._check(nodes, inside)
         scores = trie_mask(scores, nodes, self.trie.tensors, self.tokens, self.filters)

@@ -163,6 +163,12 @@ class SidTrie:
                 f"{op}: vocab must have a token for each code of the trie, {sizes} a level "
                 f"(got {vocab.sizes})"
             )
+        lacking = vocab.codes_without_token(self.level_codes) if vocab.has_gaps else []
+        if lacking:
+            raise ValueError(
+                f"{op}: vocab must have a token for each code of the trie (got none for code "
+                f"{lacking[0][1]} of level {lacking[0][0]}: {len(lacking)} codes without)"
+            )
         return vocab
 
     @cached_property

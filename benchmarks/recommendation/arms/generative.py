@@ -172,7 +172,7 @@ def extended(
     model, tokenizer = setting.backbone(config.seed)
     own, items = setting.dataset.items, items or setting.dataset.items
     levels, codes = catalogue.sids.shape[1], int(catalogue.quantizer.codebooks.shape[1])
-    vocab = SidVocab.extend(tokenizer, model, levels, codes)
+    vocab = SidVocab.extend(tokenizer, model, levels, codes, special=True)
     control = ControlTokens.extend(tokenizer, model, fine_modes)
     trie = SidTrie.from_sids(catalogue.sids[: len(own)], [item.item_id for item in own])
     sids = {item.item_id: row for item, row in zip(items, catalogue.sids.tolist(), strict=True)}

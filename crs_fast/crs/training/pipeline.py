@@ -236,7 +236,7 @@ def with_sids(
     """
     model, tokenizer = backbone
     levels, codes = catalogue.sids.shape[1], catalogue.quantizer.codebooks.shape[1]
-    vocab = SidVocab.extend(tokenizer, model, levels, codes)
+    vocab = SidVocab.extend(tokenizer, model, levels, codes, special=True)
     control = ControlTokens.extend(tokenizer, model)
     trie = SidTrie.from_sids(catalogue.sids, [item.item_id for item in items])
     init_sid_rows(model, vocab, control, catalogue.embeddings, catalogue.sids, seed)

@@ -84,9 +84,9 @@ def train(
     """Teach a language model to choose a mode, an item and the words (GCRS, section 3.3).
 
     Args:
-        backbone: model and tokenizer, extended by `SidVocab.extend` and `ControlTokens.extend`.
-            `init_sid_rows` starts the new rows from the items' embeddings. The model is trained in
-            place; a LoRA adapter is merged into it at the end.
+        backbone: model and tokenizer, extended by `SidVocab.extend(..., special=True)` and
+            `ControlTokens.extend`. `init_sid_rows` starts the new rows from the items' embeddings.
+            The model is trained in place; a LoRA adapter is merged into it at the end.
         dialogues: a data set (its "train" split is used) or dialogues.
         trie: a `SidTrie` with the SID of every item that the dialogues name.
         vocab, control: the new tokens.
@@ -114,7 +114,7 @@ def train(
         pad_id=builder.eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
         output_dir=output_dir,
         config=config,
-        codes=vocab.token_ids,
+        codes=[ids[ids >= 0] for ids in vocab.token_ids],
         resume=resume,
         progress=progress,
     )
