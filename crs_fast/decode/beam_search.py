@@ -214,9 +214,11 @@ def _hugging_face(
     )
     shape = request.batch, request.num_beams
     tokens = out.sequences[:, length:].view(*shape, -1)
+    if tokens.shape[2] == 0:  # no beam was ever real
+        tokens = tokens.new_full((*shape, trie.num_levels), filler)
     scores = out.sequences_scores.view(shape)
     # Beams that were never real, and those of a filter that allows no item at all.
-    lost = (scores < LOST) | (tokens[..., 0] == filler)
+    lost = ~(scores >= LOST) | (tokens[..., 0] == filler)
     tokens = tokens.masked_fill((tokens == filler) | lost[..., None], -1)
     return tokens, scores.masked_fill(lost, float("-inf"))
 
