@@ -73,8 +73,8 @@ class SequenceBuilder:
     """Converts turns to token ids, and token ids back to text and items.
 
     Args:
-        tokenizer: a tokenizer that has the tokens of `vocab` and `control`, as special tokens, so
-            that nobody can type an item or a mode.
+        tokenizer: a tokenizer that has the tokens of `vocab` and `control`. Typed text never
+            becomes one of them (see `TextTokens`), so nobody can type an item or a mode.
         vocab: the tokens of codes; `begin` and `end` must be set.
         control: ids of the control tokens.
         sids: the codes of every item of the catalogue; -1, which pads a shorter SID, is left out.
@@ -82,8 +82,8 @@ class SequenceBuilder:
         layout: the parts of a response.
 
     Raises:
-        ValueError: `vocab` has no begin or no end, its tokens are no special tokens, the tokenizer
-            has no end-of-sequence token, or `max_length` is too small for a SID and a reply.
+        ValueError: `vocab` has no begin or no end, the tokenizer has no end-of-sequence token, or
+            `max_length` is too small for a SID and a reply.
     """
 
     def __init__(
@@ -105,7 +105,6 @@ class SequenceBuilder:
         self.eos: int = int(eos)
         self.begin, self.end = vocab.begin, vocab.end
         self._sid_tokens = {self.begin, self.end, *vocab.code_tokens().tolist()}
-        self._check_typed_text()
         self._codes = self._code_tokens(sids)
         self._items: dict[tuple[int, ...], str] = {}
         for item_id, codes in self._codes.items():
@@ -118,16 +117,6 @@ class SequenceBuilder:
         if max_length < shortest:
             raise ValueError(
                 f"SequenceBuilder: max_length must be at least {shortest} (got {max_length})"
-            )
-
-    def _check_typed_text(self) -> None:
-        added = self.tokenizer.added_tokens_decoder
-        plain = [t for t in sorted(self._sid_tokens) if t not in added or not added[t].special]
-        if plain:
-            name = self.tokenizer.convert_ids_to_tokens(plain[0])
-            raise ValueError(
-                "SequenceBuilder: tokens of vocab must be special tokens, else people could "
-                f"type items (got {name!r}, a plain token); use SidVocab.extend(…, special=True)"
             )
 
     def _code_tokens(self, sids: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

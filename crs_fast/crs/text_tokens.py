@@ -38,7 +38,7 @@ class TextTokens:
         special |= set(tokenizer.all_special_ids)
         kept = special | {token for token in reserved if token in added}
         names = dict(zip(kept, tokenizer.convert_ids_to_tokens(list(kept)), strict=True))
-        self._special = special
+        self._no_text = kept
         self._fast, self._slow = _pieces(tokenizer), None
         if self._fast is None:
             self._slow = copy.deepcopy(tokenizer)
@@ -87,8 +87,8 @@ class TextTokens:
 
     def decode(self, parts: Sequence[list[int] | str]) -> str:
         """Token ids and ready text, in order, as one text. Ids are decoded together, since many
-        tokenizers drop the space at the beginning of what they decode; special tokens are left
-        out."""
+        tokenizers drop the space at the beginning of what they decode; special and reserved tokens
+        are left out."""
         ready = [part for part in parts if isinstance(part, str)]
         for mark, name in self._marks if ready else [(0, "")]:
             # The mark stands for ready text. One whose name was written out too won't do.
@@ -101,7 +101,7 @@ class TextTokens:
         return "".join(decoded)
 
     def _plain(self, ids: list[int]) -> list[int]:
-        return [token for token in ids if token not in self._special]
+        return [token for token in ids if token not in self._no_text]
 
     def _decode(self, ids: list[int]) -> str:
         if self._fast is not None:

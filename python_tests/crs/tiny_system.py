@@ -1,5 +1,7 @@
 """A hand-written catalogue, dialogues and a tiny language model for the tests of this folder."""
 
+import torch
+
 from crs_fast.crs.backbones import tiny_backbone
 from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Item, Mention, Turn
@@ -55,6 +57,7 @@ def system(max_length=768, seed=0, **shape):
     """model, tokenizer, trie, vocab, control, builder, over `ITEMS`."""
     size = {"hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 300, **shape}
     model, tokenizer = tiny_backbone(TEXTS, seed=seed, **size)
+    torch.manual_seed(seed)  # rows for new tokens are drawn from the global random state
     vocab = SidVocab.extend(tokenizer, model, levels=3, codes=4, special=True)
     control = ControlTokens.extend(tokenizer, model)
     trie = SidTrie.from_sids(SIDS, [item.item_id for item in ITEMS])
