@@ -14,7 +14,7 @@ void bind_codebook(py::module_& m) {
                               Address out, Address residual, Address counts, Address sums) {
     py::gil_scoped_release release;
     const crs::LookupResult result = crs::residual_lookup_cpu(
-        {reinterpret_cast<const void*>(x), dtype, rows, dim, row_stride,
+        {reinterpret_cast<const void*>(x), static_cast<crs::DType>(dtype), rows, dim, row_stride,
          reinterpret_cast<const float*>(books), levels, codes, exact, threads,
          reinterpret_cast<int64_t*>(out), reinterpret_cast<float*>(residual),
          reinterpret_cast<int64_t*>(counts), reinterpret_cast<double*>(sums)});

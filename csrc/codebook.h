@@ -1,13 +1,16 @@
-// Residual codebook lookup on the CPU; see crs_fast/ops/codebook.py for what it computes.
+// Residual codebook lookup on the CPU; see crs_fast/ops/codebook/__init__.py for what it computes.
 #pragma once
 
 #include <cstdint>
+
+#include "dtype.h"
+#include "isa.h"
 
 namespace crs {
 
 struct LookupArgs {
   const void* x;  // [rows, dim], row_stride elements apart
-  int dtype;      // DType of simd.h
+  DType dtype;
   int64_t rows, dim, row_stride;
   const float* books;  // [levels, codes, dim]
   int64_t levels, codes;
@@ -25,5 +28,6 @@ struct LookupResult {
 };
 
 LookupResult residual_lookup_cpu(const LookupArgs& args);
+CRS_FOR_EACH_ISA(LookupResult residual_lookup(const LookupArgs& args);)
 
 }  // namespace crs

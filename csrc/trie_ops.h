@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "isa.h"
 #include "trie.h"
 
 namespace crs {
@@ -66,6 +67,7 @@ struct StepArgs {
   int64_t* out_codes;    // [batch, out_beams]
 };
 void trie_step_cpu(const StepArgs& args);
+CRS_FOR_EACH_ISA(void trie_step(const StepArgs& args);)
 
 #if defined(CRS_FAST_WITH_CUDA)
 // Return a cudaError_t; stream is a cudaStream_t.

@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
 KERNELS = ["trie_mask", "trie_step", "trie_walk"]
 OTHERS = ["trie_build", "trie_mask", "trie_rows", "trie_step", "trie_walk", "bindings_trie"]
+OTHERS += ["codebook", "dispatch", "isa", "threads"]
 MODULE = """
 #include "bindings.h"
 PYBIND11_MODULE(interpreted, m) { bind_trie(m); }
@@ -52,7 +53,8 @@ def build(folder: Path) -> SimpleNamespace:
     includes = [HERE, CSRC, Path(torch.__file__).parent / "include", sysconfig.get_path("include")]
     # In a namespace of its own: the module's classes must not be those of the real one.
     flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Dcrs=crs_interpreted"]
-    flags += ["-DCRS_FAST_WITH_CUDA", "-Wno-psabi", *(f"-I{path}" for path in includes)]
+    flags += ["-DCRS_FAST_WITH_CUDA", "-DCRS_ISA=portable", "-DCRS_ONLY_PORTABLE"]
+    flags += ["-Wno-psabi", *(f"-I{path}" for path in includes)]
     objects = [folder / f"{source.stem}.o" for source in sources]
     jobs = [
         subprocess.Popen([compiler(), *flags, "-c", str(source), "-o", str(out)])
