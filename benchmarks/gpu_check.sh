@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # One command on a bare GPU box: build with CUDA, run the gpu tests, time the GPU cases.
-# Needs nvcc, pybind11, cmake, ninja, torch, transformers, pytest; no network. JSON is the last line.
+# Needs nvcc, pybind11, cmake, ninja, torch, transformers, pytest; no network. The last line is JSON,
+# which benchmarks/tables.py reads from a file in benchmarks/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python3 -c 'import torch; torch.cuda.is_available() or exit("gpu_check: torch sees no CUDA device")'
 echo "== build"
-rm -f crs_fast/_C*.so  # one that another build put there looks up to date
+rm -f crs_fast/_C*.so  # a module from another build would look up to date
 # Not through setup.py: a bare box's setuptools may be too old for pyproject.toml.
 log="$(mktemp)"
 {
@@ -16,11 +17,11 @@ log="$(mktemp)"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python3 -m crs_fast.cli info
 echo "== tests"
-# Tests of the GPU stand in files of their own (*_gpu.py), which need no package but torch and
-# pytest. Whatever they find, the benchmarks still run; the exit status tells.
+# GPU tests are in files of their own (*_gpu.py), which need only torch and pytest. If some fail, the
+# benchmarks still run, and the exit status says so.
 status=0
-# Most of a test's time is a kernel's compilation: several at once, by pytest-xdist or else file by
-# file. A line a test, so that what was seen is known if time is up.
+# Most of a test's time is spent compiling a kernel, so several run at once: by pytest-xdist or else
+# file by file. Each test prints a line, so that its result is known if time runs out.
 files=(-n 1 -P 8) several=()
 if python3 -c "import xdist" 2>/dev/null; then files=() several=(-n 8); fi
 find python_tests -name "*_gpu.py" -print0 |
@@ -28,7 +29,7 @@ find python_tests -name "*_gpu.py" -print0 |
     python3 -m pytest -vv --durations=10 "${several[@]}" -m gpu -p no:cacheprovider ||
   status=1
 echo "== benchmarks"
-# What is left of eight minutes. A case that no time is left for is named, and no failure.
+# The rest of eight minutes. A case for which no time is left is named; that is no failure.
 timeout --kill-after=10 $((460 - SECONDS)) python3 benchmarks/run.py --device cuda \
   --seconds $((410 - SECONDS)) --repeats 5 || status=1
 exit "$status"

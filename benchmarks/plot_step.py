@@ -1,8 +1,9 @@
 """Step time against catalogue size: `python benchmarks/plot_step.py --out docs/step_vs_n.svg`.
 
-Two questions. With the legal children a beam held fixed (a tree that fans out by 4 at every depth,
-so that a larger catalogue is a deeper one), does a step depend on N? And at depth 1 of random SIDs,
-where children grow with N, what does a legal child cost? Prints a table and, last, JSON.
+Two questions. With the number of legal children per beam fixed (a tree that fans out by 4 at every
+depth, so that a larger catalogue is a deeper one), does a step depend on N? And at depth 1 of
+random SIDs, where the number of children grows with N, what does a legal child cost? Prints a table
+and, as the last line, JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.run import machine, measure
+from benchmarks.environment import machine
+from benchmarks.run import measure
 from crs_fast.ops import trie_step, trie_walk
 from crs_fast.trie import SidTrie, SidVocab
 
@@ -43,7 +45,7 @@ def fanned_sids(items: int, levels: int) -> torch.Tensor:
 
 
 def step_time(sids: torch.Tensor, depth: int, normalize: str, repeats: int) -> tuple[float, float]:
-    """Microseconds of a step from random prefixes, and the legal children a beam has there."""
+    """Microseconds of a step from random prefixes, and the mean number of legal children there."""
     trie = SidTrie.from_sids(sids)
     tokens = SidVocab(torch.arange(CODES).expand(trie.num_levels, CODES)).tensors()
     generator = torch.Generator().manual_seed(1)
@@ -96,9 +98,9 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for name in dict.fromkeys(row["workload"] for row in rows):
-        mine = [row for row in rows if row["workload"] == name]
-        axes.plot([r["items"] for r in mine], [r["us"] for r in mine], marker="o", label=name)
-    axes.set(xscale="log", xlabel="items", ylabel="µs a step", ylim=(0, None))
+        line = [row for row in rows if row["workload"] == name]
+        axes.plot([r["items"] for r in line], [r["us"] for r in line], marker="o", label=name)
+    axes.set(xscale="log", xlabel="items", ylabel="µs per step", ylim=(0, None))
     axes.set_title(f"trie_step, (B, M) = ({BATCH}, {BEAMS}), V = {CODES}, CPU", fontsize=10)
     axes.legend(fontsize=8)
     figure.tight_layout()

@@ -3,8 +3,9 @@
     python benchmarks/redial_quantizers.py --root <folder that holds redial/>
 
 Embeds the items' texts with MiniLM (kept in --cache, since that takes minutes on a CPU), fits each
-quantizer, and prints a table and, last, one line of JSON. Reconstruction errors are mean squared
-distances between the unit-length embeddings and what their codes decode to, before repair.
+quantizer, and prints a table and, as the last line, JSON. Reconstruction errors are mean squared
+distances between the unit-length embeddings and what their codes decode to, before repair. With
+`--out benchmarks/results/quantizers.json`, tables.py puts the figures into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import environment
+from benchmarks.fingerprint import fingerprint
 from crs_fast.crs.data.redial import read_catalogue
 from crs_fast.quantize import (
     RQVAE,
@@ -82,6 +85,7 @@ def main() -> int:
     parser.add_argument("--levels", type=int, default=4)
     parser.add_argument("--codes", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
     args = parser.parse_args()
     if args.cache is not None and args.cache.is_file():
         x = torch.from_numpy(np.load(args.cache))
@@ -91,24 +95,35 @@ def main() -> int:
         if args.cache is not None:
             np.save(args.cache, x.numpy())
     shape = {"levels": args.levels, "codes": args.codes}
-    ways: dict[str, Any] = {
+    quantizers: dict[str, Any] = {
         "RQ-VAE": RQVAE(**shape, seed=args.seed),
         "RQ-VAE, EMA": RQVAE(**shape, seed=args.seed, codebook_update="ema"),
         "RQ-KMeans": RQKMeans(**shape, seed=args.seed),
     }
     for beam in (1, 5):
         try:
-            ways[f"faiss RQ, beam {beam}"] = Faiss(args.levels, args.codes, beam)
+            quantizers[f"faiss RQ, beam {beam}"] = Faiss(args.levels, args.codes, beam)
         except ImportError:
             print("faiss is left out: not installed", file=sys.stderr)
             break
-    print(f"{len(x)} items x {x.shape[1]}, {args.levels} levels x {args.codes}")
+    workload = f"{len(x)} items x {x.shape[1]}, {args.levels} levels x {args.codes}"
+    print(workload)
     results = {}
-    for name, quantizer in ways.items():
+    for name, quantizer in quantizers.items():
         results[name] = row = measure(quantizer, x)
         figures = ", ".join(f"{c} {_text(row[c])}" for c in (*_COLUMNS, *_RATES))
         print(f"{name}: {figures}", flush=True)
         print("  nearest neighbours that share a prefix: " + _text(row["shared_prefix"]["nearest"]))
+    if args.out:
+        about = {
+            "workload": workload,
+            "fingerprint": fingerprint(("quantize",), "cpu"),
+            **environment.commit(),
+            "machine": environment.machine("cpu"),
+            "versions": environment.versions(),
+        }
+        rows = [{"quantizer": name} | row | about for name, row in results.items()]
+        args.out.write_text(json.dumps({"quantizers": rows}, indent=1) + "\n")
     print(json.dumps(results))
     return 0
 

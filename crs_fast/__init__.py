@@ -6,21 +6,56 @@ Names are loaded on first use, so `import crs_fast` needs neither transformers n
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crs_fast._version import __version__
+from ._version import __version__
+
+if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same to Python
+    from . import crs, decode, ops, quantize, trie
+    from .crs.recommender import Recommender
+    from .crs.turn import TurnCache
+    from .decode import RecommendOutput, SidLogitsProcessor
+    from .decode.beam_search import beam_search
+    from .decode.recommend import recommend
+    from .quantize import RQVAE as RQVAE
+    from .quantize import RQKMeans as RQKMeans
+    from .quantize import resolve_collisions
+    from .trie import ItemFilter, SidTrie, SidVocab, TrieSlot
 
 _HOMES = {
     "trie": ("ItemFilter", "SidTrie", "SidVocab", "TrieSlot"),
-    "decode": ("RecommendOutput", "SidLogitsProcessor", "beam_search", "recommend"),
+    "decode": ("RecommendOutput", "SidLogitsProcessor"),
+    "decode.beam_search": ("beam_search",),
+    "decode.recommend": ("recommend",),
     "quantize": ("RQKMeans", "RQVAE", "resolve_collisions"),
     "crs.recommender": ("Recommender",),
     "crs.turn": ("TurnCache",),
 }
-_WHERE = {name: module for module, names in _HOMES.items() for name in names}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 _ROOMS = ("crs", "decode", "ops", "quantize", "trie")
 
-__all__ = ["__version__", "show_config", *_WHERE, *_ROOMS]
+# What `from crs_fast import *` binds. RQVAE and RQKMeans are public too, but they are models of
+# transformers, which a star import must not load.
+__all__ = [
+    "ItemFilter",
+    "RecommendOutput",
+    "Recommender",
+    "SidLogitsProcessor",
+    "SidTrie",
+    "SidVocab",
+    "TrieSlot",
+    "TurnCache",
+    "__version__",
+    "beam_search",
+    "crs",
+    "decode",
+    "ops",
+    "quantize",
+    "recommend",
+    "resolve_collisions",
+    "show_config",
+    "trie",
+]
 
 
 def show_config() -> dict[str, Any]:
@@ -29,7 +64,7 @@ def show_config() -> dict[str, Any]:
 
     import torch
 
-    from crs_fast import _native
+    from . import _native
 
     return {
         "crs_fast": __version__,
@@ -40,13 +75,15 @@ def show_config() -> dict[str, Any]:
     }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _WHERE:
-        return getattr(importlib.import_module(f".{_WHERE[name]}", __name__), name)
-    if name in _ROOMS:
-        return importlib.import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # else every misspelt name would pass as Any
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME_OF:
+            return getattr(importlib.import_module(f".{_HOME_OF[name]}", __name__), name)
+        if name in _ROOMS:
+            return importlib.import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_HOME_OF, *_ROOMS})

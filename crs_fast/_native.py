@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 import warnings
+from importlib import machinery
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -26,9 +29,16 @@ def load() -> ModuleType | None:
     try:
         module = importlib.import_module("crs_fast._C")
     except ImportError as error:
+        installed = _installed_elsewhere()
+        hint = f"To build them: {BUILD_HINT}"
+        if installed is not None:
+            hint = (
+                f"They are installed in {installed}, but {Path(__file__).parent} comes first on "
+                "the import path: leave that folder, or install it with pip install -e ."
+            )
         warnings.warn(
             f"crs_fast: the native kernels are missing ({error}); the slower PyTorch reference "
-            f"runs instead. To build them: {BUILD_HINT}",
+            f"runs instead. {hint}",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -42,6 +52,19 @@ def load() -> ModuleType | None:
             )
         module.use_isa(forced)
     return module
+
+
+def _installed_elsewhere() -> Path | None:
+    """Another crs_fast on the import path that has its kernels; None where there is none. So it is
+    in a clone whose package was installed without -e: the clone's folder comes first."""
+    here = Path(__file__).resolve().parent
+    for entry in sys.path:
+        package = Path(entry or ".").resolve() / "crs_fast"
+        if package != here and any(
+            (package / f"_C{suffix}").is_file() for suffix in machinery.EXTENSION_SUFFIXES
+        ):
+            return package
+    return None
 
 
 @functools.cache

@@ -1,3 +1,4 @@
+// Gives items that collide SIDs of their own, group by group.
 #include "collisions.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// One semantic ID an item; see crs_fast/quantize/collisions.py for the procedure.
+// A SID of its own for each item; see crs_fast/ops/collisions for the procedure.
 #pragma once
 
 #include <cstdint>

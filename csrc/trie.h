@@ -2,7 +2,7 @@
 //
 // Items stand in sorted SID order. A node is a range of items at a depth, so there are no node
 // records: for each depth a bitmap marks the items at which a node begins, and the codes of those
-// nodes stand in one array, in the same order. A unary tail costs a bit and a code a level; a
+// nodes stand in one array, in the same order. A unary tail costs a bit and a code per level; a
 // node's children are adjacent; a filter is one more bitmap, and a child is legal iff its range
 // holds an allowed item. Rank (nodes before each word) makes both ways, item to node and node to
 // item, cost the same whatever the catalogue's size.

@@ -1,3 +1,4 @@
+// The logits mask on a GPU.
 #include <cuda_runtime.h>
 
 #include "trie_ops.h"
@@ -9,15 +10,15 @@ constexpr int kThreads = 256;
 // Tokens whose legality one block holds at a time: 32 KiB of shared memory.
 constexpr int64_t kChunk = int64_t{32} * 1024 * 8;
 
-// One block a row. Legal tokens are marked in a shared bitmap, then every other logit is
+// One block per row. Legal tokens are marked in a shared bitmap, then every other logit is
 // overwritten; in place, the logits are written but never read.
 template <typename Bits>
-__global__ void mask_kernel(MaskArgs args) {
+__global__ void mask_kernel(MaskArgs args, uint32_t minus_inf_in_dtype) {
   extern __shared__ uint32_t legal[];
   const int64_t row = blockIdx.x;
   const Bits* logits = static_cast<const Bits*>(args.logits) + row * args.row_stride;
   Bits* out = static_cast<Bits*>(args.out) + row * args.out_stride;
-  const Bits minus_inf = static_cast<Bits>(args.minus_inf);
+  const Bits minus_inf = static_cast<Bits>(minus_inf_in_dtype);
   const TokenView tokens = args.tokens;
   if (args.nodes[row] == kNoNode) {
     if (out != logits)
@@ -71,10 +72,11 @@ int trie_mask_cuda(const MaskArgs& args, void* stream) {
   const size_t shared = (bits + 31) / 32 * sizeof(uint32_t);
   auto cuda_stream = static_cast<cudaStream_t>(stream);
   auto blocks = static_cast<unsigned>(args.rows);
-  if (args.element_size == 4)
-    mask_kernel<uint32_t><<<blocks, kThreads, shared, cuda_stream>>>(args);
+  const uint32_t minus_inf = minus_inf_bits(args.dtype);
+  if (element_size(args.dtype) == 4)
+    mask_kernel<uint32_t><<<blocks, kThreads, shared, cuda_stream>>>(args, minus_inf);
   else
-    mask_kernel<uint16_t><<<blocks, kThreads, shared, cuda_stream>>>(args);
+    mask_kernel<uint16_t><<<blocks, kThreads, shared, cuda_stream>>>(args, minus_inf);
   return cudaGetLastError();
 }
 

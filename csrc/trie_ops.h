@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "dtype.h"
 #include "isa.h"
 #include "trie.h"
 
@@ -26,11 +27,12 @@ struct TokenView {
 // nodes[r] = the node reached from the root by codes[r, :], stopping at the first -1; kNoNode when
 // the trie has no such path.
 void trie_walk_cpu(const TrieView& trie, const int64_t* codes, int64_t rows, int64_t length,
-                   int64_t* nodes);
+                   int64_t* nodes, int threads);
 
 // codes[i, :] = the SID of the item at sorted position items[i], -1 after its end. Null items: of
 // the first `size` items.
-void trie_rows_cpu(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes);
+void trie_rows_cpu(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes,
+                   int threads);
 
 // out[r, v] = logits[r, v] where v is legal after nodes[r], else -inf.
 struct MaskArgs {
@@ -38,17 +40,18 @@ struct MaskArgs {
   FilterView filter;
   TokenView tokens;
   int64_t rows_per_filter;
-  const void* logits;    // [rows, vocab] of element_size bytes, row_stride elements apart
+  const void* logits;    // [rows, vocab], row_stride elements apart
   void* out;             // likewise, out_stride apart; may be logits
   const int64_t* nodes;  // [rows]
   int64_t rows, vocab, row_stride, out_stride;
-  int element_size;    // 4 (float32) or 2 (bfloat16, float16)
-  uint32_t minus_inf;  // its bit pattern in that dtype
+  DType dtype;  // of logits and out
+  int threads;  // at most
 };
 void trie_mask_cpu(const MaskArgs& args);
 
-// One constrained beam step; see crs_fast/ops/trie.py for what it computes.
-enum class Normalize : int { kVocab = 0, kLevel = 1, kLegal = 2 };
+// One constrained beam step; see crs_fast/ops/trie for what it computes, step_rules.h for
+// what the CPU and the CUDA code share. Normalize is exported to Python as `_C.Normalize`.
+enum class Normalize : int { kVocab, kLevel, kLegal };
 struct StepArgs {
   TrieView trie;
   FilterView filter;
@@ -57,7 +60,7 @@ struct StepArgs {
   float inverse_temperature;
   const void* logits;  // [batch * beams, vocab], row_stride elements apart
   int64_t batch, beams, vocab, row_stride;
-  int dtype;             // 0 float32, 1 bfloat16, 2 float16
+  DType dtype;
   const float* scores;   // [batch, beams]
   const int64_t* nodes;  // [batch, beams], kNoNode for a dead beam
   int64_t out_beams;
@@ -65,9 +68,16 @@ struct StepArgs {
   int64_t* out_nodes;    // [batch, out_beams]
   int64_t* out_parents;  // [batch, out_beams]
   int64_t* out_codes;    // [batch, out_beams]
+  int threads;           // at most
 };
 void trie_step_cpu(const StepArgs& args);
-CRS_FOR_EACH_ISA(void trie_step(const StepArgs& args);)
+
+// What the functions above call.
+CRS_FOR_EACH_ISA(void trie_walk(const TrieView& trie, const int64_t* codes, int64_t rows,
+                                int64_t length, int64_t* nodes, int threads);
+                 void trie_rows(const TrieView& trie, const int64_t* items, int64_t size,
+                                int64_t* codes, int threads);
+                 void trie_mask(const MaskArgs& args); void trie_step(const StepArgs& args);)
 
 #if defined(CRS_FAST_WITH_CUDA)
 // Return a cudaError_t; stream is a cudaStream_t.

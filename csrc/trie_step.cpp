@@ -1,10 +1,12 @@
+// The beam step on the CPU: one pass over each beam's children, the best of which are kept.
+// Compiled once per instruction set.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "buffer.h"
 #include "logsumexp.h"
+#include "step_rules.h"
 #include "threads.h"
 #include "trie_ops.h"
 
@@ -12,14 +14,11 @@ namespace crs {
 namespace CRS_ISA {
 namespace {
 
-constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
-
 constexpr int64_t kBlock = 256;  // children scored at a time
-constexpr int64_t kEndChild = -1;
 // Fewer allowed items than one in so many children: go from items to children.
 constexpr int64_t kFew = 4;
-// Below so many logits a second thread costs more than it brings.
-constexpr int64_t kParallel = 1 << 15;
+// A thread more for every so many logits: for less, waking it costs more than it brings.
+constexpr int64_t kLogitsPerThread = 1 << 16;
 
 // Where a depth's codes stand among the logits.
 struct Columns {
@@ -48,17 +47,6 @@ int64_t above(const T* logits, const Code* codes, int64_t size, float limit, int
   return count;
 }
 
-struct Candidate {
-  float score;
-  int32_t parent;
-  int64_t child;  // index within its depth, or kEndChild
-};
-// Higher scores first; ties go to the lower parent, then to the lower code.
-bool better(const Candidate& a, const Candidate& b) {
-  if (a.score != b.score) return a.score > b.score;
-  return a.parent != b.parent ? a.parent < b.parent : a.child < b.child;
-}
-
 struct Better {
   bool operator()(const Candidate& a, const Candidate& b) const { return better(a, b); }
 };
@@ -70,7 +58,7 @@ class Best {
   explicit Best(int64_t wanted)
       : wanted_(wanted), room_(std::max<int64_t>(2 * wanted, 64)), kept_(room_) {}
   // A lower score never gets in. Nor does an equal one, as candidates come in order of parent and
-  // child.
+  // child; at first, what can't be a beam.
   float threshold() const { return threshold_; }
   void add(const Candidate& candidate) {
     begin()[size_++] = candidate;
@@ -110,32 +98,25 @@ struct Step {
   }
 
   const T* row(int64_t r) const { return static_cast<const T*>(args.logits) + r * args.row_stride; }
-  bool dead(int64_t r) const { return args.nodes[r] == kNoNode || args.scores[r] == kMinusInf; }
-  Children children_of(int64_t r) const { return {args.trie, args.trie.node(args.nodes[r])}; }
-  bool allowed(int64_t request, const Node& node) const { return args.filter.any(request, node); }
 
   float normalizer(int64_t r, const Children& children) const {
     const T* logits = row(r);
     if (args.normalize == Normalize::kVocab)
       return logsumexp(logits, args.vocab, args.inverse_temperature);
+    const Columns& level = columns[scored_level(args, children)];
+    const bool of_level = args.normalize == Normalize::kLevel;
+    if (of_level && level.first >= 0)
+      return logsumexp(logits + level.first, level.width, args.inverse_temperature);
+    const Buffer<float> picked(of_level ? level.width : children.size());
     int64_t count = 0;
-    if (args.normalize == Normalize::kLevel) {
-      // A whole SID has no next level; nothing is scored there.
-      const Columns& level = columns[std::min(children.parent.depth, args.trie.levels - 1)];
-      if (level.first >= 0)
-        return logsumexp(logits + level.first, level.width, args.inverse_temperature);
-      const Buffer<float> picked(level.width);
-      for (int64_t c = 0; c < level.width; ++c)
-        if (level.table[c] >= 0) picked.get()[count++] = to_float(logits[level.table[c]]);
-      return logsumexp(picked.get(), count, args.inverse_temperature);
-    }
-    const Buffer<float> picked(children.size());
-    for (int64_t k = children.first; k < children.last; ++k) {
-      const int64_t column = args.tokens.at(children.parent.depth, children.code(k));
-      if (column < 0) continue;
-      if (args.filter.words && !allowed(r / args.beams, children.child(k))) continue;
-      picked.get()[count++] = to_float(logits[column]);
-    }
+    const auto pick = [&](int64_t column) {
+      if (column >= 0) picked.get()[count++] = to_float(logits[column]);
+    };
+    if (of_level)
+      for (int64_t c = 0; c < level.width; ++c) pick(level.table[c]);
+    else
+      for (int64_t k = children.first; k < children.last; ++k)
+        pick(legal_column(args, children, r / args.beams, k));
     return logsumexp(picked.get(), count, args.inverse_temperature);
   }
 
@@ -161,10 +142,10 @@ struct Step {
                    Best& best) const {
     const int64_t column = args.tokens.at(children.parent.depth, children.code(child));
     if (column < 0) return;
-    const float gain = to_float(row(r)[column]) * args.inverse_temperature - norm;
-    const float score = args.scores[r] + gain;
-    const int64_t request = r / args.beams;
-    if (score > best.threshold() && (!args.filter.words || allowed(request, children.child(child))))
+    const float score = score_of(args, args.scores[r], to_float(row(r)[column]), norm);
+    if (!(score > best.threshold())) return;
+    // Last, since it costs most.
+    if (!args.filter.words || args.filter.any(r / args.beams, children.child(child)))
       best.add({score, static_cast<int32_t>(r % args.beams), child});
   }
 
@@ -174,8 +155,8 @@ struct Step {
     for (int64_t k = children.first; k < children.last; k += kBlock) {
       const int64_t size = std::min(kBlock, children.last - k);
       const float limit = limit_of(best.threshold(), args.scores[r], norm);
-      const int64_t found = promising(children, k, size, row(r), limit, candidates);
-      for (int64_t i = 0; i < found; ++i) offer_child(r, children, k + candidates[i], norm, best);
+      const int64_t count = promising(children, k, size, row(r), limit, candidates);
+      for (int64_t i = 0; i < count; ++i) offer_child(r, children, k + candidates[i], norm, best);
     }
   }
 
@@ -210,10 +191,9 @@ struct Step {
   void offer(int64_t request, int64_t first_beam, int64_t last_beam, Best& best) const {
     for (int64_t m = first_beam; m < last_beam; ++m) {
       const int64_t r = request * args.beams + m;
-      if (dead(r)) continue;
-      const Children children = children_of(r);
-      const bool ends = children.may_end();
-      if (ends && args.scores[r] > best.threshold() && allowed(request, children.end()))
+      if (is_dead(args, r)) continue;
+      const Children children = children_of(args, r);
+      if (args.scores[r] > best.threshold() && may_end(args, children, request))
         best.add({args.scores[r], static_cast<int32_t>(m), kEndChild});
       if (children.is_leaf()) continue;
       const Node& parent = children.parent;
@@ -229,29 +209,20 @@ struct Step {
   void write(int64_t request, const Best& best) const {
     for (int64_t i = 0; i < args.out_beams; ++i) {
       const int64_t at = request * args.out_beams + i;
-      if (i >= best.size()) {
-        args.out_scores[at] = kMinusInf;
-        args.out_nodes[at] = kNoNode;
-        args.out_parents[at] = 0;
-        args.out_codes[at] = kEnd;
-        continue;
-      }
-      const Candidate& chosen = best.begin()[i];
-      const Children children = children_of(request * args.beams + chosen.parent);
-      const bool ends = chosen.child == kEndChild;
-      args.out_scores[at] = chosen.score;
-      args.out_nodes[at] = (ends ? children.end() : children.child(chosen.child)).pack();
-      args.out_parents[at] = chosen.parent;
-      args.out_codes[at] = ends ? kEnd : children.code(chosen.child);
+      if (i < best.size())
+        write_beam(args, at, request, best.begin()[i]);
+      else
+        write_dead_beam(args, at);
     }
   }
 
-  // A thread takes one request or, where there are fewer of them than threads, a part of one.
+  // A thread takes a request at a time or, where there are few of them, a part of one.
   void run() const {
     if (args.batch == 0) return;
-    const bool alone = args.batch * args.beams * args.vocab < kParallel;
-    const int64_t threads = alone ? 1 : args.threads;
-    const int64_t parts = std::clamp<int64_t>((threads + args.batch - 1) / args.batch, 1,
+    const int64_t worth = args.batch * args.beams * args.vocab / kLogitsPerThread;
+    const int64_t threads = std::clamp<int64_t>(worth, 1, std::max(1, args.threads));
+    const int64_t chunks = threads == 1 ? 1 : 2 * threads;
+    const int64_t parts = std::clamp<int64_t>((chunks + args.batch - 1) / args.batch, 1,
                                               std::max<int64_t>(args.beams, 1));
     std::vector<Best> best;
     best.reserve(args.batch * parts);
@@ -272,9 +243,9 @@ struct Step {
 
 void trie_step(const StepArgs& args) {
   switch (args.dtype) {
-    case int(DType::kBFloat16):
+    case DType::kBFloat16:
       return Step<BFloat16>{args}.run();
-    case int(DType::kFloat16):
+    case DType::kFloat16:
       return Step<Float16>{args}.run();
     default:
       return Step<float>{args}.run();

@@ -1,11 +1,13 @@
-// The beam step in two launches: a block a beam takes the row's logsumexp, scores the beam's legal
-// children and lists the best of them; then a block a request merges its beams' lists. Nothing of
-// [rows, vocab] is written.
+// The beam step in two launches: one block per beam takes the row's logsumexp, scores the beam's
+// legal children and lists the best of them; then one block per request merges its beams' lists.
+// Nothing of [rows, vocab] is written.
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
+#include "select.cuh"
+#include "step_rules.h"
 #include "trie_ops.h"
 
 namespace crs {
@@ -15,16 +17,8 @@ constexpr int kRowThreads = 128;
 constexpr int kWideRowThreads = 512;  // a row of a language model's vocabulary
 constexpr int64_t kWideRow = 1 << 14;
 constexpr int kSelectThreads = 1024;
-constexpr int kWarp = 32;
 constexpr int kBuffer = 2304;  // candidates of a beam in shared memory: 2048 codes at once and more
-constexpr int kDigitBits = 10;
-constexpr int kDigits = 1 << kDigitBits;
-constexpr float kMinusInf = -INFINITY;
-constexpr unsigned kAll = 0xffffffffu;
 
-struct BFloat16 {
-  uint16_t bits;
-};
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
 __device__ __forceinline__ float to_float(BFloat16 x) {
@@ -55,16 +49,16 @@ struct LogSum {
   __device__ __forceinline__ float value() const { return top + logf(sum); }
 };
 
-__device__ float block_value(LogSum mine) {
+__device__ float block_value(LogSum part) {
   __shared__ float tops[kWideRowThreads / kWarp], sums[kWideRowThreads / kWarp];
   for (int step = kWarp / 2; step > 0; step /= 2) {
-    const float top = __shfl_xor_sync(kAll, mine.top, step);
-    const float sum = __shfl_xor_sync(kAll, mine.sum, step);
-    mine.merge(top, sum);
+    const float top = __shfl_xor_sync(kAll, part.top, step);
+    const float sum = __shfl_xor_sync(kAll, part.sum, step);
+    part.merge(top, sum);
   }
   if (threadIdx.x % kWarp == 0) {
-    tops[threadIdx.x / kWarp] = mine.top;
-    sums[threadIdx.x / kWarp] = mine.sum;
+    tops[threadIdx.x / kWarp] = part.top;
+    sums[threadIdx.x / kWarp] = part.sum;
   }
   __syncthreads();
   LogSum all;
@@ -75,7 +69,7 @@ __device__ float block_value(LogSum mine) {
 template <typename T>
 __device__ LogSum over_row(const T* row, int64_t size, float scale) {
   constexpr int kPer = sizeof(uint4) / sizeof(T);
-  LogSum mine;
+  LogSum part;
   // Rows may begin anywhere; 16 bytes are read at a time between the first and last boundary.
   const int64_t misplaced = reinterpret_cast<uintptr_t>(row) / sizeof(T) % kPer;
   const int64_t head = misplaced == 0 ? 0 : min(static_cast<int64_t>(kPer) - misplaced, size);
@@ -88,55 +82,44 @@ __device__ LogSum over_row(const T* row, int64_t size, float scale) {
       scaled[j] = to_float(values[j]) * scale;
       highest = fmaxf(highest, scaled[j]);
     }
-    if (highest > mine.top) {
-      mine.sum *= __expf(mine.top - highest);
-      mine.top = highest;
+    if (highest > part.top) {
+      part.sum *= __expf(part.top - highest);
+      part.top = highest;
     }
-    if (mine.top > kMinusInf)
-      for (int j = 0; j < kPer; ++j) mine.sum += __expf(scaled[j] - mine.top);
+    if (part.top > kMinusInf)
+      for (int j = 0; j < kPer; ++j) part.sum += __expf(scaled[j] - part.top);
   }
   const int64_t tail = head + wide * kPer;
-  if (threadIdx.x < head) mine.add(to_float(row[threadIdx.x]) * scale);
-  if (threadIdx.x < size - tail) mine.add(to_float(row[tail + threadIdx.x]) * scale);
-  return mine;
-}
-
-__device__ __forceinline__ bool is_dead(const StepArgs& args, int64_t r) {
-  return args.nodes[r] == kNoNode || args.scores[r] == kMinusInf;
-}
-
-// Column of the k-th node of the next depth, -1 where it has none or the filter bars it.
-__device__ __forceinline__ int64_t legal_column(const StepArgs& args, const Children& children,
-                                                int64_t request, int64_t k) {
-  if (args.filter.words && !args.filter.any(request, children.child(k))) return -1;
-  return args.tokens.at(children.parent.depth, children.code(k));
+  if (threadIdx.x < head) part.add(to_float(row[threadIdx.x]) * scale);
+  if (threadIdx.x < size - tail) part.add(to_float(row[tail + threadIdx.x]) * scale);
+  return part;
 }
 
 template <typename T>
 __device__ float normalizer_of(const StepArgs& args, const Children& children, int64_t r) {
   const T* row = static_cast<const T*>(args.logits) + r * args.row_stride;
   const float scale = args.inverse_temperature;
-  LogSum mine;
+  LogSum part;
   if (args.normalize == Normalize::kVocab) {
-    mine = over_row(row, args.vocab, scale);
+    part = over_row(row, args.vocab, scale);
   } else if (args.normalize == Normalize::kLevel) {
-    const int64_t level = min(children.parent.depth, args.trie.levels - 1);
+    const int64_t level = scored_level(args, children);
     for (int64_t c = threadIdx.x; c < args.tokens.width; c += blockDim.x) {
       const int64_t column = args.tokens.at(level, c);
-      if (column >= 0) mine.add(to_float(row[column]) * scale);
+      if (column >= 0) part.add(to_float(row[column]) * scale);
     }
   } else {
     for (int64_t k = children.first + threadIdx.x; k < children.last; k += blockDim.x) {
       const int64_t column = legal_column(args, children, r / args.beams, k);
-      if (column >= 0) mine.add(to_float(row[column]) * scale);
+      if (column >= 0) part.add(to_float(row[column]) * scale);
     }
   }
-  return block_value(mine);
+  return block_value(part);
 }
 
-// Unsigned integers in the order of floats; 0 for what is no candidate: NaN and -inf.
+// Unsigned integers in the order of floats; 0 for what can't be a beam.
 __device__ __forceinline__ uint32_t ordered(float x) {
-  if (!(x > kMinusInf)) return 0;
+  if (!can_be_a_beam(x)) return 0;
   const uint32_t bits = __float_as_uint(x + 0.0f);  // -0 equals 0
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
@@ -144,135 +127,27 @@ __device__ __forceinline__ float unordered(uint32_t key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-// Best first: the score, then the lower candidate, that is the lower parent, then the lower code.
-// Unlike scores, keys are distinct.
-__device__ __forceinline__ uint64_t key_of(float score, uint32_t candidate) {
-  const uint32_t order = ordered(score);
-  return order == 0 ? 0 : static_cast<uint64_t>(order) << 32 | (kAll - candidate);
-}
-
 // Candidate j of beam m is number m * stride + j of its request. Candidates of a beam: the end of
 // its SID where one ends there, then its children by code. Codes of the vocabulary come first.
 __device__ __forceinline__ int64_t candidate_stride(const StepArgs& args) {
   return args.tokens.width + 1;
 }
-
-// The sum of `x` over this lane and those below it. All lanes of the warp must call.
-__device__ __forceinline__ int running_sum(int x) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  for (int step = 1; step < kWarp; step *= 2) {
-    const int left = __shfl_up_sync(kAll, x, step);
-    if (lane >= step) x += left;
-  }
-  return x;
+__device__ __forceinline__ int64_t child_of(const Children& children, int64_t j, int ends) {
+  return j < ends ? kEndChild : children.first + j - ends;
 }
 
-// Counts up `count` for every lane that takes a place; its place. All lanes of the warp must call.
-__device__ __forceinline__ int place_for(bool takes, int* count) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const unsigned takers = __ballot_sync(kAll, takes);
-  int base = 0;
-  if (lane == 0 && takers != 0) base = atomicAdd(count, __popc(takers));
-  return __shfl_sync(kAll, base, 0) + __popc(takers & ((1u << lane) - 1));
+// A candidate as one number, higher for the `better` one: its score, then the lower of the numbers
+// above. Unlike scores, keys are distinct. 0 is no candidate.
+__device__ __forceinline__ uint64_t key_of(float score, uint32_t number) {
+  const uint32_t order = ordered(score);
+  return order == 0 ? 0 : static_cast<uint64_t>(order) << 32 | (kAll - number);
 }
-
-struct Range {
-  uint64_t least, most;
-};
-
-// The range of the keys that `for_each` visits, leaving 0 out; most is 0 when there are none.
-template <typename ForEach>
-__device__ Range range_of(ForEach for_each) {
-  __shared__ unsigned long long least, most;
-  if (threadIdx.x == 0) {
-    least = ~0ull;
-    most = 0;
-  }
-  __syncthreads();
-  unsigned long long low = ~0ull, high = 0;
-  for_each([&](uint64_t key) {
-    if (key == 0) return;
-    low = min(low, static_cast<unsigned long long>(key));
-    high = max(high, static_cast<unsigned long long>(key));
-  });
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    low = min(low, __shfl_xor_sync(kAll, low, step));
-    high = max(high, __shfl_xor_sync(kAll, high, step));
-  }
-  if (threadIdx.x % kWarp == 0) {
-    atomicMin(&least, low);
-    atomicMax(&most, high);
-  }
-  __syncthreads();
-  const Range range{least, most};
-  __syncthreads();
-  return range;
-}
-
-// A key that at least `wanted` and at most `room` of those that `for_each` visits reach; the least
-// one above 0 where there are fewer. Looks at one digit of the distance to the least key at a time,
-// from the highest.
-template <typename ForEach>
-__device__ uint64_t threshold(ForEach for_each, int wanted, int room, int* histogram) {
-  __shared__ int chosen, above, inside;
-  Range range = range_of(for_each);
-  if (range.most == 0) return 1;
-  int taken = 0;  // keys above the range
-  for (;;) {
-    const int bits = 64 - __clzll(static_cast<long long>(range.most - range.least));
-    const int shift = max(bits - kDigitBits, 0);
-    for (int d = threadIdx.x; d < kDigits; d += blockDim.x) histogram[d] = 0;
-    __syncthreads();
-    for_each([&](uint64_t key) {
-      if (key >= range.least && key <= range.most)
-        atomicAdd(&histogram[(key - range.least) >> shift], 1);
-    });
-    __syncthreads();
-    if (threadIdx.x < kWarp) {  // the digit at which `wanted` is reached, 32 at a time from above
-      const int lane = static_cast<int>(threadIdx.x);
-      int sum = 0;
-      for (int base = kDigits - kWarp; base >= 0; base -= kWarp) {
-        const int digit = base + kWarp - 1 - lane, own = histogram[digit];
-        const int upto = running_sum(own);
-        unsigned reached = __ballot_sync(kAll, taken + sum + upto >= wanted);
-        if (base == 0 && reached == 0) reached = 1u << (kWarp - 1);  // all there are
-        if (reached != 0) {
-          if (lane == __ffs(reached) - 1) {
-            chosen = digit;
-            above = sum + upto - own;
-            inside = own;
-          }
-          break;
-        }
-        sum += __shfl_sync(kAll, upto, kWarp - 1);
-      }
-    }
-    __syncthreads();
-    range.least += static_cast<uint64_t>(chosen) << shift;
-    range.most = min(range.most, range.least + ((uint64_t{1} << shift) - 1));
-    taken += above;
-    const bool done = taken + inside <= room || shift == 0;
-    __syncthreads();
-    if (done) return range.least;
-  }
-}
-
-// Keeps those of the block's `count` keys that reach `least`, at the front; how many.
-__device__ int keep(uint64_t* keys, int count, uint64_t least) {
-  __shared__ int kept;
-  if (threadIdx.x == 0) kept = 0;
-  // A round writes no further than the rounds so far have read.
-  for (int base = 0; base < count; base += blockDim.x) {
-    const int i = base + static_cast<int>(threadIdx.x);
-    const uint64_t key = i < count ? keys[i] : 0;
-    __syncthreads();
-    const int place = place_for(key >= least, &kept);
-    if (key >= least) keys[place] = key;
-  }
-  __syncthreads();
-  const int all = kept;
-  __syncthreads();
-  return all;
+__device__ Candidate candidate_of(const StepArgs& args, int64_t request, uint64_t key) {
+  const auto number = static_cast<int64_t>(kAll - static_cast<uint32_t>(key));
+  const int64_t m = number / candidate_stride(args), j = number % candidate_stride(args);
+  const Children children = children_of(args, request * args.beams + m);
+  return {unordered(static_cast<uint32_t>(key >> 32)), static_cast<int32_t>(m),
+          child_of(children, j, children.may_end())};
 }
 
 // What the two kernels share: each row's best keys in no order, and how many there are. A key of 0
@@ -300,21 +175,20 @@ template <typename T>
 __device__ __forceinline__ uint64_t candidate_key(const StepArgs& args, const Children& children,
                                                   int64_t r, int64_t j, int ends,
                                                   float normalizer) {
-  const int64_t request = r / args.beams, k = children.first + j - ends;
-  const float parent = args.scores[r];
-  float score = parent;
-  if (j >= ends) {
-    const int64_t column = legal_column(args, children, request, k);
+  const int64_t request = r / args.beams, child = child_of(children, j, ends);
+  float score = args.scores[r];
+  if (child != kEndChild) {
+    const int64_t column = legal_column(args, children, request, child);
     if (column < 0) return 0;
     const T* row = static_cast<const T*>(args.logits) + r * args.row_stride;
-    score = parent + (to_float(row[column]) * args.inverse_temperature - normalizer);
-  } else if (args.filter.words && !args.filter.any(request, children.end())) {
+    score = score_of(args, score, to_float(row[column]), normalizer);
+  } else if (!may_end(args, children, request)) {
     return 0;
   }
   return key_of(score, static_cast<uint32_t>((r % args.beams) * candidate_stride(args) + j));
 }
 
-// A block a row. Children that the buffer cannot hold at once are read a buffer at a time.
+// One block per row. Children that the buffer cannot hold at once are read a buffer at a time.
 template <typename T>
 __global__ void list_kernel(StepArgs args, Lists lists) {
   __shared__ uint64_t keys[kBuffer];
@@ -324,7 +198,7 @@ __global__ void list_kernel(StepArgs args, Lists lists) {
     if (threadIdx.x == 0) lists.counts[r] = 0;
     return;
   }
-  const Children children(args.trie, args.trie.node(args.nodes[r]));
+  const Children children = children_of(args, r);
   const float normalizer = normalizer_of<T>(args, children, r);
   const int ends = children.may_end();
   const int64_t size = min(children.size() + ends, candidate_stride(args));
@@ -348,44 +222,7 @@ __global__ void list_kernel(StepArgs args, Lists lists) {
   if (threadIdx.x == 0) lists.counts[r] = count;
 }
 
-// Best first. `size` is a power of 2.
-__device__ void sort_keys(uint64_t* keys, int size) {
-  for (int run = 2; run <= size; run *= 2) {
-    for (int apart = run / 2; apart > 0; apart /= 2) {
-      for (int pair = threadIdx.x; pair < size / 2; pair += blockDim.x) {
-        const int low = 2 * pair - (pair & (apart - 1)), high = low + apart;
-        const bool falls = (low & run) == 0;
-        const uint64_t a = keys[low], b = keys[high];
-        if ((a < b) == falls) {
-          keys[low] = b;
-          keys[high] = a;
-        }
-      }
-      __syncthreads();
-    }
-  }
-}
-
-__device__ void write_beam(const StepArgs& args, int64_t at, int64_t request, uint64_t key) {
-  const auto candidate = static_cast<int64_t>(kAll - static_cast<uint32_t>(key));
-  const int64_t m = candidate / candidate_stride(args), j = candidate % candidate_stride(args);
-  const Children children(args.trie, args.trie.node(args.nodes[request * args.beams + m]));
-  const int ends = children.may_end();
-  const int64_t k = children.first + j - ends;
-  args.out_scores[at] = unordered(static_cast<uint32_t>(key >> 32));
-  args.out_nodes[at] = (j < ends ? children.end() : children.child(k)).pack();
-  args.out_parents[at] = m;
-  args.out_codes[at] = j < ends ? kEnd : children.code(k);
-}
-
-__device__ void write_dead_beam(const StepArgs& args, int64_t at) {
-  args.out_scores[at] = kMinusInf;
-  args.out_nodes[at] = kNoNode;
-  args.out_parents[at] = 0;
-  args.out_codes[at] = kEnd;
-}
-
-// A block a request, a warp a list.
+// One block per request, one warp per list.
 __global__ void __launch_bounds__(kSelectThreads)
     select_kernel(StepArgs args, Lists lists, int room) {
   extern __shared__ uint64_t keys[];  // [room]
@@ -416,16 +253,16 @@ __global__ void __launch_bounds__(kSelectThreads)
   });
   __syncthreads();
 
-  const int found = count;
+  const int num_found = count;
   int size = 1;
-  while (size < found) size *= 2;
-  for (int i = found + threadIdx.x; i < size; i += blockDim.x) keys[i] = 0;
+  while (size < num_found) size *= 2;
+  for (int i = num_found + threadIdx.x; i < size; i += blockDim.x) keys[i] = 0;
   __syncthreads();
   sort_keys(keys, size);
   for (int i = threadIdx.x; i < wanted; i += blockDim.x) {
     const int64_t at = request * args.out_beams + i;
-    if (i < found)
-      write_beam(args, at, request, keys[i]);
+    if (i < num_found)
+      write_beam(args, at, request, candidate_of(args, request, keys[i]));
     else
       write_dead_beam(args, at);
   }
@@ -455,9 +292,9 @@ int trie_step_cuda(const StepArgs& args, void* workspace, void* stream) {
   const Lists lists = lists_in(workspace, args);
   auto cuda_stream = static_cast<cudaStream_t>(stream);
   switch (args.dtype) {
-    case 1:
+    case DType::kBFloat16:
       return launch<BFloat16>(args, lists, cuda_stream);
-    case 2:
+    case DType::kFloat16:
       return launch<__half>(args, lists, cuda_stream);
     default:
       return launch<float>(args, lists, cuda_stream);

@@ -1,3 +1,4 @@
+// From codes to the node they lead to, on a GPU.
 #include <cuda_runtime.h>
 
 #include "trie_ops.h"

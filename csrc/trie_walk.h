@@ -1,3 +1,4 @@
+// From the codes of one row to the node they lead to, for the CPU and the CUDA code.
 #pragma once
 
 #include "trie.h"

@@ -75,6 +75,71 @@ def test_quantize_train_evaluate_chat(folder, capsys, monkeypatch):
     assert Recommender.from_pretrained(folder / "model").titles["i3"] == "Film 3 (1993)"
 
 
+def test_titles_from_scratch_train_evaluate_score_and_chat(folder, capsys, monkeypatch):
+    """A model without semantic IDs, from no backbone, serves every command."""
+    data, model = ["--data", str(folder / "data")], str(folder / "titles")
+    train = ["train", *data, "--model", "tiny", "--titles", "--every-mention", "--out", model]
+    assert main([*train, "--epochs", "2", "--tokens-per-batch", "300"]) == 0
+    assert last_json(capsys)["steps"] > 1
+    assert not (folder / "titles/quantizer").exists()
+
+    evaluate = ["evaluate", *data, "--model", model, "--beams", "8", "--max-new-tokens", "8"]
+    assert main(evaluate) == 0
+    figures = last_json(capsys)
+    assert figures["recommendation"]["paper"]["crs_fast"]["n"] == 3
+    assert figures["text"]["invalid items"] == 0
+
+    # Nothing is recommended twice here: ranks lift named items for nothing, odds put them last.
+    answers = f"{model}/training/predictions.jsonl"
+    before = figures["recommendation"]
+    for rule, sign in (("ranks", -1), ("odds", 1)):
+        assert main(["score", answers, *data, "--fuse-with-copying", rule]) == 0
+        fused = last_json(capsys)
+        assert fused["text"] == {}
+        after = {name: methods["system"] for name, methods in fused["recommendation"].items()}
+        assert after["new-only"]["hits@10"] == before["new-only"]["crs_fast"]["hits@10"]
+        assert sign * (after["paper"]["mrr@10"] - before["paper"]["crs_fast"]["mrr@10"]) >= 0
+
+    said = iter(["I liked Film 3", "/rec", "more?", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(said))
+    assert main(["chat", "--model", model]) == 0
+    out = capsys.readouterr().out
+    assert "(heard: Film 3 (1993))" in out
+    assert "  5. Film" in out
+    assert "<BOI>" not in out
+
+
+def test_co_mentions_change_the_semantic_ids(folder, capsys):
+    tries = []
+    for name, more in (("text", []), ("both", ["--co-mentions"])):
+        out = folder / f"sids-of-{name}"
+        train = ["train", "--data", str(folder / "data"), *SIDS, *more, "--out", str(out)]
+        assert main([*train, "--model", "tiny", "--epochs", "1"]) == 0
+        tries.append(Recommender.from_pretrained(out).bundle.trie.sids())
+    assert tries[0].shape == tries[1].shape == (8, 3)
+    assert not torch.equal(*tries)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--titles --levels 3", "must be left out with --titles"),
+        ("--titles --co-mentions", "must be left out with --titles"),
+        ("--titles --method rqkmeans", "must be left out with --titles"),
+        ("--model tiny --lora-rank 8", "must be left out with --model tiny"),
+        ("--model tiny --qlora", "must be left out with --model tiny"),
+    ],
+)
+def test_arguments_of_train_that_exclude_each_other(given, message, folder, tmp_path, capsys):
+    out = tmp_path / "model"
+    train = ["train", "--data", str(folder / "data"), "--out", str(out), *given.split()]
+    assert main(train) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("crs-fast train: train: ")
+    assert message in line
+    assert not out.exists()
+
+
 @pytest.mark.parametrize("command", ["quickstart", "train --out x"])
 def test_no_time_to_train(command, capsys):
     data = [] if command == "quickstart" else ["--data", "starter"]

@@ -14,7 +14,7 @@ from crs_fast.decode import BeamTree, Prompt, SidLogitsProcessor, recommend
 from crs_fast.decode.lm.capability import capability
 from crs_fast.trie import SidTrie, SidVocab
 
-from .case import Case, Ways, catalogue, check_equal
+from .case import Case, Methods, catalogue, check_equal
 
 LEVELS, CODES = 4, 256
 # Qwen3's shapes: width, MLP width, heads, key heads.
@@ -22,7 +22,7 @@ QWEN3 = {"0.6B": (1024, 3072, 16, 8), "1.7B": (2048, 6144, 16, 8)}
 
 
 class System:
-    """A random model, a catalogue, prompts, and Hugging Face's ways to search them.
+    """A random model, a catalogue, prompts, and Hugging Face's methods of searching them.
 
     A SmolLM-like model and 20,000 items on the CPU; `qwen3`'s shape in bfloat16 and a million items
     on the GPU.
@@ -123,7 +123,7 @@ def _random_model(config: Any, dtype: torch.dtype, device: str) -> Any:
 def _python_trie(
     trie: SidTrie, vocab: SidVocab, start: int
 ) -> Callable[[int, torch.Tensor], list[int]]:
-    """The usual constraint: a trie of dicts, asked row by row."""
+    """The usual constraint: a trie of dicts, looked up for one row at a time."""
     root: dict[int, Any] = {}
     for row in vocab.encode(trie.sids()).tolist():
         node = root
@@ -139,8 +139,8 @@ def _python_trie(
     return allowed
 
 
-def beams(num_beams: int, size: str, device: str) -> tuple[str, Ways]:
-    """A whole constrained beam search: Hugging Face's three ways, and beams as a token tree."""
+def beams(num_beams: int, size: str, device: str) -> tuple[str, Methods]:
+    """A whole constrained beam search: Hugging Face's three methods, and beams as a token tree."""
     cuda = device == "cuda"
     batch, prompt = (8, 512) if cuda else (2, 128)
     of = System(size, device, batch=batch, prompt=prompt, beams=num_beams)
@@ -150,7 +150,7 @@ def beams(num_beams: int, size: str, device: str) -> tuple[str, Ways]:
     def once() -> torch.Tensor:
         return of.search(ids, of.prefilled(ids), **of.vectorised(start))
 
-    ways: Ways = {
+    methods: Methods = {
         "HF, prefix_allowed_tokens_fn": partial(of.search, ids, **of.in_python(start)),
         "HF, vectorised mask": partial(of.search, ids, **of.vectorised(start)),
         "HF, prefilled once, vectorised": once,
@@ -162,15 +162,15 @@ def beams(num_beams: int, size: str, device: str) -> tuple[str, Ways]:
         **trees(of, "legal", device),
     }
     if device == "cpu":  # in bfloat16 two orders of summing give two orders of beams
-        wanted = ways["recommend, vocab"]()
-        for name in list(ways)[:4]:
-            check_equal(f"beams, {name}", ways[name](), wanted)
-    return of.workload, ways
+        wanted = methods["recommend, vocab"]()
+        for name in list(methods)[:4]:
+            check_equal(f"beams, {name}", methods[name](), wanted)
+    return of.workload, methods
 
 
-def trees(of: System, normalize: str, device: str) -> Ways:
-    """`recommend`; compiled too at full size, and on a GPU recorded, and both. A way that is given
-    up for another, or finds other scores, fails the case."""
+def trees(of: System, normalize: str, device: str) -> Methods:
+    """`recommend`; at full size with compiled layers too, and on a GPU in a CUDA graph, and both.
+    A method that falls back to another, or returns other scores, fails the case."""
 
     def answer(**faster: bool) -> Any:
         return recommend(
@@ -181,27 +181,28 @@ def trees(of: System, normalize: str, device: str) -> Ways:
     def run(**faster: bool) -> torch.Tensor:
         return answer(**faster).sids
 
-    ways: Ways = {f"recommend, {normalize}": run}
+    methods: Methods = {f"recommend, {normalize}": run}
     if device == "cuda":
-        ways[f"recommend, {normalize}, graph"] = partial(run, cuda_graph=True)
-        ways[f"recommend, {normalize}, graph, compiled"] = partial(
+        methods[f"recommend, {normalize}, graph"] = partial(run, cuda_graph=True)
+        methods[f"recommend, {normalize}, graph, compiled"] = partial(
             run, cuda_graph=True, compile_layers=True
         )
     elif of.full:  # compiling takes longer than everything at toy size
-        ways[f"recommend, {normalize}, compiled"] = partial(run, compile_layers=True)
+        methods[f"recommend, {normalize}, compiled"] = partial(run, compile_layers=True)
     if capability(of.model).attention is None:  # Hugging Face's search would be timed
         raise AssertionError("the model must hold a token tree")
     wanted = answer().scores
-    for way in list(ways.values())[1:]:
+    for method in list(methods.values())[1:]:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*given up.*")
-            found = answer(**way.keywords).scores
+            scores = answer(**method.keywords).scores
         # bfloat16 has three digits, and a score is a sum of a few.
-        torch.testing.assert_close(found, wanted, atol=0.1 if device == "cuda" else 1e-3, rtol=0.02)
-    return ways
+        atol = 0.1 if device == "cuda" else 1e-3
+        torch.testing.assert_close(scores, wanted, atol=atol, rtol=0.02)
+    return methods
 
 
-def wide(batch: int, prompt: int, size: str, device: str) -> tuple[str, Ways]:
+def wide(batch: int, prompt: int, size: str, device: str) -> tuple[str, Methods]:
     """What NVIDIA's sid-gr-inference publishes: 256 beams over 3 x 8,192."""
     of = System(
         size, device, batch=batch, prompt=prompt, beams=256, levels=3, codes=8192, qwen3="1.7B"
@@ -209,7 +210,7 @@ def wide(batch: int, prompt: int, size: str, device: str) -> tuple[str, Ways]:
     return of.workload, trees(of, "level", device)
 
 
-def turn(size: str, device: str) -> tuple[str, Ways]:
+def turn(size: str, device: str) -> tuple[str, Methods]:
     """Mode, item and words: three `generate` calls, and one prefill."""
     of = System(size, device, batch=8 if device == "cuda" else 1, prompt=512, beams=50)
     words = 32 if size == "full" else 4
@@ -238,7 +239,7 @@ def turn(size: str, device: str) -> tuple[str, Ways]:
     def once(ids: torch.Tensor) -> torch.Tensor:
         return of.search(ids, of.prefilled(ids), **of.vectorised(of.prompt + 1))
 
-    ways: Ways = {
+    methods: Methods = {
         "three generate calls": lambda: three(
             lambda ids: of.search(ids, **of.vectorised(of.prompt + 1))
         ),
@@ -246,16 +247,18 @@ def turn(size: str, device: str) -> tuple[str, Ways]:
         "one prefill, vocab": one_prefill,
     }
     if device == "cpu":
-        for name in list(ways)[:2]:
-            check_equal(f"turn, {name}", ways[name](), one_prefill())
-    return f"{of.workload}, then {words} words", ways
+        for name in list(methods)[:2]:
+            check_equal(f"turn, {name}", methods[name](), one_prefill())
+    return f"{of.workload}, then {words} words", methods
 
 
+# The parts of a whole search; the language model itself is Hugging Face's.
+_SEARCH = ("search", "tree_attention", "trie_step", "trie_mask", "trie_walk")
 CASES = [
-    Case("beams50", partial(beams, 50), ("cpu", "cuda")),
-    Case("turn", turn, ("cpu", "cuda")),
-    Case("wide_1_1000", partial(wide, 1, 1000), ("cuda",)),
-    Case("wide_8_1000", partial(wide, 8, 1000), ("cuda",)),
-    Case("wide_8_5000", partial(wide, 8, 5000), ("cuda",)),
-    Case("beams20", partial(beams, 20)),
+    Case("beams50", partial(beams, 50), _SEARCH, ("cpu", "cuda")),
+    Case("turn", turn, _SEARCH, ("cpu", "cuda")),
+    Case("wide_1_1000", partial(wide, 1, 1000), _SEARCH, ("cuda",)),
+    Case("wide_8_1000", partial(wide, 8, 1000), _SEARCH, ("cuda",)),
+    Case("wide_8_5000", partial(wide, 8, 5000), _SEARCH, ("cuda",)),
+    Case("beams20", partial(beams, 20), _SEARCH),
 ]

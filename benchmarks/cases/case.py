@@ -10,20 +10,24 @@ import torch
 
 from crs_fast.trie import SidTrie, SidVocab
 
-Ways = dict[str, Callable[[], Any]]
+Methods = dict[str, Callable[[], Any]]  # a method's name -> one call of it
 
 
 @dataclass(frozen=True)
 class Case:
-    """`make(size, device)` checks that the ways agree, then returns what the work is and the ways
-    to do it, the baseline first. Sizes are "toy" (CI) and "full" (docs/benchmarks.md's)."""
+    """`make(size, device)` checks that the methods agree, then returns a description of the
+    workload and the methods, the baseline first. Sizes are "toy" (CI) and "full" (the tables of
+    docs/benchmarks.md). `times` names the parts of the code that are timed, as fingerprint.py
+    does."""
 
     name: str
-    make: Callable[[str, str], tuple[str, Ways]]
+    make: Callable[[str, str], tuple[str, Methods]]
+    times: tuple[str, ...]
     devices: tuple[str, ...] = ("cpu",)
 
 
 def catalogue(items: int, levels: int, codes: int, words: int) -> tuple[SidTrie, SidVocab]:
+    """A trie of random SIDs, and a vocabulary whose codes follow `words` text tokens."""
     generator = torch.Generator().manual_seed(0)
     sids = torch.randint(codes, (items, levels), generator=generator)
     vocab = SidVocab(words + torch.arange(levels * codes).view(levels, codes))
@@ -32,4 +36,4 @@ def catalogue(items: int, levels: int, codes: int, words: int) -> tuple[SidTrie,
 
 def check_equal(case: str, a: torch.Tensor, b: torch.Tensor) -> None:
     if not torch.equal(a.cpu(), b.cpu()):
-        raise AssertionError(f"{case}: the ways disagree, nothing was timed")
+        raise AssertionError(f"{case}: the methods disagree, nothing was timed")

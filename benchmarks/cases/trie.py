@@ -1,4 +1,4 @@
-"""The trie ops: build, mask, beam step."""
+"""The trie ops: build, walk, rows, mask and beam step."""
 
 from __future__ import annotations
 
@@ -11,48 +11,87 @@ import torch
 from benchmarks import static_peer
 from crs_fast.cli.bench import PythonTrie
 from crs_fast.decode import SidLogitsProcessor
-from crs_fast.ops import trie_mask, trie_mask_, trie_step, trie_walk
+from crs_fast.ops import trie_build, trie_mask, trie_mask_, trie_rows, trie_step, trie_walk
 from crs_fast.ops.trie import reference
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
-from .case import Case, Ways, catalogue, check_equal
+from .case import Case, Methods, catalogue, check_equal
 
 
-def build(millions: int, size: str, device: str) -> tuple[str, Ways]:
+def build(millions: int, size: str, device: str) -> tuple[str, Methods]:
     """Sort random SIDs and build the index."""
     items, levels, codes = (millions * 1_000_000, 8, 2048) if size == "full" else (2_000, 4, 16)
     sids = torch.randint(codes, (items, levels), generator=torch.Generator().manual_seed(0))
     trie, array = SidTrie.from_sids(sids), sids.int().numpy()
     check_equal("build", trie.sids(), torch.from_numpy(static_peer.sort(array)).long())
-    ways: Ways = {"numpy.lexsort alone": lambda: static_peer.sort(array)}
+    methods: Methods = {"numpy.lexsort alone": lambda: static_peer.sort(array)}
     if static_peer.available():
-        ways = {"STATIC, lexsort and build": lambda: static_peer.build(array, codes)}
-    ways["SidTrie.from_sids"] = lambda: SidTrie.from_sids(sids)
-    bytes_each = f"{trie.nbytes / items:.1f} B an item, ids and their look-up included"
+        methods = {"STATIC, lexsort and build": lambda: static_peer.build(array, codes)}
+    methods["trie_build (without item ids)"] = lambda: trie_build(sids)
+    methods["SidTrie.from_sids"] = lambda: SidTrie.from_sids(sids)
+    bytes_each = f"{trie.nbytes / items:.1f} B per item with ids and their look-up"
     if static_peer.available():
-        theirs = sum(getattr(part, "nbytes", 0) for part in static_peer.build(array, codes))
-        bytes_each += f" (STATIC {theirs / items:.1f}, no ids)"
-    return f"{items} SIDs, L {levels}, {codes} codes a level; {bytes_each}", ways
+        static_bytes = sum(getattr(part, "nbytes", 0) for part in static_peer.build(array, codes))
+        bytes_each += f" (STATIC {static_bytes / items:.1f}, no ids)"
+    return f"{items} SIDs, L {levels}, {codes} codes per level; {bytes_each}", methods
 
 
-def change(size: str, device: str) -> tuple[str, Ways]:
+def change(size: str, device: str) -> tuple[str, Methods]:
     """Add and remove a hundredth of the items."""
     items, levels, codes = (1_000_000, 8, 2048) if size == "full" else (2_000, 4, 16)
     sids = torch.randint(codes, (items, levels), generator=torch.Generator().manual_seed(0))
     old = items - items // 100
     trie, new_ids = SidTrie.from_sids(sids[:old]), torch.arange(old, items)
     whole = SidTrie.from_sids(sids)
-    for mine, theirs in ((trie.add(sids[old:], new_ids), whole), (whole.remove(new_ids), trie)):
-        for a, b in zip(mine.tensors, theirs.tensors, strict=True):
+    for changed, built in ((trie.add(sids[old:], new_ids), whole), (whole.remove(new_ids), trie)):
+        for a, b in zip(changed.tensors, built.tensors, strict=True):
             check_equal("change", a, b)
-    return f"{items} SIDs, L {levels}, {codes} codes a level, 1 % changed", {
+    return f"{items} SIDs, L {levels}, {codes} codes per level, 1 % changed", {
         "SidTrie.from_sids": lambda: SidTrie.from_sids(sids),
         "SidTrie.add": lambda: trie.add(sids[old:], new_ids),
         "SidTrie.remove": lambda: whole.remove(new_ids),
     }
 
 
-def mask(size: str, device: str) -> tuple[str, Ways]:
+def walk(size: str, device: str) -> tuple[str, Methods]:
+    """Find the nodes of many prefixes, some of which the trie does not have."""
+    items, levels, codes, prefixes = (
+        (1_000_000, 8, 2048, 100_000) if size == "full" else (2_000, 4, 16, 50)
+    )
+    sids, trie = _random_catalogue(items, levels, codes, device)
+    generator = torch.Generator().manual_seed(1)
+    wanted = sids[torch.randint(items, (prefixes,), generator=generator)][:, :3].contiguous()
+    wanted[::2, 2] = torch.randint(codes, (len(wanted[::2]),), generator=generator)
+    wanted = wanted.to(device)
+    expected = reference.trie_walk(trie.tensors, wanted)
+    places = codes ** torch.arange(3)
+    exists = torch.isin((wanted.cpu() * places).sum(1), (sids[:, :3] * places).sum(1))
+    check_equal("walk", expected >= 0, exists)
+    check_equal("walk", expected, trie_walk(trie.tensors, wanted))
+    return f"{prefixes} prefixes of 3 codes, {items} items, L {levels}, {codes} codes per level", {
+        "plain PyTorch (reference)": lambda: reference.trie_walk(trie.tensors, wanted),
+        "trie_walk": lambda: trie_walk(trie.tensors, wanted),
+    }
+
+
+def rows(size: str, device: str) -> tuple[str, Methods]:
+    """Read the SIDs of a tenth of the items out of the trie, beside a stored array of them."""
+    items, levels, codes = (1_000_000, 8, 2048) if size == "full" else (2_000, 4, 16)
+    sids, trie = _random_catalogue(items, levels, codes, device)
+    stored = sids[static_peer.order(sids.numpy())].to(device)
+    check_equal("rows", stored, trie_rows(trie.tensors))
+    some = torch.randint(items, (items // 10,), generator=torch.Generator().manual_seed(1))
+    some = some.to(device)
+    check_equal("rows", stored[some], reference.trie_rows(trie.tensors, some))
+    check_equal("rows", stored[some], trie_rows(trie.tensors, some))
+    return f"{len(some)} of {items} items in random order, L {levels}, {codes} codes per level", {
+        "plain PyTorch (reference)": lambda: reference.trie_rows(trie.tensors, some),
+        "trie_rows": lambda: trie_rows(trie.tensors, some),
+        "gather from stored SIDs (floor)": lambda: stored[some],
+    }
+
+
+def mask(size: str, device: str) -> tuple[str, Methods]:
     """Constrain one step of 400 beams over a vocabulary of 50 k."""
     from transformers import PrefixConstrainedLogitsProcessor
 
@@ -71,7 +110,7 @@ def mask(size: str, device: str) -> tuple[str, Ways]:
     codes = vocab.decode(ids[:, prompt:].cpu()).to(device)
     nodes = trie_walk(processor.trie.tensors, codes)
     args = (nodes, processor.trie.tensors, processor.tokens)
-    ways: Ways = {
+    methods: Methods = {
         "Python trie (HF processor)": lambda: python(ids, scores),
         "SidLogitsProcessor": lambda: processor(ids, scores),
         "trie_mask (new tensor)": lambda: trie_mask(scores, *args),
@@ -83,8 +122,8 @@ def mask(size: str, device: str) -> tuple[str, Ways]:
         other = scores.clone()
         bitmask(other)
         check_equal("mask", expected, other)
-        ways["xgrammar, bitmask given, in place"] = lambda: bitmask(other)
-    return f"{rows} rows, V {scores.shape[1]}, {items} items, depth 2", ways
+        methods["xgrammar, bitmask given, in place"] = lambda: bitmask(other)
+    return f"{rows} rows, V {scores.shape[1]}, {items} items, depth 2", methods
 
 
 def _xgrammar_bitmask(expected: torch.Tensor) -> Callable[[torch.Tensor], Any] | None:
@@ -104,7 +143,7 @@ def _xgrammar_bitmask(expected: torch.Tensor) -> Callable[[torch.Tensor], Any] |
 def _random_catalogue(
     items: int, levels: int, codes: int, device: str
 ) -> tuple[torch.Tensor, SidTrie]:
-    """One for all step cases: five million items take a while to sort."""
+    """Shared by the cases: five million items take a while to sort."""
     generator = torch.Generator().manual_seed(0)
     sids = torch.randint(codes, (items, levels), generator=generator)
     return sids, SidTrie.from_sids(sids).to(device)
@@ -138,32 +177,34 @@ class _StepInputs:
         return logits, self.scores, self.nodes, self.trie.tensors, self.tokens, self.beams
 
 
-def step(depth: int, batch: int, beams: int, size: str, device: str) -> tuple[str, Ways]:
+def step(depth: int, batch: int, beams: int, size: str, device: str) -> tuple[str, Methods]:
     """One constrained beam step, normalisation over the vocabulary included."""
     depth = depth if size == "full" else min(depth, 3)
     inputs = _StepInputs(size, device, depth, batch, beams)
     args = inputs.args()
     expected = reference.trie_step(*args)
     _check_step(trie_step(*args), expected)
-    ways: Ways = {"plain PyTorch (reference)": lambda: reference.trie_step(*args)}
+    methods: Methods = {"plain PyTorch (reference)": lambda: reference.trie_step(*args)}
     if static_peer.available():
         peer = static_peer.Step(
             static_peer.build(inputs.sids.int().numpy(), inputs.codes), inputs.codes, device
         )
-        theirs = (inputs.logits, inputs.scores, peer.states(inputs.prefixes), depth)
+        peer_args = (inputs.logits, inputs.scores, peer.states(inputs.prefixes), depth)
         # Its top-k promises no order among equal scores, so scores are compared.
-        torch.testing.assert_close(peer(*theirs)[0], expected[0], atol=1e-4, rtol=0)
-        ways = {"STATIC, eager": lambda: peer(*theirs)}
+        torch.testing.assert_close(peer(*peer_args)[0], expected[0], atol=1e-4, rtol=0)
+        methods = {"STATIC, eager": lambda: peer(*peer_args)}
         if device == "cuda":
-            ways["STATIC, compiled, CUDA graph"] = _compiled(peer, theirs)
-    ways["trie_step"] = lambda: trie_step(*args)
+            methods["STATIC, compiled, CUDA graph"] = _compiled(peer, peer_args)
+    methods["trie_step"] = lambda: trie_step(*args)
     if device == "cuda":
         for dtype in (torch.float32, torch.bfloat16):
-            mine = inputs.args(dtype)
+            typed = inputs.args(dtype)
             name = str(dtype).removeprefix("torch.")
-            expected = reference.trie_step(*mine)
-            ways[f"trie_step, {name}, CUDA graph"] = _graphed(partial(trie_step, *mine), expected)
-    return f"{inputs.name}, depth {depth}", ways
+            expected = reference.trie_step(*typed)
+            methods[f"trie_step, {name}, CUDA graph"] = _graphed(
+                partial(trie_step, *typed), expected
+            )
+    return f"{inputs.name}, depth {depth}", methods
 
 
 def _compiled(run: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[], Any]:
@@ -179,8 +220,8 @@ def _check_step(got: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...
     apart = expected[0].diff(dim=1).abs() > 1e-4
     clear = torch.nn.functional.pad(apart, (1, 0), value=True)
     clear &= torch.nn.functional.pad(apart, (0, 1), value=False)
-    for mine, theirs in zip(got[1:], expected[1:], strict=True):
-        check_equal("step", mine[clear], theirs[clear])
+    for a, b in zip(got[1:], expected[1:], strict=True):
+        check_equal("step", a[clear], b[clear])
 
 
 def _graphed(run: Callable[[], Any], expected: tuple[torch.Tensor, ...]) -> Callable[[], Any]:
@@ -194,22 +235,22 @@ def _graphed(run: Callable[[], Any], expected: tuple[torch.Tensor, ...]) -> Call
     return graph.replay
 
 
-def step_filter(size: str, device: str) -> tuple[str, Ways]:
-    """The step at depth 1 with one filter a request."""
+def step_filter(size: str, device: str) -> tuple[str, Methods]:
+    """The step at depth 1 with one filter per request."""
     inputs = _StepInputs(size, device, 1, 2, 70)
     args = inputs.args()
     half = inputs.trie.filter(deny=torch.arange(0, inputs.items, 2))
     few = inputs.trie.filter(allow=torch.arange(0, inputs.items, max(1, inputs.items // 1000)))
-    ways: Ways = {"no filter": lambda: trie_step(*args)}
+    methods: Methods = {"no filter": lambda: trie_step(*args)}
     for name, one in (("half the items denied", half), ("1,000 items allowed", few)):
         tensors = ItemFilter.stack([one] * inputs.scores.shape[0]).tensors
         expected = reference.trie_step(*args, filters=tensors)
         _check_step(trie_step(*args, filters=tensors), expected)
-        ways[name] = partial(trie_step, *args, filters=tensors)
-    return f"{inputs.name}, depth 1", ways
+        methods[name] = partial(trie_step, *args, filters=tensors)
+    return f"{inputs.name}, depth 1", methods
 
 
-def make_filter(size: str, device: str) -> tuple[str, Ways]:
+def make_filter(size: str, device: str) -> tuple[str, Methods]:
     """Build a filter over the catalogue."""
     items = 1_000_000 if size == "full" else 2_000
     trie, _ = catalogue(items, 4, 256, 0)
@@ -224,18 +265,21 @@ def make_filter(size: str, device: str) -> tuple[str, Ways]:
 
 
 _BOTH = ("cpu", "cuda")
+_STEP = ("trie_step",)
 CASES = [
-    Case("build-1m", partial(build, 1)),
-    Case("build-5m", partial(build, 5)),
-    Case("change", change),
-    Case("mask", mask, _BOTH),
-    Case("step-dense", partial(step, 1, 2, 70), _BOTH),
-    Case("step-sparse", partial(step, 2, 2, 70), _BOTH),
-    Case("step-deep", partial(step, 4, 2, 70), _BOTH),
-    Case("step-dense-32x70", partial(step, 1, 32, 70), ("cuda",)),
-    Case("step-sparse-32x70", partial(step, 2, 32, 70), ("cuda",)),
-    Case("step-dense-256x64", partial(step, 1, 256, 64), ("cuda",)),
-    Case("step-sparse-256x64", partial(step, 2, 256, 64), ("cuda",)),
-    Case("step-filter", step_filter, _BOTH),
-    Case("make-filter", make_filter),
+    Case("build-1m", partial(build, 1), ("trie_build", "trie")),
+    Case("build-5m", partial(build, 5), ("trie_build", "trie")),
+    Case("change", change, ("trie_build", "trie_rows", "trie")),
+    Case("rows", rows, ("trie_rows",)),
+    Case("walk", walk, ("trie_walk",), _BOTH),
+    Case("mask", mask, ("trie_mask", "trie_walk"), _BOTH),
+    Case("step-dense", partial(step, 1, 2, 70), _STEP, _BOTH),
+    Case("step-sparse", partial(step, 2, 2, 70), _STEP, _BOTH),
+    Case("step-deep", partial(step, 4, 2, 70), _STEP, _BOTH),
+    Case("step-dense-32x70", partial(step, 1, 32, 70), _STEP, ("cuda",)),
+    Case("step-sparse-32x70", partial(step, 2, 32, 70), _STEP, ("cuda",)),
+    Case("step-dense-256x64", partial(step, 1, 256, 64), _STEP, ("cuda",)),
+    Case("step-sparse-256x64", partial(step, 2, 256, 64), _STEP, ("cuda",)),
+    Case("step-filter", step_filter, (*_STEP, "filter"), _BOTH),
+    Case("make-filter", make_filter, ("filter",)),
 ]

@@ -6,12 +6,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from crs_fast._files import replacing, write_text
 from crs_fast.crs.data.dialogue import Dialogue
@@ -40,15 +37,6 @@ def answer_in_parts(
                 write_predictions(partial / f"{way or 'predictions'}.jsonl", predictions)
     for name in sorted({file.name for part in parts for file in part.iterdir()}):
         write_text(folder / name, "".join((part / name).read_text() for part in parts))
-
-
-def log_test(folder: Path, **run: Any) -> None:
-    """Note in `test_log.jsonl` that a run begins on the test split, or goes on with it: how often
-    one looked there is part of every figure."""
-    line = {"time": time.strftime("%FT%TZ", time.gmtime()), **run}
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "test_log.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def forget_parts(folder: Path) -> None:

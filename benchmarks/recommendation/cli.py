@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks.recommendation`: every arm on the same instances."""
+"""The command `python -m benchmarks.recommendation`: every method on the same turns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.recommendation",
-        description="The paper's experiment: every arm, same instances, same budget; resumable.",
+        description="The paper's experiment: all methods on the same turns with the same budget. "
+        "A run that was cut off goes on.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--data", required=True, help="redial, inspired, or a folder")
@@ -36,13 +37,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="smollm2", help="smollm2, tiny, a path or a hub name")
     parser.add_argument("--out", help="results directory (reproduce_<data>_<model>)")
     parser.add_argument(
+        "--methods",
         "--arms",
-        help="names joined by commas, switches lent with + (retrieval+co-mention), +copy or "
-        "+copy-odds last to fuse a ranking with copy; all that need no special data",
+        dest="arms",
+        help="names joined by commas; + adds an ablation's change (retrieval+co-mention), +copy or "
+        "+copy-odds last fuses a ranking with copying; without it all that need no special data",
     )
-    parser.add_argument("--seeds", type=int, default=1, help="runs an arm")
+    parser.add_argument("--seeds", type=int, default=1, help="runs per method")
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--tokens", type=int, help="training tokens a run")
+    budget.add_argument("--tokens", type=int, help="training tokens per run")
     budget.add_argument("--minutes", type=above_zero, help="training time of all runs together")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="tried on validation")
     parser.add_argument("--limit", type=int, help="only the first so many dialogues")
@@ -75,9 +78,9 @@ def run(args: Namespace) -> int:
 
     from benchmarks.recommendation.arms import choose_arms
     from benchmarks.recommendation.reproduce import Plan, reproduce, tokens_for
+    from crs_fast.crs.training.config import TrainConfig
     from crs_fast.crs.training.pipeline import SidConfig
     from crs_fast.crs.training.processes import first_process
-    from crs_fast.crs.training.train import TrainConfig
 
     out = Path(args.out or f"reproduce_{Path(args.data).name}_{Path(args.model).name}")
     arms = choose_arms(args.arms)

@@ -1,4 +1,4 @@
-"""The experiment by one call: encode, quantize, train every arm, evaluate, write the results.
+"""The experiment by one call: encode, quantize, train every method, evaluate, write the results.
 
     <out>/config.json                            everything that was decided, versions included
     <out>/catalogue/                             embeddings, SIDs and quantizer
@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.recommendation.answering import answer_in_parts, forget_parts, log_test
+from benchmarks.recommendation.answering import answer_in_parts, forget_parts
 from benchmarks.recommendation.arms import Arm, FusedArm, Setting, choose_arms
 from benchmarks.recommendation.arms.joint import join
 from benchmarks.recommendation.arms.setting import Shape, Signals
@@ -38,13 +38,15 @@ from benchmarks.recommendation.cold_start import hold_out, without
 from benchmarks.recommendation.results import write_results
 from crs_fast._files import write_text
 from crs_fast._version import __version__
-from crs_fast.crs.backbones import load_backbone, tiny_backbone
+from crs_fast.crs.backbones import TINY
 from crs_fast.crs.data import load_dataset
 from crs_fast.crs.data.dialogue import CrsDataset, need_splits
+from crs_fast.crs.evaluation.evaluate import log_test
 from crs_fast.crs.evaluation.metrics import ranking_metrics
 from crs_fast.crs.evaluation.predictions import read_predictions, write_predictions
 from crs_fast.crs.evaluation.score import protocol_targets
-from crs_fast.crs.training.embedding_init import init_word_rows
+from crs_fast.crs.training.backbone import starting_backbone
+from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.pipeline import (
     Catalogue,
     SidConfig,
@@ -60,10 +62,9 @@ from crs_fast.crs.training.processes import (
     several_processes,
     wait_for_all,
 )
-from crs_fast.crs.training.train import TrainConfig, require
+from crs_fast.crs.training.train import require
 from crs_fast.quantize import encode_texts
 
-TINY = dict(hidden_size=128, layers=2, heads=4, vocab_size=4096)
 MAY_CHANGE = ("arms", "seeds", "versions")
 Say = Callable[[str], None]
 
@@ -75,9 +76,9 @@ class Plan:
     Args:
         data, root: see `load_dataset`.
         model: "smollm2", "tiny" (from scratch, for machines without a GPU), a path or a hub name.
-        arms: names (see `benchmarks.recommendation.arms`).
-        seeds: runs an arm, of seeds 0, 1, ...
-        tokens: training tokens a run, the same for every arm; 0 where none trains.
+        arms: names of methods (see `benchmarks.recommendation.arms`).
+        seeds: runs per arm, of seeds 0, 1, ...
+        tokens: training tokens per run, the same for every arm; 0 where none trains.
         learning_rates: tried on validation with seed 0 where there is more than one.
         split: the dialogues to answer; "valid" to choose by, "test" for the final table.
         limit: only the first so many dialogues of that split (and of validation).
@@ -183,18 +184,18 @@ def make_setting(
 ) -> Setting:
     """The common ground of every arm; SIDs once made stay in `out`."""
     four_bit = plan.training.qlora
-    if four_bit and plan.model == "tiny":
+    if four_bit and plan.model == TINY:
         raise ValueError("reproduce: model must be a path or a hub name with qlora (got 'tiny')")
 
     def made(data: CrsDataset, prefix: str, signals: Signals, shape: Shape) -> Catalogue:
-        sids, name = plan.sids, prefix + "+".join(signals)
+        sids, name = replace(plan.sids, signals=signals), prefix + "+".join(signals)
         if shape:
             levels, codes = shape
             sids, name = replace(sids, levels=levels, codes=codes), f"{name}-{levels}x{codes}"
 
         def make() -> Catalogue:
             texts = _encoded(tuple(item_texts(data)), sids.encoder)
-            return make_catalogue(data, sids, signals=signals, held=held, texts=texts)
+            return make_catalogue(data, sids, held=held, texts=texts)
 
         if out is None:
             return make()
@@ -216,15 +217,15 @@ def make_setting(
         return both, made(both, "joint-", signals, shape)
 
     def backbone(seed: int) -> Any:
-        if plan.model != "tiny":
-            model, tokenizer = load_backbone(plan.model, four_bit=four_bit)
-            if four_bit:
-                return model, tokenizer  # it is on its GPU already
-        else:
-            texts = [turn.text for d in dataset.splits["train"] for turn in d.turns]
-            model, tokenizer = tiny_backbone(texts, **TINY, seed=seed)
-            words = [str(tokenizer.decode([i])).strip() or " " for i in range(len(tokenizer))]
-            init_word_rows(model, _encoded(tuple(words)), seed)
+        model, tokenizer = starting_backbone(
+            plan.model,
+            dataset,
+            four_bit=four_bit,
+            seed=seed,
+            encode=lambda words: _encoded(tuple(words)),
+        )
+        if four_bit:
+            return model, tokenizer  # it is on its GPU already
         module: Any = model
         return module.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
@@ -234,7 +235,7 @@ def make_setting(
         backbone,
         plan.training,
         joint,
-        pretrained=plan.model != "tiny",
+        pretrained=plan.model != TINY,
         split=plan.split,
         held=held,
         num_beams=plan.num_beams,
@@ -327,10 +328,10 @@ def _fuse(
     _log(plan, out, arm, seed)
     base = out / "runs" / arm.base.name / f"seed{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    fuse = arm.fuse(dataset)
+    dialogues = dataset.splits[plan.split][: plan.limit]
     for file in base.glob("*.jsonl"):
-        found = read_predictions(file, dataset.splits[plan.split][: plan.limit], dataset.items)
-        write_predictions(folder / file.name, [fuse(p) for p in found])
+        predictions = read_predictions(file, dialogues, dataset.items)
+        write_predictions(folder / file.name, arm.fuse(dataset, predictions))
     write_text(folder / "done.json", (base / "done.json").read_text())
 
 
@@ -389,9 +390,10 @@ def _write_config(plan: Plan, out: Path) -> None:
     file = out / "config.json"
     if file.is_file():
         old = json.loads(file.read_text())
-        # Switches that came after the experiment began stand at their defaults.
+        # Settings that came after the experiment began stand at their defaults.
         old = {f.name: f.default for f in fields(Plan) if f.default is not MISSING} | old
-        old["training"] = asdict(TrainConfig()) | old["training"]
+        for name, defaults in (("training", TrainConfig()), ("sids", SidConfig())):
+            old[name] = json.loads(json.dumps(asdict(defaults))) | old[name]
         if not old["tokens"]:  # nothing has trained yet
             old["tokens"] = config["tokens"]
         odd = [k for k in config if k not in MAY_CHANGE and config[k] != old.get(k)]

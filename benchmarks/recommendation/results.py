@@ -15,6 +15,7 @@ from benchmarks.recommendation.arms.fused import RULES
 from benchmarks.recommendation.arms.setting import ORACLE
 from crs_fast._files import replacing, write_text
 from crs_fast.crs.data.dialogue import CrsDataset
+from crs_fast.crs.evaluation.corrected_labels import label_figures
 from crs_fast.crs.evaluation.metrics import ranking_metrics
 from crs_fast.crs.evaluation.predictions import Prediction, read_predictions
 from crs_fast.crs.evaluation.report import (
@@ -38,6 +39,8 @@ from crs_fast.crs.evaluation.score import (
     same_films,
     text_figures,
 )
+from crs_fast.crs.evaluation.sigir_standard import standard_figures
+from crs_fast.crs.evaluation.standard_report import labels_markdown, standard_markdown
 
 BASE = "gcrs"  # what others are compared with
 FILTERED = f"{BASE} (named items filtered)"
@@ -117,6 +120,9 @@ def write_results(
     }
     for kind, compute in {"intents": intent_figures, "text": text_figures}.items():
         figures[kind] = {name: found for name, r in runs.items() if (found := compute(r[0]))}
+    first = {name: r[0] for name, r in runs.items() if name != FILTERED}
+    figures["standard"] = standard_figures(dataset, split, first)
+    figures["labels"] = label_figures(dataset, split, first[BASE], BASE) if BASE in first else {}
     figures["runs"] = {
         str(done.parent.relative_to(out / "runs")): json.loads(done.read_text())
         for done in sorted((out / "runs").glob("*/seed*/done.json"))
@@ -191,6 +197,11 @@ def results_markdown(figures: dict[str, Any]) -> str:
             "that are given much from those that are given little, so compare arms by their own.\n",
             markdown_table(rows),
         ]
+    for tables in (
+        standard_markdown(figures["data"], figures["split"], figures["standard"]),
+        labels_markdown(figures["labels"]),
+    ):
+        parts += [f"First seed.\n\n{tables}"] if tables else []
     rows = [["run", "tokens read", "steps", "learning rate", "last loss", "train s", "answer s"]]
     for name, run in figures["runs"].items():
         trained = [str(run.get(key, "–")) for key in ("tokens", "steps", "learning_rate")]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crs_fast.crs.training.pipeline import SidConfig
 
 
 def data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
-        "--data", required=required, help="redial, inspired, starter, or a folder with items.jsonl"
+        "--data",
+        required=required,
+        help="redial, inspired, starter, or a folder with items.jsonl or *_data_processed.jsonl",
     )
     parser.add_argument(
         "--root", help="folder that holds redial/ and inspired/ (default: $CRS_FAST_DATA)"
@@ -25,6 +30,13 @@ def sid_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--encoder", help="sentence-transformers path or hub name; without it offline MiniLM"
     )
+
+
+def sid_config(args: argparse.Namespace) -> SidConfig:
+    """What `sid_arguments` and `--seed` say."""
+    from crs_fast.crs.training.pipeline import SidConfig
+
+    return SidConfig(args.levels, args.codes, args.method, args.encoder, args.seed)
 
 
 def model_arguments(parser: argparse.ArgumentParser) -> None:

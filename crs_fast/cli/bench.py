@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from crs_fast.decode import SidLogitsProcessor, recommend
-from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.trie import SidTrie, SidVocab, Vocabulary
 
 
 class PythonTrie:
@@ -38,7 +38,7 @@ def compare(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     trie: SidTrie,
-    vocab: SidVocab,
+    vocab: Vocabulary,
     num_beams: int,
     repeats: int = 5,
 ) -> dict[str, Any]:
@@ -97,6 +97,14 @@ def compare(
         "prompt": length,
         "items": trie.num_items,
     }
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("bench", help="time the native constraint against a Python trie")
+    parser.add_argument("--items", type=int, default=20_000)
+    parser.add_argument("--beams", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.set_defaults(run=lambda args: run(args.items, args.beams, args.repeats))
 
 
 def run(items: int, beams: int, repeats: int) -> int:

@@ -5,14 +5,24 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+from .arguments import model_arguments
+from .inputs import read_model
+
 HELP = "Type a message. /rec or /chat force the next turn's mode, /new starts over, /quit ends."
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("chat", help="talk to a trained recommender")
+    parser.add_argument("--model", default="crs_fast_quickstart/model", help="a model directory")
+    model_arguments(parser)
+    parser.add_argument("--items", type=int, default=5, help="items to list under a reply")
+    parser.add_argument("--sample", action="store_true", help="sample the words")
+    parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
     """Read messages from the terminal until /quit or end of input."""
     from crs_fast.crs.turn import TurnCache
-
-    from .commands import read_model
 
     recommender, cache = read_model(args), TurnCache()
     print(HELP)

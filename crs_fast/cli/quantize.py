@@ -1,4 +1,4 @@
-"""crs-fast quantize: a data set's items, or any embeddings, to semantic IDs and a report."""
+"""`crs-fast quantize`: a data set's items, or any embeddings, to semantic IDs and a report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ import json
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
+
+from .arguments import data_arguments, sid_arguments
+from .inputs import read_dataset
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("quantize", help="give a catalogue semantic IDs, and a report")
+    data_arguments(parser, required=False)
+    parser.add_argument(
+        "--embeddings",
+        help="instead of --data: a .npy, .safetensors or .parquet file, floats [N, D]",
+    )
+    parser.add_argument("--key", help="tensor (.safetensors) or list column (.parquet) to take")
+    parser.add_argument("--ids", help="column of item ids (.parquet; default: row numbers)")
+    sid_arguments(parser)
+    parser.add_argument("--out", required=True, help="folder for the quantizer, trie and report")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
@@ -60,8 +78,6 @@ def _embeddings(args: Namespace) -> tuple[Any, list[Any] | None]:
         print(f"{args.embeddings}: {x.shape[0]} x {x.shape[1]}")
         return x, ids
     from crs_fast.crs.training.pipeline import item_texts
-
-    from .commands import read_dataset
 
     dataset = read_dataset(args)
     texts = encode_texts(item_texts(dataset), args.encoder, progress=True)

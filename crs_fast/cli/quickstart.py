@@ -14,9 +14,21 @@ from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.sequence import REC
 from crs_fast.decode import left_pad
 
+from .arguments import above_zero
+
 TEST_DIALOGUES = 200
 TRAIN_DIALOGUES = 8000
 SHAPE = dict(hidden_size=192, layers=1, heads=4, vocab_size=2048)
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser(
+        "quickstart", help="the whole system on embedded data, in minutes on a CPU"
+    )
+    parser.add_argument("--out", default="crs_fast_quickstart", help="where artefacts go")
+    parser.add_argument("--minutes", type=above_zero, default=3.6, help="training time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(run=lambda args: run(args.out, args.minutes, args.seed))
 
 
 def run(out: str, minutes: float, seed: int) -> int:

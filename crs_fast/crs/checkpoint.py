@@ -1,7 +1,7 @@
 """A trained system as one directory, checked piece against piece when it is read.
 
     config.json, model.safetensors, tokenizer*   the model; `AutoModelForCausalLM` loads it too
-    sids/trie.safetensors                        the catalogue's SIDs (`SidTrie.save`)
+    sids/trie.safetensors                        the catalogue's SIDs, or titles (`SidTrie.save`)
     items.jsonl                                  the item table
     crs_fast.json                                what must fit together: token ids, checksums
 
@@ -25,12 +25,12 @@ import torch
 
 from crs_fast._files import umask
 from crs_fast._version import __version__
+from crs_fast.crs.backbones import merge_lora
+from crs_fast.crs.control_tokens import ControlTokens, new_tokens
 from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.data.jsonl import read_items, write_items
-from crs_fast.crs.sequence import ControlTokens, SequenceBuilder, trie_sids
-from crs_fast.crs.training.embedding_init import new_tokens
-from crs_fast.crs.training.lora import merge_lora
-from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.crs.sequence import SequenceBuilder, trie_sids
+from crs_fast.trie import SidTrie, Vocabulary, vocabulary_from_dict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ class Bundle:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     trie: SidTrie
-    vocab: SidVocab
+    vocab: Vocabulary
     control: ControlTokens
     items: tuple[Item, ...]
     builder: SequenceBuilder
@@ -62,7 +62,7 @@ def save_bundle(
     path: str | Path,
     backbone: Backbone,
     trie: SidTrie,
-    vocab: SidVocab,
+    vocab: Vocabulary,
     control: ControlTokens,
     items: Sequence[Item],
     *,
@@ -168,14 +168,15 @@ def load_bundle(
 
     path = Path(path)
     manifest = _manifest(path, quantizer)
-    vocab, control = SidVocab(**manifest["vocab"]), ControlTokens(**manifest["control"])
+    vocab, control = vocabulary_from_dict(manifest["vocab"]), ControlTokens(**manifest["control"])
     tokenizer = AutoTokenizer.from_pretrained(path)
     _check_tokenizer(path, tokenizer, manifest)
     trie, items = SidTrie.load(path / TRIE), read_items(path / ITEMS)
     _check_items("load_bundle", trie, items)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
     _check_model("load_bundle", model, vocab, control)
-    builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), manifest["max_length"])
+    sids = trie_sids(trie, vocab)
+    builder = SequenceBuilder(tokenizer, vocab, control, sids, manifest["max_length"])
     model = model.to(device or "cpu").eval()
     return Bundle(model, tokenizer, trie, vocab, control, items, builder, manifest["quantizer"])
 
@@ -210,7 +211,7 @@ def _sha256(path: Path) -> str:
 
 
 def _token_names(
-    tokenizer: PreTrainedTokenizerBase, vocab: SidVocab, control: ControlTokens
+    tokenizer: PreTrainedTokenizerBase, vocab: Vocabulary, control: ControlTokens
 ) -> dict[str, int]:
     ids = new_tokens(vocab, control)
     return dict(zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
@@ -243,7 +244,7 @@ def _check_items(op: str, trie: SidTrie, items: Sequence[Item]) -> None:
         )
 
 
-def _check_model(op: str, model: Any, vocab: SidVocab, control: ControlTokens) -> None:
+def _check_model(op: str, model: Any, vocab: Vocabulary, control: ControlTokens) -> None:
     needed = max(new_tokens(vocab, control)) + 1
     got = model.get_input_embeddings().weight.shape[0]
     if got < needed:

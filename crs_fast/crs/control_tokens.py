@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from crs_fast.trie import Vocabulary
 from crs_fast.trie.sid_vocab import add_special_tokens
 
 if TYPE_CHECKING:
@@ -105,3 +106,9 @@ class ControlTokens:
         for column, name in enumerate(names):
             sums[:, column] = chances[:, ways[name]].sum(1)
         return [names[i] for i in sums.argmax(1).tolist()]
+
+
+def new_tokens(vocab: Vocabulary, control: ControlTokens) -> list[int]:
+    """Ids of every token added for SIDs and modes, sorted."""
+    frame = [token for token in (vocab.begin, vocab.end) if token is not None]
+    return sorted({*vocab.code_tokens().tolist(), *frame, *control.tokens})

@@ -173,7 +173,6 @@ class Recommender:
         if given is None:
             return Turn(ROLES[role], text, tuple(self.index.link(text)))
         mentions = [Mention(m["item_id"], m.get("start"), m.get("end")) for m in given]
-        mentions.sort(key=lambda m: (not m.located, m.start or 0))
         return Turn(ROLES[role], text, tuple(mentions))
 
     def _check(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from crs_fast.crs.control_tokens import CHAT, REC, ControlTokens, split_mode
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
-from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.trie import SidTrie, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,11 +28,14 @@ if TYPE_CHECKING:
 LABELS = {SEEKER: "User:", RECOMMENDER: "Assistant:"}
 
 
-def trie_sids(trie: SidTrie) -> dict[str, list[int]]:
-    """Codes of every item of a trie, padding left out, in the trie's own item order."""
-    rows = trie.sids().tolist()
+def trie_sids(trie: SidTrie, vocab: Vocabulary | None = None) -> dict[str, list[int]]:
+    """Codes of every item of a trie, padding left out, in the trie's own item order. Titles end in
+    `vocab.end` inside the trie already; it is left out, too."""
+    sids = trie.sids()
+    if vocab is not None and vocab.end is not None:
+        sids = sids.masked_fill(vocab.encode(sids) == vocab.end, -1)
     ids = trie.item_ids.tolist()
-    return {str(i): [c for c in row if c >= 0] for i, row in zip(ids, rows, strict=True)}
+    return {str(i): [c for c in row if c >= 0] for i, row in zip(ids, sids.tolist(), strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class SequenceBuilder:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        vocab: SidVocab,
+        vocab: Vocabulary,
         control: ControlTokens,
         sids: Mapping[str, Sequence[int]],
         max_length: int = 768,
@@ -293,9 +296,12 @@ class SequenceBuilder:
         return tokens[:stop]
 
     def _inside(self, tokens: list[int], at: int) -> bool:
-        """Whether a cut before `tokens[at]` would split a SID: every SID token but `<BOI>` has
-        the rest of its SID on its left."""
-        return tokens[at] in self._sid_tokens and tokens[at] != self.begin
+        """Whether a cut before `tokens[at]` would split an item: one begins further left and has
+        not ended."""
+        for token in reversed(tokens[:at]):
+            if token in (self.begin, self.end):
+                return token == self.begin
+        return False
 
     def decode(self, token_ids: Sequence[int], titles: Mapping[str, str]) -> str:
         """Text with titles for whole SIDs. Special tokens, and SID fragments that are no item, are
@@ -332,10 +338,16 @@ class SequenceBuilder:
         return items, invalid
 
     def _segments(self, token_ids: Sequence[int]) -> Iterator[tuple[list[int], str | None]]:
-        """(text tokens, None), (SID tokens, item) and, for a run that is no item, ([], None)."""
+        """(text tokens, None), (an item's tokens, item) and, for a run of SID tokens that is no
+        item, ([], None)."""
         tokens = [int(token) for token in token_ids]
         at = 0
         while at < len(tokens):
+            stop = self._item_end(tokens, at)
+            if stop is not None:
+                yield tokens[at:stop], self.item_of(tokens[at:stop])
+                at = stop
+                continue
             stop = at + 1
             if tokens[at] not in self._sid_tokens:
                 while stop < len(tokens) and tokens[stop] not in self._sid_tokens:
@@ -346,9 +358,13 @@ class SequenceBuilder:
                     stop += 1
                     if tokens[stop - 1] == self.end:
                         break
-                yield self._sid(tokens[at:stop])
+                yield [], None
             at = stop
 
-    def _sid(self, run: list[int]) -> tuple[list[int], str | None]:
-        item_id = self.item_of(run)
-        return (run, item_id) if item_id is not None else ([], None)
+    def _item_end(self, tokens: list[int], at: int) -> int | None:
+        """Where the item that begins at `at` ends; None where none does. A title's tokens are words
+        elsewhere, so only the whole says that it is an item."""
+        if tokens[at] != self.begin or self.end not in tokens[at:]:
+            return None
+        stop = tokens.index(self.end, at) + 1
+        return stop if self.item_of(tokens[at:stop]) is not None else None

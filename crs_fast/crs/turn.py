@@ -20,7 +20,7 @@ from crs_fast.decode import (
     recommend,
     sliding_window,
 )
-from crs_fast.trie import ItemFilter, SidTrie
+from crs_fast.trie import Grammar, ItemFilter, SidTrie
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -199,7 +199,7 @@ class TurnBatch:
             generation_config=config,
             logits_processor=LogitsProcessorList([processor]),
             stopping_criteria=StoppingCriteriaList(
-                [_LongEnough(start + max_new_tokens, bundle.builder.begin, bundle.builder.end)]
+                [_LongEnough(start + max_new_tokens, processor.grammar)]
             ),
             **cached,
         )
@@ -257,18 +257,15 @@ def _fits(model: PreTrainedModel, columns: int) -> bool:
 
 
 class _LongEnough:
-    """Stops a row at `length` columns, or as soon after as its open SID is closed."""
+    """Stops a row at `length` tokens, or as soon after as its open SID is closed."""
 
-    def __init__(self, length: int, begin: int, end: int) -> None:
-        self.length, self.begin, self.end = length, begin, end
+    def __init__(self, length: int, grammar: Grammar) -> None:
+        self.length, self.grammar = length, grammar
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         if input_ids.shape[1] < self.length:
             return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        position = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-        last_begin = ((input_ids == self.begin) * position).amax(1)
-        last_end = ((input_ids == self.end) * position).amax(1)
-        return last_begin <= last_end
+        return ~self.grammar.read(input_ids).inside
 
 
 def _path(

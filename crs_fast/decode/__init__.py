@@ -1,7 +1,8 @@
 """Constrained decoding: the logits processor, and beams as a token tree over one prompt."""
 
 from .beam_search import beam_search
-from .lm.capability import Capability, capability, sliding_window
+from .lm.capability import capability, sliding_window
+from .lm.model_state import Capability
 from .lm.prompt import Prompt, left_pad
 from .output import RecommendOutput
 from .processor import SidLogitsProcessor

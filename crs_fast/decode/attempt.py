@@ -1,83 +1,69 @@
-"""Faster ways that a model may not allow: tried, and given up with a warning."""
+"""Faster engines that a model may not allow: tried, and given up with a warning."""
 
 from __future__ import annotations
 
-import sys
-import threading
-import warnings
-import weakref
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TypeVar
 
 import torch
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from .lm.model_state import ModelState
 
 T = TypeVar("T")
 
-_given_up: weakref.WeakKeyDictionary[Any, set[Hashable]] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
 
+class Attempts:
+    """The faster engines that one call of `recommend` tries in turn.
 
-def attempt(
-    model: PreTrainedModel,
-    way: str,
-    case: Hashable,
-    run: Callable[[], T],
-    otherwise: Callable[[], T],
-) -> T:
-    """`run()`, or `otherwise()` where that fails or has failed before for this model and case. The
-    first failure of a kind is a warning that names the way and the reason.
+        attempts = Attempts(state)
+        result = attempts.run("cuda_graph", shape, fast)
+        if result is None:
+            result = plain()
+        attempts.remember()
 
-    A failure is remembered once `otherwise` has done the same call: where that fails too, the call
-    is wrong and not the way. Memory that runs out says nothing of the model and is raised.
+    A failure is remembered, and said in a warning, only after the same call was answered in another
+    way. Where that fails too, the call is wrong and not the engine.
     """
-    known = _known(model)
-    if (way, case) in known:
-        return otherwise()
-    try:
-        return run()
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as problem:
-        # Whatever a model's code raises, the answer is the same: not this way.
-        reason = _told(problem)
-    found = otherwise()
-    known.add((way, case))
-    give_up(model, way, reason)
-    return found
+
+    def __init__(self, state: ModelState) -> None:
+        self._state = state
+        self._failures: list[tuple[str, Hashable, str]] = []
+
+    def run(self, option: str, case: Hashable, engine: Callable[[], T]) -> T | None:
+        """What `engine` gives; None where it fails or has failed before for this model.
+
+        Args:
+            option: the argument of `recommend` that asked for the engine.
+            case: what else the failure depends on.
+
+        Raises:
+            OutOfMemoryError: memory that runs out says nothing about the model.
+        """
+        if (option, case) in self._state.failures:
+            return None
+        try:
+            return engine()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as problem:
+            # Whatever a model's code raises, the answer is the same: not with this engine.
+            self._failures.append((option, case, _reason(problem)))
+            return None
+
+    def remember(self) -> None:
+        """The call was answered: its failures are the engines'."""
+        for option, case, reason in self._failures:
+            self._state.failures.add((option, case))
+            give_up(self._state, option, reason)
 
 
-def _told(problem: BaseException) -> str:
-    """A failure and what it came after: a capture that breaks fails once more where it ends."""
-    first = (str(problem).splitlines() or [""])[0]
-    told, before = f"{type(problem).__name__}: {first}", problem.__context__
-    return told if before is None else f"{told}, after {_told(before)}"
+def give_up(state: ModelState, option: str, reason: str) -> None:
+    """Warn the caller of the package, once per model and reason."""
+    state.warn_once(f"recommend: {option} is given up for this call: {reason}")
 
 
-def give_up(model: PreTrainedModel, way: str, reason: str) -> None:
-    """Warn whoever called the package, once a model and reason."""
-    known = _known(model)
-    if (way, reason) not in known:
-        known.add((way, reason))
-        message = f"recommend: {way} is given up for this call: {reason}"
-        warnings.warn(message, stacklevel=_level_of_caller())
-
-
-def _known(model: PreTrainedModel) -> set[Hashable]:
-    with _lock:
-        return _given_up.setdefault(model, set())
-
-
-def _level_of_caller() -> int:
-    """`stacklevel`, for who calls this, of the first frame that is neither ours nor that of a
-    library which calls us."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
-        level, frame = level + 1, frame.f_back
-    return level
-
-
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] in ("crs_fast", "torch", "transformers")
+def _reason(problem: BaseException) -> str:
+    """The failure, and the one before it: a capture that breaks fails once more where it ends."""
+    first_line = (str(problem).splitlines() or [""])[0]
+    reason, before = f"{type(problem).__name__}: {first_line}", problem.__context__
+    return reason if before is None else f"{reason}, after {_reason(before)}"

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crs_fast.trie import ItemFilter, SidTrie, SidVocab
+from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
 
-from .fallback import LOST, BeamScores, unused_token
-from .recommend import recommend
-from .search import SearchRequest
+from .fallback import LOST, BeamScores
+from .lm.prompt import checked_inputs
+from .recommend import answer
+from .search_request import SearchRequest
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-# What `generate` hands over that changes nothing here: positions follow from the mask, the cache is
-# fresh and of the wrong kind.
+# What `generate` hands over that changes nothing here: position ids follow from the mask, and the
+# cache is fresh and of a kind that is not used.
 _EXPECTED = {"attention_mask", "cache_position", "logits_to_keep", "past_key_values",
              "position_ids", "use_cache"}  # fmt: skip
 
@@ -32,7 +33,7 @@ def beam_search(
     generation_config: GenerationConfig,
     synced_gpus: bool = False,
     trie: SidTrie | None = None,
-    vocab: SidVocab | None = None,
+    vocab: Vocabulary | None = None,
     normalize: str = "vocab",
     temperature: float = 1.0,
     filters: ItemFilter | None = None,
@@ -44,10 +45,11 @@ def beam_search(
     num_return_sequences=50, trie=trie, vocab=vocab)`: the beams of `recommend`, as `generate`
     returns them.
 
-    The SID begins right after the prompt. What the tree can't honour goes to Hugging Face beam
-    search with the same constraint, and a warning says so: logits processors (penalties, banned
-    words, minimum lengths), sampling, stopping criteria beyond length and end-of-sequence, a cache
-    that holds something, per-step outputs, model arguments the tree doesn't know.
+    The SID begins right after the prompt. A call that asks for what a token tree can't do gets
+    Hugging Face beam search with the same constraint, and a warning says so: logits processors
+    (penalties, banned words, minimum lengths), sampling, stopping criteria beyond length and
+    end-of-sequence, a cache that holds something, per-step outputs, model arguments the tree
+    doesn't know.
 
     Args:
         trie, vocab, normalize, temperature, filters, cuda_graph, compile_layers: as in `recommend`;
@@ -70,8 +72,21 @@ def beam_search(
             f"beam_search: max_new_tokens must be at least the trie's {levels} levels "
             f"(got {generation_config.max_length - length})"
         )
-    beams, returned = generation_config.num_beams, generation_config.num_return_sequences
-    every = max(beams, returned)  # `generate` has repeated each row that often
+    num_beams = generation_config.num_beams
+    # How often `generate` has repeated each prompt.
+    copies = max(num_beams, generation_config.num_return_sequences)
+    prompts = input_ids[::copies]
+    request = SearchRequest(
+        trie=trie,
+        vocab=vocab,
+        batch=prompts.shape[0],
+        num_beams=num_beams,
+        normalize=normalize,
+        temperature=temperature,
+        filters=filters,
+        cuda_graph=cuda_graph,
+        compile_layers=compile_layers,
+    )
     reason = _beyond_the_tree(logits_processor, stopping_criteria, generation_config, model_kwargs)
     if reason:
         warnings.warn(
@@ -79,37 +94,51 @@ def beam_search(
             "the same constraint is used instead",
             stacklevel=2,
         )
-        request = SearchRequest(
-            trie, vocab, input_ids.shape[0] // every, beams, normalize, temperature, filters
-        )
-        return _hugging_face(
+        tokens, scores = _hugging_face(
             model, input_ids, logits_processor, stopping_criteria, generation_config, request,
             model_kwargs,
         )  # fmt: skip
-    mask = model_kwargs.get("attention_mask")
-    out = recommend(
-        model, input_ids[::every], None if mask is None else mask[::every], trie=trie, vocab=vocab,
-        num_beams=beams, normalize=normalize, temperature=temperature, filters=filters,
-        cuda_graph=cuda_graph, compile_layers=compile_layers,
-    )  # fmt: skip
-    tokens = out.sids if vocab is None else vocab.encode(out.sids)
-    # Every step of a SID counts, waiting doesn't; so ragged beams may change places.
-    scores = out.scores / (out.sids >= 0).sum(2).clamp(min=1) ** generation_config.length_penalty
+    else:
+        mask = model_kwargs.get("attention_mask")
+        prompts, prompt_mask = checked_inputs(
+            "beam_search", prompts, None if mask is None else mask[::copies]
+        )
+        out = answer(model, prompts, prompt_mask, request)
+        tokens, scores = request.vocabulary.encode(out.sids), out.scores
+    return _ranked(prompts, tokens.to(input_ids.device), scores, generation_config)
+
+
+def _ranked(
+    prompts: torch.Tensor, tokens: torch.Tensor, scores: torch.Tensor, config: GenerationConfig
+) -> Any:
+    """What `generate` returns: prompts int64 [B, P] and their best beams' tokens int64 [B, M, L].
+
+    Args:
+        tokens: -1 where a SID has ended.
+        scores: sums of log-probs, float [B, M].
+    """
+    returned = config.num_return_sequences
+    # A score is divided by the length of its own SID, so beams of unequal length may change places.
+    scores = scores / (tokens >= 0).sum(2).clamp(min=1) ** config.length_penalty
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :returned]
-    tokens = tokens.gather(1, order[..., None].expand(-1, -1, levels)).flatten(0, 1)
-    tokens = tokens.to(input_ids.device).masked_fill(
-        tokens.to(input_ids.device) < 0, _pad(generation_config)
-    )
-    prompts = input_ids[::every].repeat_interleave(returned, 0)
-    return _packed(
-        generation_config, torch.cat([prompts, tokens], 1), scores.gather(1, order).flatten()
+    scores = scores.gather(1, order).flatten()
+    tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2])).flatten(0, 1)
+    tokens = tokens.masked_fill(tokens < 0, _pad(config))
+    sequences = torch.cat([prompts.repeat_interleave(returned, 0), tokens], 1)
+    if not config.return_dict_in_generate:
+        return sequences
+    from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
+
+    return GenerateBeamDecoderOnlyOutput(
+        sequences=sequences,  # type: ignore[arg-type]
+        sequences_scores=scores if config.output_scores else None,
     )
 
 
 def _beyond_the_tree(
     logits_processor: Any, stopping_criteria: Any, config: Any, model_kwargs: dict[str, Any]
 ) -> str:
-    """What of this call the tree can't honour, in words; "" where there is nothing."""
+    """What of this call a token tree can't do, in words; "" where there is nothing."""
     from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
     if config.do_sample:
@@ -132,56 +161,56 @@ def _beyond_the_tree(
 
 
 def _hugging_face(
-    model, input_ids, logits_processor, stopping_criteria, generation_config, request, model_kwargs
-):
-    """Hugging Face's own loop, with the constraint after penalties and the caller's processors and
-    before top-k and its like, which would otherwise cut legal tokens away."""
+    model: Any,
+    input_ids: torch.Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: GenerationConfig,
+    request: SearchRequest,
+    model_kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens int64 [B, M, L] (-1 where a SID has ended) and sums of log-probs [B, M] by Hugging
+    Face's own loop, with the constraint after penalties and the caller's processors and before
+    top-k and its like, which would otherwise cut legal tokens away."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
     from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
-    length, levels = input_ids.shape[1], request.trie.num_levels
-    filler = unused_token(request.vocab, request.trie)
+    length, trie = input_ids.shape[1], request.trie
+    filler = request.vocabulary.unused_token(trie.level_codes)
     config = copy.deepcopy(generation_config)
-    config.max_length = length + levels
+    config.max_length = length + trie.num_levels
     config.return_dict_in_generate = config.output_scores = True
+    config.length_penalty, config.num_return_sequences = 0.0, request.num_beams
     config._eos_token_tensor = None  # a SID ends with its last level, nothing else ends a row
     constraint = BeamScores(request, length, filler)
     names = [type(processor).__name__ for processor in logits_processor]
     warpers = (i for i, name in enumerate(names) if name.endswith(("Warper", "Normalization")))
-    at = next(warpers, len(names))
-    processors = [*logits_processor[:at], constraint, *logits_processor[at:]]
+    first_warper = next(warpers, len(names))
+    processors = [
+        *logits_processor[:first_warper], constraint, *logits_processor[first_warper:]
+    ]  # fmt: skip
     others = [
         c for c in stopping_criteria if not isinstance(c, (EosTokenCriteria, MaxLengthCriteria))
     ]
     out = model._beam_search(
         input_ids,
         logits_processor=LogitsProcessorList(processors),
-        stopping_criteria=StoppingCriteriaList([MaxLengthCriteria(length + levels), *others]),
+        stopping_criteria=StoppingCriteriaList([MaxLengthCriteria(config.max_length), *others]),
         generation_config=config,
         **model_kwargs,
     )
-    sequences, scores = out.sequences, out.sequences_scores
-    lost = scores * levels**config.length_penalty < LOST
-    lost |= sequences[:, length] == filler  # no item is allowed at all
-    tail = sequences[:, length:]
-    tail.masked_fill_((tail == filler) | lost[:, None], _pad(generation_config))
-    return _packed(generation_config, sequences, scores.masked_fill(lost, float("-inf")))
+    shape = request.batch, request.num_beams
+    tokens = out.sequences[:, length:].view(*shape, -1)
+    scores = out.sequences_scores.view(shape)
+    # Beams that were never real, and those of a filter that allows no item at all.
+    lost = (scores < LOST) | (tokens[..., 0] == filler)
+    tokens = tokens.masked_fill((tokens == filler) | lost[..., None], -1)
+    return tokens, scores.masked_fill(lost, float("-inf"))
 
 
 def _pad(config: Any) -> int:
-    """What beam search fills with: padding, else end-of-sequence, else -1."""
+    """The token that fills the end of a row: padding, else end-of-sequence, else -1."""
     for token in (config._pad_token_tensor, config._eos_token_tensor):
         if token is not None:
             return int(token.reshape(-1)[0])
     return -1
-
-
-def _packed(config: Any, sequences: torch.Tensor, scores: torch.Tensor) -> Any:
-    from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
-
-    if not config.return_dict_in_generate:
-        return sequences
-    return GenerateBeamDecoderOnlyOutput(
-        sequences=sequences,  # type: ignore[arg-type]
-        sequences_scores=scores if config.output_scores else None,
-    )

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.ops import trie_mask_, trie_walk
-from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.trie import Grammar
 
 from .lm.prompt import left_pad
 from .output import RecommendOutput
-from .processor import SidLogitsProcessor
-from .search import SearchRequest
+from .search_request import SearchRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,27 +25,30 @@ class BeamScores:
     illegal tokens, the rest normalised as asked, and 0 for `filler`, which stands for "this SID is
     whole and waits".
 
-    Unlike `SidLogitsProcessor` alone, dead beams (more beams than items) are no error here: their
-    scores are -inf already, whatever follows.
+    Unlike with `SidLogitsProcessor`, a row that has left the catalogue is no error here: where
+    there are more beams than items, its scores are -inf already, whatever follows.
+
+    Args:
+        prompt_length: the length of the prompts, right after which the SIDs begin.
+        filler: a token that stands for no code of the catalogue.
     """
 
     def __init__(self, request: SearchRequest, prompt_length: int, filler: int) -> None:
-        self.legal = SidLogitsProcessor(
-            request.trie, request.vocab, request.filters, prompt_length, filler
+        self.trie, self.filters = request.trie.tensors, request.bitmaps
+        tokens = request.vocabulary.tensors(request.trie.device)
+        self.tokens = tokens._replace(
+            terminator=filler, num_columns=max(tokens.num_columns, filler + 1)
         )
-        self.legal.tokens = self.legal.tokens._replace(
-            terminator=filler, num_columns=max(self.legal.tokens.num_columns, filler + 1)
+        # No text follows here, whatever the vocabulary says: a whole SID waits for longer ones.
+        self.grammar = Grammar(
+            request.trie, request.vocabulary, prompt_length, None, filler, text_follows=False
         )
         self.start, self.filler = prompt_length, filler
         self.normalize, self.temperature = request.normalize, request.temperature
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        constraint = self.legal
-        zeros = torch.zeros_like(scores)
-        nodes = constraint.nodes(input_ids)
-        penalty = trie_mask_(
-            zeros, nodes, constraint.trie.tensors, constraint.tokens, constraint.filters
-        )
+        nodes = self.grammar.read(input_ids).nodes
+        penalty = trie_mask_(torch.zeros_like(scores), nodes, self.trie, self.tokens, self.filters)
         gains = self._normalized(scores / self.temperature, penalty, input_ids.shape[1])
         gains[:, self.filler] = 0.0
         gains = (gains + penalty).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
@@ -57,7 +59,7 @@ class BeamScores:
             return scores.clone()  # log-probs already, or what the caller's processors made of them
         pool = scores
         if self.normalize == "level":
-            column = self.legal.tokens.column
+            column = self.tokens.column
             column = column[min(length - self.start, column.shape[0] - 1)]
             pool = scores[:, column[column >= 0]]
         elif self.normalize == "legal":
@@ -82,8 +84,8 @@ def generate_beams(
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
-    trie, vocab, num_beams = request.trie, request.vocab, request.num_beams
-    filler = unused_token(vocab, trie)
+    trie, vocab, num_beams = request.trie, request.vocabulary, request.num_beams
+    filler = vocab.unused_token(trie.level_codes)
     ids, mask = left_pad(
         [row[seen].tolist() for row, seen in zip(ids.cpu(), mask.cpu(), strict=True)], filler
     )
@@ -113,20 +115,10 @@ def generate_beams(
     )
     shape = (ids.shape[0], num_beams)
     tokens = out.sequences[:, ids.shape[1] :].view(*shape, -1)
-    codes = tokens.masked_fill(tokens == filler, -1) if vocab is None else vocab.decode(tokens)
+    codes = vocab.decode(tokens.masked_fill(tokens == filler, -1))
     totals = out.sequences_scores.view(shape)
     nothing = tokens[..., 0] == filler  # no item is allowed at all
     totals = totals.masked_fill((totals < LOST) | nothing, float("-inf"))
     codes, totals = codes.to(trie.device), totals.to(trie.device)
     nodes = trie_walk(trie.tensors, codes.flatten(0, 1)).view(shape)
     return RecommendOutput.of(trie, codes, nodes, totals, request.filters)
-
-
-def unused_token(vocab: SidVocab | None, trie: SidTrie) -> int:
-    """The lowest token id that is no code, for SIDs that wait for longer ones."""
-    if vocab is None:
-        # Codes are token ids; 0 .. max are all taken only where every one of them is a code.
-        taken = set(trie.sids().unique().tolist())
-    else:
-        taken = set(vocab.code_tokens().tolist())
-    return next(token for token in range(len(taken) + 1) if token not in taken)

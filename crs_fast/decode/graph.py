@@ -1,253 +1,151 @@
-"""Whole searches as CUDA graphs: prefill and every step recorded once a shape, then replayed.
+"""Whole searches recorded in CUDA graphs: prefill and every step, recorded once and replayed.
 
     first call of a shape   run twice on a stream of its own (kernels compile), then record
     each call after         copy prompt and filters in, replay, copy the beams out
 
-A shape is what a recording can't change: batch, prompt length rounded up, beams, the trie's
+A shape is what a recorded graph can't change: batch, prompt length rounded up, beams, the trie's
 addresses (a `TrieSlot` keeps them across catalogues), the vocabulary, the filters' shape and how
-scores are made. A model keeps its newest few, in one memory pool, so together they take the memory
-of the largest. Weights may change in place; what else a model runs (adapters put on, switched or
-merged, weights moved) is compared while the device replays, and a difference drops the model's
-recordings.
+scores are made. A model keeps its newest few graphs in one memory pool, so together they take the
+memory of the largest. Weights may change in place. What else a model runs (adapters put on,
+switched or merged, weights moved) is compared while the device replays, and a difference drops the
+model's graphs.
 """
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from crs_fast.ops import FilterTensors
+from crs_fast.trie import Vocabulary
 
-from .attempt import attempt, give_up
-from .lm.capability import capability
-from .lm.prompt import Prompt, pad_right
+from .lm.model_state import ModelState
+from .lm.prompt import PaddedBatch, Prompt
+from .lm.recordings import RecordingPlace, own_tensors, record
 from .lm.tree_model import TreeModel
-from .search import Beams, SearchPlan, SearchRequest, search
+from .output import Beams
+from .search import search
+from .search_plan import SearchPlan
+from .search_request import SearchRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MAX_RECORDINGS = 8  # of a model
-_WARM_UP = 2
-# Attributes of PEFT's layers that say what an adapter does.
-_ADAPTER = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
+
+class GraphShape(NamedTuple):
+    """What a recorded graph can't change; it serves every call of the same shape.
+
+    batch, length: of the prompts, the length rounded up
+    is_padded: whether prompts may be shorter than that
+    compiled: whether the decoder layers run compiled
+    catalogue: addresses and shapes of the trie's tensors
+    vocab: which token stands for which code
+    filters: shape of the bitmaps
+    """
+
+    batch: int
+    length: int
+    is_padded: bool
+    num_beams: int
+    normalize: str
+    temperature: float
+    compiled: bool
+    training: bool
+    dtype: torch.dtype
+    catalogue: tuple[tuple[int, torch.Size], ...]
+    vocab: Vocabulary
+    filters: torch.Size | None
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, prompts: PaddedBatch, request: SearchRequest, compiled: bool
+    ) -> GraphShape:
+        bitmaps = request.bitmaps
+        length = rounded_up(prompts.ids.shape[1])
+        return cls(
+            batch=request.batch,
+            length=length,
+            is_padded=prompts.is_padded or length > prompts.ids.shape[1],
+            num_beams=request.num_beams,
+            normalize=request.normalize,
+            temperature=request.temperature,
+            compiled=compiled,
+            training=model.training,
+            dtype=model.dtype,
+            # A recorded search keeps the trie, so nothing else takes its addresses.
+            catalogue=tuple((tensor.data_ptr(), tensor.shape) for tensor in request.trie.tensors),
+            vocab=request.vocabulary,
+            filters=None if bitmaps is None else bitmaps.words.shape,
+        )
 
 
-def replayed(
+def search_in_graph(
     model: PreTrainedModel,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
+    attention: str,
+    shape: GraphShape,
+    prompts: PaddedBatch,
     request: SearchRequest,
-    otherwise: Callable[[], Beams],
-    compiled: bool = False,
 ) -> Beams:
-    """`search` after a prompt, by a recording; `otherwise()`, with one warning a reason, where that
-    can't be. Arguments as `checked_inputs` and `TreeModel` have them."""
-    if not can_record(model.device):
-        give_up(model, "cuda_graph", f"the model must be on a CUDA device (got {model.device})")
-        return otherwise()
-    with _lock:
-        recordings = _of_model.setdefault(model, Recordings())
-    trie, vocab, words = request.trie, request.vocab, request.bitmaps
-    ids, mask, padded = pad_right(ids, mask)
-    columns = rounded_up(ids.shape[1])
-    padded = padded or columns > ids.shape[1]
-    how = request.num_beams, request.normalize, request.temperature
-    mode = compiled, model.training, model.dtype
-    # A recording keeps trie and vocabulary, so nothing else takes their addresses. Without a
-    # vocabulary, the catalogue's codes are the tokens.
-    catalogue = tuple((t.data_ptr(), t.shape) for t in trie.tensors)
-    codes = id(vocab) if vocab is not None else tuple(trie.level_sizes())
-    shape = None if words is None else words.words.shape
-    key = request.batch, columns, padded, how, mode, catalogue, codes, shape
+    """`search` after prompts, by the CUDA graph recorded for this shape, which is recorded first
+    where there is none. `attention` as `capability` says."""
 
-    def make(place: Any) -> Recording:
-        lm = TreeModel(model, capability(model).attention or "", compiled)
-        return Recording(lm, columns, padded, request, place)
+    def make(place: RecordingPlace) -> RecordedSearch:
+        return RecordedSearch(TreeModel(model, attention, shape.compiled), shape, request, place)
 
-    run = partial(recordings.run, model, key, make, ids, mask, words)
-    return attempt(model, "cuda_graph", key, run, otherwise)
+    inputs = prompts.ids, prompts.mask, request.bitmaps
+    recordings = ModelState.of(model).recordings
+    return recordings.run(model, prompts.ids.device, shape, make, inputs)
 
 
 def rounded_up(length: int) -> int:
     """The prompt length that is recorded for prompts of `length`: less than 16 or an eighth more,
-    so that few recordings serve all lengths."""
+    so that few graphs serve all lengths."""
     step = max(16, 1 << max(0, length.bit_length() - 4))
     return -(-length // step) * step
 
 
-class Recording:
+class RecordedSearch:
     """One search on inputs that stay where they are. Holds the model's weights, not the model.
 
     Args:
         lm: of a model that `capability` accepts.
-        columns: of the prompt.
-        padded: whether rows may be shorter than that.
-        request: its filters are replaced by room for others of the same shape, its
-            vocabulary is kept, so that nothing else takes its identity.
-        place: where to record, see `record`.
+        shape: of the calls it will serve.
+        request: one of them. Its filters are replaced by room for others of the same shape.
+        place: where to record.
     """
 
     def __init__(
-        self,
-        lm: TreeModel,
-        columns: int,
-        padded: bool,
-        request: SearchRequest,
-        place: Any,
+        self, lm: TreeModel, shape: GraphShape, request: SearchRequest, place: RecordingPlace
     ) -> None:
-        self.state = model_state(lm.model)
         plan, device = SearchPlan.of(request), request.trie.device
+        size = shape.batch, shape.length
         with torch.inference_mode(False):  # else only other inference code could fill them
-            self.ids = torch.zeros(request.batch, columns, dtype=torch.int64, device=device)
-            self.mask = torch.ones(request.batch, columns, dtype=torch.bool, device=device)
+            self._ids = torch.zeros(size, dtype=torch.int64, device=device)
+            self._mask = torch.ones(size, dtype=torch.bool, device=device)
             if plan.filters is not None:
-                words = FilterTensors(*(t.clone() for t in plan.filters))
-                plan = replace(plan, filters=words)
+                bitmaps = FilterTensors(*(tensor.clone() for tensor in plan.filters))
+                plan = replace(plan, filters=bitmaps)
         # The graph knows addresses only: what lies there must stay.
-        weights = [t.detach() for module in lm.model.modules() for t in _tensors(module)]
-        self._filters, self._kept = plan.filters, (request.vocab, plan, weights)
+        weights = [t.detach() for module in lm.model.modules() for t in own_tensors(module)]
+        self._filters, self._kept = plan.filters, (plan, weights)
+        prompts = PaddedBatch(self._ids, self._mask, shape.is_padded)
         self._replay = record(
-            lambda: search(Prompt.of(lm, self.ids, self.mask, padded, request.room), plan), place
+            lambda: search(Prompt.of(lm, prompts, request.tree_size), plan), place
         )
 
-    def __call__(self, ids: torch.Tensor, mask: torch.Tensor, words: FilterTensors | None) -> Beams:
-        """The beams after a prompt, right-padded [B, P] with P at most the recorded columns."""
-        length = ids.shape[1]
-        self.ids[:, :length] = ids
-        self.mask[:, :length] = mask
-        self.mask[:, length:] = False
-        if words is not None:
-            assert self._filters is not None
-            for mine, other in zip(self._filters, words, strict=True):
-                mine.copy_(other)
-        return Beams(*(t.clone() for t in self._replay()))
-
-
-class Recordings:
-    """A model's recordings, newest last. Calls take turns: recordings share memory."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._made: OrderedDict[Any, Recording] = OrderedDict()
-        self._pool: Any = None
-        self._stream: Any = None  # all are recorded on one: memory is free for its own stream only
-        self._done: Any = None  # event: the newest replay has ended
-
-    def run(
-        self,
-        model: PreTrainedModel,
-        key: Any,
-        make: Callable[[Any], Recording],
-        ids: torch.Tensor,
-        mask: torch.Tensor,
-        words: FilterTensors | None,
+    def __call__(
+        self, ids: torch.Tensor, mask: torch.Tensor, bitmaps: FilterTensors | None
     ) -> Beams:
-        """The beams after a prompt, recording the search first where it is not."""
-        with self._turn(ids.device):
-            kept = MAX_RECORDINGS - 1
-            if key in self._made:
-                self._made.move_to_end(key)
-                beams = self._made[key](ids, mask, words)
-                # Compared while the device replays.
-                if self._made[key].state == model_state(model):
-                    return beams
-                kept = 0  # another model than was recorded
-            with _recording:
-                self._keep(kept)
-                pool, self._pool = self._pool, None  # what a failure leaves in it, nobody knows
-                self._made[key] = make((pool, self._stream))
-            self._pool = pool
-            return self._made[key](ids, mask, words)
-
-    def _keep(self, number: int) -> None:
-        """Drop all but the newest recordings, none of which may be running."""
-        if len(self._made) > number and self._done is not None:
-            torch.cuda.synchronize()
-        while len(self._made) > number:
-            self._made.popitem(last=False)
-
-    @contextmanager
-    def _turn(self, device: torch.device) -> Iterator[None]:
-        """Alone on the host, and on the device after the last replay, whatever stream that took.
-        The device is the current one meanwhile: that is what streams and graphs are made for."""
-        with self._lock:
-            if device.type != "cuda":
-                yield
-                return
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-                self._stream = torch.cuda.Stream(device)
-            if self._done is None:
-                self._done = torch.cuda.Event()
-            stream = torch.cuda.current_stream(device)
-            stream.wait_event(self._done)
-            try:
-                with torch.cuda.device(device):
-                    yield
-            finally:
-                self._done.record(stream)
-
-
-def can_record(device: torch.device) -> bool:
-    return device.type == "cuda"
-
-
-def record(run: Callable[[], Beams], place: Any) -> Callable[[], Beams]:
-    """A function that replays `run` and gives its result, in the same tensors every time.
-
-    Args:
-        place: memory pool, and the stream that all that shares it is recorded on.
-    """
-    pool, side = place
-    current = torch.cuda.current_stream()
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UP):
-            run()
-    side.synchronize()  # what ran eagerly frees its memory before recording takes any
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may use the device meanwhile.
-    try:
-        with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
-            beams = run()
-    finally:
-        torch.cuda.set_stream(current)  # a capture that breaks leaves the other one current
-    current.wait_stream(side)
-
-    def replay() -> Beams:
-        graph.replay()
-        return beams
-
-    return replay
-
-
-_of_model: weakref.WeakKeyDictionary[Any, Recordings] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-_recording = threading.Lock()  # a process records one graph at a time, whatever the model
-
-
-def model_state(model: PreTrainedModel) -> list[Any]:
-    """What a model would run, as far as a recording depends on it: its modules, where their weights
-    lie, which attention it uses and what PEFT's adapters do."""
-    state: list[Any] = [model.config._attn_implementation]
-    for module in model.modules():
-        state += [id(module), *(t.data_ptr() for t in _tensors(module))]
-        adapter = [vars(module).get(name) for name in _ADAPTER]
-        if any(value is not None for value in adapter):
-            state.append(str(adapter))
-    return state
-
-
-def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
-    """A module's own parameters and buffers."""
-    own = (*module._parameters.values(), *module._buffers.values())
-    return [t for t in own if t is not None]
+        """The beams after prompts [B, P] that are padded on the right, with P at most the recorded
+        length."""
+        length = ids.shape[1]
+        self._ids[:, :length] = ids
+        self._mask[:, :length] = mask
+        self._mask[:, length:] = False
+        if bitmaps is not None:
+            assert self._filters is not None
+            for recorded, given in zip(self._filters, bitmaps, strict=True):
+                recorded.copy_(given)
+        return Beams(*(tensor.clone() for tensor in self._replay()))

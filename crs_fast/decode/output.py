@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import compress, pairwise
+from typing import NamedTuple
 
 import torch
 
 from crs_fast.trie import ItemFilter, SidTrie
+
+
+class Beams(NamedTuple):
+    """The best beams of B requests on the device, best first.
+
+    sids int64 [B, M, L]: -1 where a SID has ended
+    scores float32 [B, M]: sums of log-probs, -inf for invalid beams
+    nodes int64 [B, M]: where they stand in the trie
+    tree_positions int64 [B, M, L - 1]: where each beam's tokens stand in the cache, counted from
+        the end of the prompt
+    tokens int64 [B, M, L - 1]: those tokens; the last level's is not fed
+    """
+
+    sids: torch.Tensor
+    scores: torch.Tensor
+    nodes: torch.Tensor
+    tree_positions: torch.Tensor
+    tokens: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -50,11 +69,11 @@ def _items(
 ) -> tuple[list[list[int | str]], list[list[float]]]:
     """Ids and scores of the items that beams name; invalid beams stand at no node and name none."""
     begin, end = (t.cpu() for t in trie.items_at(nodes))
-    beams = scores.cpu()
+    scores = scores.cpu()
     if not bool((end - begin > 1).any()):
         # A beam's only item is allowed, or there would be no beam.
         named = begin < end
-        ids, values = trie.item_ids.take(begin[named]).tolist(), beams[named].tolist()
+        ids, values = trie.item_ids.take(begin[named]).tolist(), scores[named].tolist()
         bounds = [0, *named.sum(1).cumsum(0).tolist()]
         return (
             [ids[a:b] for a, b in pairwise(bounds)],
@@ -63,15 +82,15 @@ def _items(
     masks = None if filters is None else filters.mask().cpu()
     items: list[list[int | str]] = []
     item_scores: list[list[float]] = []
-    spans = torch.stack([begin, end], 2).tolist()
-    for request, (mine, ranked) in enumerate(zip(spans, beams.tolist(), strict=True)):
+    ranges = torch.stack([begin, end], 2).tolist()
+    for request, (of_beams, beam_scores) in enumerate(zip(ranges, scores.tolist(), strict=True)):
         items.append([])
         item_scores.append([])
-        for (a, b), score in zip(mine, ranked, strict=True):
-            found = trie.item_ids[a:b]
+        for (a, b), score in zip(of_beams, beam_scores, strict=True):
+            named_items = trie.item_ids[a:b]
             if masks is not None:
-                keep = masks[request % masks.shape[0], a:b].tolist()
-                found = list(compress(found, keep))
-            items[-1] += found
-            item_scores[-1] += [score] * len(found)
+                is_allowed = masks[request % masks.shape[0], a:b].tolist()
+                named_items = list(compress(named_items, is_allowed))
+            items[-1] += named_items
+            item_scores[-1] += [score] * len(named_items)
     return items, item_scores

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from crs_fast.trie import ItemFilter, SidTrie, SidVocab
+from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
 
-from .lm.prompt import Prompt, checked_inputs, pad_right
+from . import fallback
+from .attempt import Attempts, give_up
+from .graph import GraphShape, search_in_graph
+from .lm.capability import capability, sliding_window
+from .lm.model_state import ModelState
+from .lm.prompt import PaddedBatch, Prompt, checked_inputs, pad_right
+from .lm.recordings import can_record
 from .lm.tree_model import TreeModel
-from .output import RecommendOutput
-from .search import Beams, SearchPlan, SearchRequest, search
+from .output import Beams, RecommendOutput
+from .search import search
+from .search_plan import SearchPlan
+from .search_request import SearchRequest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,7 +32,7 @@ def recommend(
     attention_mask: torch.Tensor | None = None,
     *,
     trie: SidTrie,
-    vocab: SidVocab | None = None,
+    vocab: Vocabulary | None = None,
     num_beams: int = 50,
     normalize: str = "vocab",
     temperature: float = 1.0,
@@ -36,13 +42,14 @@ def recommend(
 ) -> RecommendOutput:
     """The best items after a prompt, by beam search over the catalogue's semantic IDs.
 
-        cache = prefill(prompt)                                    # once a request
+        cache = prefill(prompt)                                    # once per request
         for level: beams = trie_step(head(hidden), beams)          # legal children only
-                   hidden = forward(one token a beam, seeing the prompt and its own ancestors)
+                   hidden = forward(one token per beam, seeing the prompt and its own ancestors)
 
-    A model that can't hold a token tree (see `lm.capability`), or a prompt that with
-    its SID is longer than the model's attention window, gets Hugging Face beam search with the
-    same constraint, without `cuda_graph` and `compile_layers`; a warning says so once.
+    Two kinds of calls get Hugging Face beam search with the same constraint, without `cuda_graph`
+    and `compile_layers`: those of a model that can't hold a token tree (see `lm.capability`), and
+    those whose prompt and SID together are longer than the model's attention window. A warning
+    says so once.
 
     Args:
         model: any decoder-only `AutoModelForCausalLM`, PEFT adapters included.
@@ -53,15 +60,15 @@ def recommend(
         num_beams: M.
         normalize: "vocab" scores by log-softmax over the whole vocabulary (Hugging Face's beams in
             its order), "level" over the level's codes, "legal" over the legal children; the last
-            two compute only the level's rows of the LM head.
+            two compute the logits of the level's codes only.
         temperature: divides the logits.
-        filters: one filter a request (or one for all).
-        cuda_graph: record prefill and steps as a CUDA graph on the first call of a shape (batch,
+        filters: one filter per prompt (or one for all).
+        cuda_graph: record prefill and steps in a CUDA graph on the first call of a shape (batch,
             prompt rounded up, beams, ...) and replay it from then on, also after another
             `TrieSlot.load` (see `crs_fast.decode.graph`).
         compile_layers: run the model's decoder layers compiled by `torch.compile`, which takes
-            seconds on the first calls (see `lm.regions`). Where a model allows one of
-            these two not, the call does without and a warning says so once.
+            seconds on the first calls (see `lm.compiled_layers`). Where a model does not allow one
+            of these two, the call does without it and a warning says so once.
 
     Returns:
         `RecommendOutput`. Ties go to the lower parent, then the lower code.
@@ -71,47 +78,91 @@ def recommend(
             `normalize`, a temperature that is not above 0, a vocabulary that lacks codes of the
             trie or names tokens that the model lacks, filters of another catalogue or number.
     """
-    from .attempt import attempt
-    from .fallback import generate_beams
-    from .graph import replayed
-
     ids, mask = checked_inputs("recommend", input_ids, attention_mask)
-    request = SearchRequest(trie, vocab, ids.shape[0], num_beams, normalize, temperature, filters)
+    request = SearchRequest(
+        trie=trie,
+        vocab=vocab,
+        batch=ids.shape[0],
+        num_beams=num_beams,
+        normalize=normalize,
+        temperature=temperature,
+        filters=filters,
+        cuda_graph=cuda_graph,
+        compile_layers=compile_layers,
+    )
+    return answer(model, ids, mask, request)
+
+
+def answer(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, request: SearchRequest
+) -> RecommendOutput:
+    """`recommend` for inputs that are checked: ids int64 and mask bool [B, P].
+
+    Raises:
+        ValueError: an encoder-decoder, or a vocabulary that names tokens that the model lacks.
+    """
     if model.config.is_encoder_decoder:
         raise ValueError(
             "recommend: model must be decoder-only "
             f"(got an encoder-decoder, {type(model).__name__})"
         )
-    attention = _tree_attention(model, mask, trie.num_levels)
+    attention = _tree_attention(model, mask, request.trie.num_levels)
     if attention is None:
-        return generate_beams(model, ids, mask, request)
+        return fallback.generate_beams(model, ids, mask, request)
+    return _output(request, _search(model, attention, pad_right(ids, mask), request))
 
-    def eagerly(compiled: bool = False) -> Beams:
-        lm = TreeModel(model, attention, compiled)
-        return search(Prompt.of(lm, *pad_right(ids, mask), request.room), SearchPlan.of(request))
 
-    way: Callable[[], Beams] = eagerly
-    if compile_layers:
-        run = partial(eagerly, compiled=True)
-        way = partial(attempt, model, "compile_layers", None, run, way)
-    if cuda_graph:
-        way = partial(replayed, model, ids, mask, request, way)
+def _search(
+    model: PreTrainedModel, attention: str, prompts: PaddedBatch, request: SearchRequest
+) -> Beams:
+    """The beams, by the fastest engine that the request asks for and the model allows."""
+    state = ModelState.of(model)
+    attempts = Attempts(state)
+
+    def in_graph(compiled: bool) -> Beams | None:
+        shape = GraphShape.of(model, prompts, request, compiled)
+        return attempts.run(
+            "cuda_graph", shape, lambda: search_in_graph(model, attention, shape, prompts, request)
+        )
+
+    def without_graph(compiled: bool) -> Beams:
+        prompt = Prompt.of(TreeModel(model, attention, compiled), prompts, request.tree_size)
+        return search(prompt, SearchPlan.of(request))
+
+    cuda_graph, compile_layers = request.cuda_graph, request.compile_layers
+    if cuda_graph and not can_record(model.device):
+        give_up(state, "cuda_graph", f"the model must be on a CUDA device (got {model.device})")
+        cuda_graph = False
+
+    beams = None
     if cuda_graph and compile_layers:
-        way = partial(replayed, model, ids, mask, request, way, compiled=True)
-    return request.items(way())
+        beams = in_graph(compiled=True)
+    if beams is None and cuda_graph:
+        beams = in_graph(compiled=False)
+    if beams is None and compile_layers:
+        beams = attempts.run("compile_layers", None, lambda: without_graph(compiled=True))
+    if beams is None:
+        beams = without_graph(compiled=False)
+    attempts.remember()
+    return beams
+
+
+def _output(request: SearchRequest, beams: Beams) -> RecommendOutput:
+    return RecommendOutput.of(request.trie, beams.sids, beams.nodes, beams.scores, request.filters)
 
 
 def _tree_attention(model: PreTrainedModel, mask: torch.Tensor, levels: int) -> str | None:
-    """`capability`'s attention for prompts of this mask bool [B, P]; None, with one warning a
-    model, where SIDs behind them can't be a token tree."""
-    from .attempt import give_up
-    from .lm.capability import capability, sliding_window
-
+    """The attention by which SIDs behind prompts of this mask bool [B, P] are decoded as a token
+    tree (see `capability`); None where they can't be, which a warning says once per model."""
     attention, window = capability(model).attention, sliding_window(model)
     if attention is None or window is None or int(mask.sum(1).max()) + levels <= window:
         return attention
     reason = f"prompt and SID are longer than the model's attention window of {window} tokens"
-    give_up(model, "the token tree", f"{reason}; Hugging Face beam search is used instead")
+    give_up(
+        ModelState.of(model),
+        "the token tree",
+        f"{reason}; Hugging Face beam search is used instead",
+    )
     return None
 
 
@@ -124,7 +175,7 @@ class BeamTree:
         trie, vocab, num_beams, normalize, temperature, filters: as in `recommend`.
 
     output: the beams as items
-    beams: where they stand in the tree
+    beams: their tokens, and where these stand in the tree
     """
 
     @torch.no_grad()
@@ -132,22 +183,30 @@ class BeamTree:
         self,
         prompt: Prompt,
         trie: SidTrie,
-        vocab: SidVocab | None,
+        vocab: Vocabulary | None,
         num_beams: int = 50,
         normalize: str = "vocab",
         temperature: float = 1.0,
         filters: ItemFilter | None = None,
     ) -> None:
-        batch = prompt.ids.shape[0]
-        request = SearchRequest(trie, vocab, batch, num_beams, normalize, temperature, filters)
+        request = SearchRequest(
+            trie=trie,
+            vocab=vocab,
+            batch=prompt.ids.shape[0],
+            num_beams=num_beams,
+            normalize=normalize,
+            temperature=temperature,
+            filters=filters,
+        )
         self.prompt, self.beams = prompt, search(prompt, SearchPlan.of(request))
-        self.output = request.items(self.beams)
+        self.output = _output(request, self.beams)
 
     def keep(self, beams: torch.Tensor) -> None:
-        """Make one beam of each request, int64 [B], the next columns of the prompt, and drop the
-        rest. Its last level's token is not among them: feed that next. A SID that ended before
-        leaves columns that hold no token."""
+        """Make one beam of each request, int64 [B], the next part of the prompt, and drop the
+        others. The token of its last level is not in the cache yet: feed that next. A SID that
+        ended before leaves positions that hold no token."""
         rows = torch.arange(beams.shape[0], device=beams.device)
-        fed = self.output.sids[rows, beams, :-1] >= 0
-        tokens, slots = self.beams.tokens[rows, beams], self.beams.slots[rows, beams]
-        self.prompt.keep(tokens, fed, slots)
+        is_token = self.output.sids[rows, beams, :-1] >= 0
+        self.prompt.keep(
+            self.beams.tokens[rows, beams], is_token, self.beams.tree_positions[rows, beams]
+        )

@@ -1,196 +1,85 @@
-"""The search between host and host: from a prompt's last state to the beams, all on the device."""
+"""The beam search itself: from a prompt's last hidden states to the beams, all on the device."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from crs_fast.ops import FilterTensors, TokenTensors, TrieTensors, trie_step
-from crs_fast.ops.trie.reference import NORMALIZE
-from crs_fast.trie import ItemFilter, SidTrie, SidVocab
+from crs_fast.ops import trie_step
 
 from .lm.prompt import Prompt
-from .lm.tree_view import TreeState
-from .output import RecommendOutput
-from .processor import check_codes, token_tensors
+from .lm.tree_state import TreeState
+from .output import Beams
+from .search_plan import SearchPlan
 
-LONG = 8  # levels: SIDs have fewer, titles more, of which most end long before the longest
-
-
-@dataclass(frozen=True)
-class SearchRequest:
-    """What a caller asks of a batch of prompts; the fields are `recommend`'s arguments.
-
-    Raises:
-        ValueError: `num_beams` < 1, an unknown `normalize`, a temperature that is not above 0, a
-            vocabulary that lacks codes of the trie, filters of another catalogue or for another
-            number of prompts.
-    """
-
-    trie: SidTrie
-    vocab: SidVocab | None
-    batch: int
-    num_beams: int
-    normalize: str
-    temperature: float
-    filters: ItemFilter | None
-
-    def __post_init__(self) -> None:
-        if self.num_beams < 1:
-            raise ValueError(f"recommend: num_beams must be at least 1 (got {self.num_beams})")
-        if self.normalize not in NORMALIZE:
-            raise ValueError(
-                f"recommend: normalize must be one of {NORMALIZE} (got {self.normalize!r})"
-            )
-        if not self.temperature > 0:
-            raise ValueError(f"recommend: temperature must be above 0 (got {self.temperature})")
-        check_codes("recommend", self.trie, self.vocab)
-        if self.filters is not None and self.filters.num_requests not in (1, self.batch):
-            raise ValueError(
-                f"recommend: filters must hold one filter for all or one a prompt, {self.batch} "
-                f"(got {self.filters.num_requests})"
-            )
-        _ = self.bitmaps  # refuses filters of another catalogue
-
-    @property
-    def room(self) -> int:
-        """Tree slots a request takes; the last level's tokens are not fed."""
-        return self.num_beams * (self.trie.num_levels - 1)
-
-    @cached_property
-    def bitmaps(self) -> FilterTensors | None:
-        """One bitmap a request, on the trie's device."""
-        filters = self.filters
-        if filters is None:
-            return None
-        if filters.num_requests == 1 and self.batch > 1:
-            filters = ItemFilter.stack([filters] * self.batch)
-        return filters.over(self.trie).tensors
-
-    def items(self, beams: Beams) -> RecommendOutput:
-        """The answer."""
-        return RecommendOutput.of(self.trie, beams.sids, beams.nodes, beams.scores, self.filters)
-
-
-@dataclass(frozen=True)
-class SearchPlan:
-    """A request with the host's share of the work done.
-
-    trie: the catalogue
-    column int64 [L, C]: the LM token of each level's codes, -1 where there is none
-    levels: for each level, where codes stand among its logits, and the LM tokens int64 [C] whose
-        logits are computed; None means the whole vocabulary, whose sum is asked for
-    num_columns: the highest LM token of the vocabulary plus one
-    filters: one bitmap a request, or None
-    num_beams, normalize, temperature: as in `recommend`
-    """
-
-    trie: TrieTensors
-    column: torch.Tensor
-    levels: Sequence[tuple[TokenTensors, torch.Tensor | None]]
-    num_columns: int
-    filters: FilterTensors | None
-    num_beams: int
-    normalize: str
-    temperature: float
-
-    @classmethod
-    def of(cls, request: SearchRequest) -> SearchPlan:
-        tokens = token_tensors(request.trie, request.vocab)
-        levels = [
-            (tokens, None) if request.normalize == "vocab" else _few(tokens, level)
-            for level in range(request.trie.num_levels)
-        ]
-        return cls(
-            request.trie.tensors, tokens.column, levels, tokens.num_columns, request.bitmaps,
-            request.num_beams, request.normalize, request.temperature,
-        )  # fmt: skip
-
-
-class Beams(NamedTuple):
-    """The best beams of B requests, best first.
-
-    sids int64 [B, M, L]: -1 where a SID has ended
-    scores float32 [B, M]: sums of log-probs, -inf for invalid beams
-    nodes int64 [B, M]: where they stand in the trie
-    slots, tokens int64 [B, M, L - 1]: where each beam's tokens stand behind the prompt, and the LM
-        tokens themselves; the last level's is not fed
-    """
-
-    sids: torch.Tensor
-    scores: torch.Tensor
-    nodes: torch.Tensor
-    slots: torch.Tensor
-    tokens: torch.Tensor
+# From this level on it is asked at every level whether any SID goes on. Semantic IDs have fewer
+# levels; titles have more, and most titles end long before the longest one.
+LONG = 8
 
 
 def search(prompt: Prompt, plan: SearchPlan) -> Beams:
-    """Beam search after a prompt. The tree's slots stay in its cache; nothing waits for the device
-    but the question, from the eighth level on, whether any beam goes on.
+    """Beam search after a prompt. The tree stays in the prompt's cache. Nothing waits for the
+    device, except for the question, from level `LONG` on, whether any beam goes on.
 
-    Beams are slots behind the prompt: each sees the prompt and its own ancestors, so nothing is
-    reordered or copied when beams are.
+    Each beam's token is a position behind the prompt that sees the prompt and its own ancestors,
+    so keys and values are neither reordered nor copied when beams are.
 
     Raises:
         ValueError: the vocabulary names tokens that the model's head lacks.
     """
-    known = prompt.lm.head.num_tokens
-    if known is not None and plan.num_columns > known:
+    num_tokens = prompt.lm.head.num_tokens
+    if num_tokens is not None and plan.highest_token >= num_tokens:
         raise ValueError(
-            f"recommend: vocab must name tokens below {known}, the rows of the model's head "
-            f"(got {plan.num_columns - 1})"
+            f"recommend: vocab must name tokens below {num_tokens}, the rows of the model's head "
+            f"(got {plan.highest_token})"
         )
     batch, device = prompt.ids.shape[0], prompt.ids.device
     scores = torch.zeros(batch, 1, device=device)
     nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-    sids = slots = fed = nodes.new_empty(batch, 1, 0)
+    sids = tree_positions = fed = nodes.new_empty(batch, 1, 0)
     lengths = prompt.mask.sum(1, keepdim=True)
     hidden = prompt.hidden  # [B * M, H]
-    for level, (tokens, rows) in enumerate(plan.levels):
+    for level, (tokens, computed) in enumerate(plan.levels):
         scores, nodes, parents, codes = trie_step(
-            prompt.lm.head(hidden, rows), scores, nodes, plan.trie, tokens, plan.num_beams,
-            plan.normalize, plan.temperature, plan.filters,
-        )  # fmt: skip
+            prompt.lm.head(hidden, computed),
+            scores,
+            nodes,
+            plan.trie,
+            tokens,
+            num_beams=plan.num_beams,
+            normalize=plan.normalize,
+            temperature=plan.temperature,
+            filters=plan.filters,
+        )
         sids = torch.cat([_of_parents(sids, parents), codes[..., None]], 2)  # [B, M, l + 1]
-        slots, fed = _of_parents(slots, parents), _of_parents(fed, parents)
-        if level + 1 == len(plan.levels) or (level + 1 >= LONG and not _go_on(codes)):
+        tree_positions, fed = _of_parents(tree_positions, parents), _of_parents(fed, parents)
+        is_last = level + 1 == len(plan.levels)
+        if is_last or (level + 1 >= LONG and not _any_goes_on(codes)):
             break
         # A beam that waits or is dead feeds any token: nothing reads what comes of it.
-        ids = plan.column[level][codes.clamp(min=0)].clamp(min=0)
-        own = torch.arange(level * plan.num_beams, (level + 1) * plan.num_beams, device=device)
-        slots = torch.cat([slots, own.expand(ids.shape)[..., None]], 2)
+        ids = plan.token_of_code[level][codes.clamp(min=0)].clamp(min=0)
+        first = level * plan.num_beams
+        own = torch.arange(first, first + plan.num_beams, device=device).expand(ids.shape)
+        tree_positions = torch.cat([tree_positions, own[..., None]], 2)
         fed = torch.cat([fed, ids[..., None]], 2)
-        positions = (lengths + level).expand(ids.shape)
-        tree = TreeState(slots, prompt.length, prompt.visible)
-        hidden = prompt.grow(ids, positions, tree).flatten(0, 1)
-    left = len(plan.levels) - sids.shape[2]
-    slots, fed = F.pad(slots, (0, left)), F.pad(fed, (0, left))
-    return Beams(F.pad(sids, (0, left), value=-1), scores, nodes, slots, fed)
-
-
-def _go_on(codes: torch.Tensor) -> bool:
-    """Whether a beam's SID has not ended; a CUDA graph, which can't ask, records every level."""
-    recording = codes.is_cuda and torch.cuda.is_current_stream_capturing()
-    return recording or bool((codes >= 0).any())
-
-
-def _few(tokens: TokenTensors, level: int) -> tuple[TokenTensors, torch.Tensor]:
-    """For logits [R, C] of one level's codes alone."""
-    column = tokens.column[level]
-    there = torch.where(column >= 0, torch.arange(column.numel(), device=column.device), -1)
-    # Each level's row alike: only this level's is read.
-    few = tokens._replace(
-        column=there.expand(tokens.column.shape[0], -1),
-        denied=tokens.denied[:0],
-        terminator=-1,
-        num_columns=column.numel(),
+        position_ids = (lengths + level).expand(ids.shape)
+        tree = TreeState(tree_positions, prompt.length, prompt.visible)
+        hidden = prompt.grow(ids, position_ids, tree).flatten(0, 1)
+    missing = len(plan.levels) - sids.shape[2]  # levels that no beam has reached
+    return Beams(
+        F.pad(sids, (0, missing), value=-1),
+        scores,
+        nodes,
+        F.pad(tree_positions, (0, missing)),
+        F.pad(fed, (0, missing)),
     )
-    return few, column.clamp(min=0)
+
+
+def _any_goes_on(codes: torch.Tensor) -> bool:
+    """Whether any beam's SID has not ended. While a CUDA graph is recorded nobody can ask, so every
+    level is recorded."""
+    is_recording = codes.is_cuda and torch.cuda.is_current_stream_capturing()
+    return is_recording or bool((codes >= 0).any())
 
 
 def _of_parents(values: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,16 @@
-"""One file an op: a plain-PyTorch oracle, the checks, the way into the native kernel.
+"""The ops, one folder each, with the same file names in every folder.
+
+`__init__.py`: the public functions and every check. `dispatch.py`: registration with torch and
+which kernel takes a call. `native.py`: the call into C++ and CUDA. `triton.py`: Triton kernels.
+`eager.py`: the op in PyTorch calls, where no kernel serves. `reference.py`: the oracle; where
+there is no `eager.py`, also the fallback.
 
 Importing this package registers `torch.ops.crs_fast.*`.
 """
 
-from .codebook import residual_codes, residual_lookup, residual_statistics
-from .codebook.beam import beam_lookup
+from . import tree_attention  # its function has the folder's name
+from .codebook import beam_lookup, residual_codes, residual_lookup, residual_statistics
+from .collisions import place_colliding
 from .trie import trie_build, trie_mask, trie_mask_, trie_rows, trie_step, trie_walk
 from .trie.tensors import FilterTensors, TokenTensors, TrieTensors
 
@@ -13,9 +19,11 @@ __all__ = [
     "TokenTensors",
     "TrieTensors",
     "beam_lookup",
+    "place_colliding",
     "residual_codes",
     "residual_lookup",
     "residual_statistics",
+    "tree_attention",
     "trie_build",
     "trie_mask",
     "trie_mask_",

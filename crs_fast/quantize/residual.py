@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from crs_fast.ops.codebook import residual_codes
-from crs_fast.ops.codebook.beam import beam_lookup
+from crs_fast.ops.codebook import beam_lookup, residual_codes
 from crs_fast.quantize.sources import Source, open_source
 
 _ENCODE_ROWS = 1 << 14

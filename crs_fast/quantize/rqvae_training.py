@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional as F
@@ -13,10 +12,8 @@ from torch.nn import functional as F
 from crs_fast.ops.codebook import residual_codes, residual_lookup
 from crs_fast.quantize.ema import ema_update_
 from crs_fast.quantize.kmeans import kmeans, kmeans_plus_plus, lloyd
+from crs_fast.quantize.rqvae_network import RQVAENetwork
 from crs_fast.quantize.sources import ArraySource
-
-if TYPE_CHECKING:
-    from crs_fast.quantize.rqvae import RQVAE
 
 _MIN_STEPS = 500
 _KMEANS_ITERATIONS = 20
@@ -26,7 +23,7 @@ _KMEANS_ROWS = 1 << 16
 class Training:
     """One fit: its optimizer, its random numbers, which codes were used of late."""
 
-    def __init__(self, model: RQVAE, source: ArraySource) -> None:
+    def __init__(self, model: RQVAENetwork, source: ArraySource) -> None:
         config = model.config
         self.model, self.source, self.config = model, source, config
         self.generator = torch.Generator().manual_seed(config.seed)

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from crs_fast.ops import FilterTensors
-from crs_fast.ops.trie.reference import popcount
+from crs_fast.ops import FilterTensors, TrieTensors
+from crs_fast.ops.trie.nodes import popcount
 
 from .item_ids import ItemIds
 
-if TYPE_CHECKING:
-    from .sid_trie import SidTrie
-
 _BITS = 64
+
+
+class Catalogue(Protocol):
+    """What a filter needs to know of the trie that it is over."""
+
+    tensors: TrieTensors
+    item_ids: ItemIds
+
+    @property
+    def num_items(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 class ItemFilter:
@@ -43,7 +53,7 @@ class ItemFilter:
         return made
 
     @classmethod
-    def make(cls, trie: SidTrie, allow: Any = None, deny: Any = None) -> ItemFilter:
+    def make(cls, trie: Catalogue, allow: Any = None, deny: Any = None) -> ItemFilter:
         """See `SidTrie.filter`."""
         if allow is None and deny is None:
             raise ValueError("SidTrie.filter: allow or deny must be given (got neither)")
@@ -52,13 +62,12 @@ class ItemFilter:
             mask &= _as_mask(trie, allow)
         if deny is not None:
             mask &= ~_as_mask(trie, deny)
-        words, wanted = _pack(mask[None]), trie.tensors.bits.shape[1]
-        words = torch.nn.functional.pad(words, (0, wanted - words.shape[1]))
+        words = _of_width(_pack(mask[None]), trie.tensors.bits.shape[1])
         return cls._of_words(words.to(trie.device), trie.num_items, trie.item_ids)
 
     @classmethod
     def stack(cls, filters: Sequence[ItemFilter | None]) -> ItemFilter:
-        """One filter a request, in order; None filters nothing.
+        """One filter per request, in order; None filters nothing.
 
         Raises:
             ValueError: no filter at all, or filters over different catalogues.
@@ -69,8 +78,9 @@ class ItemFilter:
         known = next((f for f in given if f.item_ids is not None), given[0])
         for one in given:
             one._check_over("one catalogue of", known.num_items, known.item_ids)
-        free = _all_items(known.tensors.words.shape[1], known.num_items).to(known.device)
-        words = [free if f is None else f.tensors.words for f in filters]
+        width = max(f.tensors.words.shape[1] for f in given)
+        free = _all_items(width, known.num_items).to(known.device)
+        words = [free if f is None else _of_width(f.tensors.words, width) for f in filters]
         return cls._of_words(torch.cat(words), known.num_items, known.item_ids)
 
     @property
@@ -92,14 +102,18 @@ class ItemFilter:
             return self
         return ItemFilter._of_words(self.tensors.words.to(device), self.num_items, self.item_ids)
 
-    def over(self, trie: SidTrie) -> ItemFilter:
-        """This filter on the trie's device.
+    def over(self, trie: Catalogue) -> ItemFilter:
+        """This filter on the trie's device, its bitmaps as wide as the trie's: those of a
+        `TrieSlot` have room for more items.
 
         Raises:
             ValueError: it was made for another catalogue.
         """
         self._check_over("the trie's", trie.num_items, trie.item_ids)
-        return self.to(trie.device)
+        words = _of_width(self.tensors.words, trie.tensors.bits.shape[1])
+        if words is self.tensors.words:
+            return self.to(trie.device)
+        return self._of_words(words.to(trie.device), self.num_items, self.item_ids)
 
     def __and__(self, other: ItemFilter) -> ItemFilter:
         return self._joined(self.tensors.words & self._words_of(other), other)
@@ -118,7 +132,7 @@ class ItemFilter:
 
     def _words_of(self, other: ItemFilter) -> torch.Tensor:
         other._check_over("one catalogue of", self.num_items, self.item_ids)
-        return other.tensors.words.to(self.device)
+        return _of_width(other.tensors.words, self.tensors.words.shape[1]).to(self.device)
 
     def _check_over(self, whose: str, num_items: int, item_ids: ItemIds | None) -> None:
         """
@@ -138,7 +152,7 @@ class ItemFilter:
         return f"ItemFilter(num_requests={self.num_requests}, num_items={self.num_items})"
 
 
-def _as_mask(trie: SidTrie, which: Any) -> torch.Tensor:
+def _as_mask(trie: Catalogue, which: Any) -> torch.Tensor:
     """bool [N] from item ids or from a mask."""
     if isinstance(which, list) and which and all(isinstance(one, bool) for one in which):
         which = torch.tensor(which)
@@ -162,6 +176,13 @@ def _pack(mask: torch.Tensor) -> torch.Tensor:
     packed = np.zeros((rows, (items // _BITS + 1) * _BITS // 8), dtype=np.uint8)
     packed[:, : (items + 7) // 8] = np.packbits(mask.cpu().numpy(), axis=1, bitorder="little")
     return torch.from_numpy(packed.view("<i8"))
+
+
+def _of_width(words: torch.Tensor, width: int) -> torch.Tensor:
+    """Bitmaps [F, W] of `width` words; both widths hold all items, so what is cut off is empty."""
+    if words.shape[1] == width:
+        return words
+    return torch.nn.functional.pad(words, (0, width - words.shape[1]))  # less than 0 cuts
 
 
 def _all_items(words: int, num_items: int) -> torch.Tensor:

@@ -13,8 +13,8 @@ import torch
 class ItemIds:
     """N distinct ids, all int or all str, frozen.
 
-    Exactly one of the two forms is held: `numbers` int32 or int64 [N], or `text` uint8 [bytes]
-    with `offsets` int64 [N + 1].
+    They are either `numbers`, int32 or int64 [N], or `text`, uint8 [bytes], with `offsets`, int64
+    [N + 1]: id i is the UTF-8 text from `offsets[i]` to `offsets[i + 1]`.
     """
 
     def __init__(
@@ -81,17 +81,18 @@ class ItemIds:
         """Whether both hold the same ids in the same order."""
         if self is other:
             return True
-        mine, theirs = ((ids.numbers, ids.text, ids.offsets) for ids in (self, other))
-        return all(
-            a is b if a is None or b is None else torch.equal(a, b)
-            for a, b in zip(mine, theirs, strict=True)
+        pairs = (
+            (self.numbers, other.numbers),
+            (self.text, other.text),
+            (self.offsets, other.offsets),
         )
+        return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, the look-up table of int ids included."""
-        held = (self.numbers, self.text, self.offsets, self._order)
-        return sum(t.nbytes for t in held if t is not None)
+        """Bytes of the tensors, the look-up table of int ids included."""
+        tensors = (self.numbers, self.text, self.offsets, self._order)
+        return sum(t.nbytes for t in tensors if t is not None)
 
     def take(self, order: torch.Tensor) -> ItemIds:
         """The ids at positions `order` int64 [n]."""
@@ -105,7 +106,7 @@ class ItemIds:
         return ItemIds(text=self.text[start + torch.arange(start.numel())], offsets=offsets)
 
     def positions(self, ids: Iterable[int | str] | torch.Tensor) -> torch.Tensor:
-        """Where ids stand: int64 [n].
+        """The positions of some ids: int64 [n].
 
         Raises:
             KeyError: an id that is not here.
@@ -127,14 +128,14 @@ class ItemIds:
             if wanted_numbers.numel():
                 raise KeyError(f"SidTrie: no item {int(wanted_numbers[0])} (empty catalogue)")
             return wanted_numbers
-        at = self._search(wanted_numbers)
-        unknown = wanted_numbers[self.numbers[at] != wanted_numbers]
+        positions = self._search(wanted_numbers)
+        unknown = wanted_numbers[self.numbers[positions] != wanted_numbers]
         if unknown.numel():
             raise KeyError(f"SidTrie: no item {int(unknown[0])} ({unknown.numel()} unknown ids)")
-        return at
+        return positions
 
     def _search(self, wanted: torch.Tensor) -> torch.Tensor:
-        """The position of the id that is or would stand at each of `wanted`."""
+        """For each wanted number, the position of that id, or of another where it is missing."""
         assert self.numbers is not None
         last = len(self) - 1
         least = int(self.numbers[self._order[0]])
@@ -155,8 +156,8 @@ class ItemIds:
             kind = "str" if self.numbers is None else "int"
             raise ValueError(f"SidTrie: item_ids must be {kind}, as the catalogue's (got others)")
         if self.numbers is not None and more.numbers is not None:
-            at = self._search(more.numbers.long())
-            known = more.numbers[self.numbers[at] == more.numbers]
+            positions = self._search(more.numbers.long())
+            known = more.numbers[self.numbers[positions] == more.numbers]
             if known.numel():
                 raise ValueError(f"SidTrie: item {int(known[0])} must be new (got one of this id)")
             return ItemIds(numbers=_narrow(torch.cat([self.numbers.long(), more.numbers.long()])))
@@ -172,7 +173,7 @@ class ItemIds:
 
     @cached_property
     def _order(self) -> torch.Tensor:
-        """Positions in the order of their ids, int32 [N]; none for text."""
+        """The positions sorted by their ids, int32 [N]; empty for text."""
         if self.numbers is None:
             return torch.empty(0, dtype=torch.int32)
         size = len(self)
@@ -197,7 +198,7 @@ def _integers(numbers: torch.Tensor) -> torch.Tensor:
 
 
 def _narrow(numbers: torch.Tensor) -> torch.Tensor:
-    """In half the bytes where the values allow it."""
+    """As int32, half the bytes, where the values allow it."""
     limits = torch.iinfo(torch.int32)
     fits = numbers.numel() == 0 or bool(
         (numbers.min() >= limits.min) & (numbers.max() <= limits.max)

@@ -6,18 +6,19 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from crs_fast.ops import TrieTensors, trie_build, trie_rows, trie_walk
-from crs_fast.ops.trie.reference import ending
+from crs_fast.ops.trie.nodes import ending
 from crs_fast.ops.trie.tensors import NODE_BITS
 
+from .item_filter import ItemFilter
 from .item_ids import ItemIds
-
-if TYPE_CHECKING:
-    from .item_filter import ItemFilter
+from .storage import load_trie, read_metadata, save_trie
+from .token_ids import TokenIds
+from .vocabulary import Vocabulary
 
 
 class SidTrie:
@@ -41,7 +42,7 @@ class SidTrie:
             sids: int [N, L] as tensor, numpy array or list; -1 pads ragged rows; a list of lists
                 of unequal length is padded here. Rows may repeat: several items on one SID.
             item_ids: N distinct int or str ids; None means 0 .. N-1.
-            progress: called now and then, from another thread, with the finished part, 0 to 1.
+            progress: called now and then, from another thread, with the finished share, 0 to 1.
 
         Raises:
             ValueError: 2^28 rows or more, codes outside [0, 2^31 - 1], an empty row, a code after
@@ -58,12 +59,12 @@ class SidTrie:
         return cls(tensors, ItemIds(numbers=order) if ids is None else ids.take(order.long()))
 
     def add(self, sids: Any, item_ids: Any) -> SidTrie:
-        """A trie with more items: only they are sorted and then merged in. This one stays.
+        """A new trie with more items; only these are sorted, and then merged in.
 
         Args:
             sids: int [n, L'], -1 pads; L' may differ from this trie's levels.
-            item_ids: n distinct ids of this catalogue's kind, none of them in it. Items on one SID
-                keep their order, the new ones come last.
+            item_ids: n distinct ids of this catalogue's kind, none of them in it. Items that share
+                a SID keep their order, the new ones come last.
 
         Raises:
             ValueError: as `from_sids`, and an id that is in the catalogue already.
@@ -86,7 +87,7 @@ class SidTrie:
         return SidTrie(tensors, both.take(order.long())).to(self.device)
 
     def remove(self, item_ids: Sequence[int | str] | torch.Tensor) -> SidTrie:
-        """A trie without some items; nothing is sorted. This one stays.
+        """A new trie without some items; nothing is sorted.
 
         Raises:
             KeyError: an id that is not in the catalogue.
@@ -118,8 +119,8 @@ class SidTrie:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the index and of the item ids; the look-up table of int ids included, that of
-        str ids, which the first look-up makes, not."""
+        """Bytes of the index and of the item ids. The look-up table of int ids counts; that of str
+        ids, which the first look-up makes, does not."""
         return sum(t.nbytes for t in self.tensors) + self.item_ids.nbytes
 
     @property
@@ -133,12 +134,41 @@ class SidTrie:
     @cached_property
     def _level_sizes(self) -> list[int]:
         # Reads every code, and every `recommend` asks.
+        return [int(codes.max()) + 1 if codes.numel() else 0 for codes in self._codes_by_level()]
+
+    @cached_property
+    def level_codes(self) -> list[torch.Tensor]:
+        """The distinct codes of each level, ascending, int64 [n] on the CPU."""
+        return [codes.unique().long().cpu() for codes in self._codes_by_level()]
+
+    def _codes_by_level(self) -> list[torch.Tensor]:
         bounds = self.tensors.level[:, 0].tolist()
-        codes = self.tensors.codes
-        return [int(codes[a:b].max()) + 1 if b > a else 0 for a, b in pairwise(bounds)]
+        return [self.tensors.codes[a:b] for a, b in pairwise(bounds)]
+
+    def vocabulary(self, vocab: Vocabulary | None, op: str = "SidTrie.vocabulary") -> Vocabulary:
+        """`vocab`, checked; None means that the codes of this trie are token ids.
+
+        Raises:
+            ValueError: the trie has levels or codes that the vocabulary lacks.
+        """
+        if vocab is None:
+            return self._token_ids
+        sizes = self._level_sizes
+        if len(sizes) > vocab.num_levels or any(
+            size > known for size, known in zip(sizes, vocab.sizes, strict=False)
+        ):
+            raise ValueError(
+                f"{op}: vocab must have a token for each code of the trie, {sizes} a level "
+                f"(got {vocab.sizes})"
+            )
+        return vocab
+
+    @cached_property
+    def _token_ids(self) -> TokenIds:
+        return TokenIds(self.num_levels, max(1, *self._level_sizes))
 
     def to(self, device: torch.device | str) -> SidTrie:
-        """The same trie with its index on another device; item ids stay on the CPU."""
+        """The same trie with its index on another device; the item ids stay on the CPU."""
         return SidTrie(TrieTensors(*(t.to(device) for t in self.tensors)), self.item_ids)
 
     def items(self, sids: Any) -> list[list[int | str]]:
@@ -151,14 +181,17 @@ class SidTrie:
         return [self.item_ids[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
 
     def item_ranges(self, sids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the items on each SID stand in sorted order: begin, end int64 [n]; empty ranges
-        for a SID of no item. `sids`: int64 [n, L'], -1 pads; columns past the trie's levels
-        must be padding."""
+        """The range of positions, in sorted order, of the items that carry each SID: begin and end,
+        int64 [n]; empty for a SID of no item.
+
+        Args:
+            sids: int64 [n, L'], -1 pads; what lies past the trie's levels must be padding.
+        """
         return self.items_at(trie_walk(self.tensors, sids.to(self.device)))
 
     def items_at(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the items whose SIDs end at `nodes` stand in sorted order: begin, end, int64 of
-        the shape of `nodes`; empty ranges where none does, and for -1."""
+        """The range of positions, in sorted order, of the items whose SIDs end at each node: begin
+        and end, int64 of the shape of `nodes`; empty where none does, and for -1."""
         begin, end = ending(self.tensors, nodes.clamp(min=0))
         whole = (nodes > 0) & (begin < end)
         return torch.where(whole, begin, 0), torch.where(whole, end, 0)
@@ -174,8 +207,8 @@ class SidTrie:
         return trie_rows(self.tensors, self.item_ids.positions(item_ids).to(self.device)).cpu()
 
     def filter(self, allow: Any = None, deny: Any = None) -> ItemFilter:
-        """Restrict a request to some items, exactly: a prefix is legal only if an allowed item is
-        below it.
+        """A filter that restricts a request to some items, exactly: a prefix is legal only if an
+        allowed item is below it.
 
         Args:
             allow, deny: item ids, or a boolean mask [N] over items in sorted SID order
@@ -185,15 +218,11 @@ class SidTrie:
             ValueError: neither is given.
             KeyError: an id that is not in the catalogue.
         """
-        from .item_filter import ItemFilter
-
         return ItemFilter.make(self, allow, deny)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the trie to one versioned, checksummed safetensors file, whole or not at all."""
-        from .storage import save_trie
-
-        save_trie(self, path)
+        save_trie(path, self.tensors, self.item_ids)
 
     @staticmethod
     def metadata(path: str | PathLike[str]) -> dict[str, str]:
@@ -203,8 +232,6 @@ class SidTrie:
         Raises:
             ValueError: the file is damaged or of another version.
         """
-        from .storage import read_metadata
-
         return read_metadata(path)
 
     @staticmethod
@@ -214,9 +241,7 @@ class SidTrie:
         Raises:
             ValueError: the file is damaged, of another version, or inconsistent.
         """
-        from .storage import load_trie
-
-        return load_trie(path)
+        return SidTrie(*load_trie(path))
 
     def __repr__(self) -> str:
         return (

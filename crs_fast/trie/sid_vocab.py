@@ -1,4 +1,4 @@
-"""Which language-model token stands for which semantic-ID code."""
+"""The vocabulary of codes that have tokens of their own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from crs_fast.ops import TokenTensors
+from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,12 +18,12 @@ BEGIN = "<BOI>"
 END = "<EOI>"
 
 
-class SidVocab:
-    """The map between codes (level l, code c) and language-model token ids, frozen.
+class SidVocab(Vocabulary):
+    """A language-model token of its own for each code of each level, frozen.
 
     Args:
-        token_ids: one sequence of token ids a level; `token_ids[l][c]` is the token of code c at
-            level l. A token may serve several levels, but only one code within a level.
+        token_ids: one sequence of token ids for each level; `token_ids[l][c]` is the token of code
+            c at level l. A token may serve several levels, but only one code within a level.
         begin: token that opens a SID in text (`<BOI>`), or None: then the caller says by
             `prompt_length` where the SID begins.
         end: token that closes a SID (`<EOI>`), or None.
@@ -49,81 +50,33 @@ class SidVocab:
                 )
             if ids.unique().numel() != ids.numel():
                 raise ValueError(f"SidVocab: token_ids[{level}] must be distinct tokens")
-        self.token_ids = levels
-        self.begin, self.end, self.eos = begin, end, eos
-
-    @property
-    def num_levels(self) -> int:
-        return len(self.token_ids)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Codes a level."""
-        return [ids.numel() for ids in self.token_ids]
+        super().__init__(levels, begin, end, eos)
+        self._sorted: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def code_tokens(self) -> torch.Tensor:
-        """Every token that stands for a code, sorted, without repeats; int64 [n]."""
         return torch.cat(self.token_ids).unique()
 
-    def table(self) -> torch.Tensor:
-        """`table[l, c]` is the token of code c at level l, -1 past a level's end; int64 [L, C]."""
-        table = torch.full((self.num_levels, max(self.sizes)), -1, dtype=torch.int64)
-        for level, ids in enumerate(self.token_ids):
-            table[level, : ids.numel()] = ids
-        return table
-
-    def encode(self, sids: Any) -> torch.Tensor:
-        """Codes int [..., L'] to token ids int64 [..., L']; -1 stays -1.
-
-        Raises:
-            ValueError: more levels than the vocabulary has, or a code outside its level.
-        """
-        sids = torch.as_tensor(sids, dtype=torch.int64)
-        if sids.ndim == 0 or sids.shape[-1] > self.num_levels:
-            raise ValueError(
-                f"SidVocab.encode: sids must have at most {self.num_levels} levels in the last "
-                f"dimension (got shape {tuple(sids.shape)})"
-            )
-        out = torch.full_like(sids, -1)
-        for level in range(sids.shape[-1]):
-            codes, ids = sids[..., level], self.token_ids[level].to(sids.device)
-            if codes.numel() and not -1 <= int(codes.min()) <= int(codes.max()) < ids.numel():
-                raise ValueError(
-                    f"SidVocab.encode: codes of level {level} must lie in [-1, {ids.numel()}) "
-                    f"(got [{int(codes.min())}, {int(codes.max())}])"
-                )
-            out[..., level] = torch.where(codes >= 0, ids[codes.clamp(min=0)], -1)
-        return out
+    def table(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        return pad_sequence(self.token_ids, batch_first=True, padding_value=-1).to(device)
 
     def decode(self, token_ids: Any) -> torch.Tensor:
-        """Token ids int [..., L'] to codes int64 [..., L']; -1 where a token is no code of its
-        level."""
-        token_ids = torch.as_tensor(token_ids, dtype=torch.int64)
-        if token_ids.ndim == 0 or token_ids.shape[-1] > self.num_levels:
-            raise ValueError(
-                f"SidVocab.decode: token_ids must have at most {self.num_levels} levels in the "
-                f"last dimension (got shape {tuple(token_ids.shape)})"
-            )
-        out = torch.full_like(token_ids, -1)
-        for level in range(token_ids.shape[-1]):
-            ids, order = self.token_ids[level].to(token_ids.device).sort()
-            column = token_ids[..., level].contiguous()
-            at = torch.searchsorted(ids, column).clamp(max=ids.numel() - 1)
-            out[..., level] = torch.where(ids[at] == column, order[at], -1)
-        return out
+        tokens = self._with_levels("decode", "token_ids", token_ids)
+        known, codes = (t[: tokens.shape[-1]] for t in self._sorted_on(tokens.device))  # [L', C]
+        wanted = tokens.movedim(-1, 0).flatten(1) if tokens.ndim > 1 else tokens[:, None]  # [L', R]
+        at = torch.searchsorted(known, wanted.contiguous()).clamp(max=known.shape[1] - 1)
+        found = torch.where(known.gather(1, at) == wanted, codes.gather(1, at), -1)
+        return found.t().reshape(tokens.shape)
 
-    def tensors(self, terminator: int | None = None) -> TokenTensors:
-        """What the trie ops take, on the CPU. `terminator`: the token forced after a whole SID;
-        None means `end`, else `eos`, else none."""
-        column = self.table()
-        denied = self.code_tokens()
-        if self.end is not None:
-            denied = torch.cat([denied, denied.new_tensor([self.end])])
-        for choice in (terminator, self.end, self.eos):
-            if choice is not None:
-                break
-        highest = max(int(denied.max()), -1 if choice is None else choice)
-        return TokenTensors(column, denied, -1 if choice is None else choice, highest + 1)
+    def _sorted_on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sorted tokens of each level and their codes, int64 [L, C]. Made once for each
+        device."""
+        if device not in self._sorted:
+            with torch.inference_mode(False):
+                table = self.table(device)
+                # What pads the shorter levels stands behind every token.
+                made = table.masked_fill(table < 0, torch.iinfo(torch.int64).max).sort()
+            self._sorted.setdefault(device, (made.values, made.indices))
+        return self._sorted[device]
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; `SidVocab(**vocab.to_dict())` gives the same vocabulary."""
@@ -133,9 +86,6 @@ class SidVocab:
             "end": self.end,
             "eos": self.eos,
         }
-
-    def __repr__(self) -> str:
-        return f"SidVocab(sizes={self.sizes}, begin={self.begin}, end={self.end}, eos={self.eos})"
 
     @classmethod
     def extend(

@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from crs_fast._files import replacing
 from crs_fast.ops import TrieTensors
-from crs_fast.ops.trie.reference import popcount
+from crs_fast.ops.trie.nodes import popcount
 
 from .item_ids import ItemIds
-from .sid_trie import SidTrie
 
 FORMAT = "crs_fast.sid_trie"
 VERSION = "2"
 
 
-def save_trie(trie: SidTrie, path: str | PathLike[str]) -> None:
+def save_trie(path: str | PathLike[str], trie: TrieTensors, ids: ItemIds) -> None:
     """See `SidTrie.save`."""
     from safetensors.torch import save_file
 
-    tensors = {name: t.cpu().contiguous() for name, t in trie.tensors.used()._asdict().items()}
-    ids = trie.item_ids
+    used = trie.used()
+    tensors = {name: t.cpu().contiguous() for name, t in used._asdict().items()}
     if ids.numbers is not None:
         tensors["item_ids"] = ids.numbers
     else:
@@ -36,20 +36,15 @@ def save_trie(trie: SidTrie, path: str | PathLike[str]) -> None:
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "num_items": str(trie.num_items),
+        "num_items": str(len(ids)),
         "num_levels": str(trie.num_levels),
         "sha256": checksum(tensors),
     }
-    target = Path(path)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
+    with replacing(os.fspath(path)) as partial:
         save_file(tensors, str(partial), metadata=metadata)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def load_trie(path: str | PathLike[str]) -> SidTrie:
+def load_trie(path: str | PathLike[str]) -> tuple[TrieTensors, ItemIds]:
     """See `SidTrie.load`."""
     from safetensors import SafetensorError
 
@@ -63,23 +58,18 @@ def load_trie(path: str | PathLike[str]) -> SidTrie:
     if checksum(tensors) != metadata.get("sha256"):
         raise ValueError(f"SidTrie.load: {path} is damaged (its checksum does not match)")
     try:
-        trie = SidTrie(
-            TrieTensors(*(tensors.pop(name) for name in TrieTensors._fields)),
-            ItemIds(
-                tensors.get("item_ids"),
-                tensors.get("item_ids.text"),
-                tensors.get("item_ids.offsets"),
-            ),
-        )
+        trie = TrieTensors(*(tensors.pop(name) for name in TrieTensors._fields))
     except KeyError as error:
         raise ValueError(f"SidTrie.load: {path} is inconsistent (no tensor {error})") from None
-    problem = _bad_ids(trie.item_ids) or inconsistency(trie)
-    said = (metadata.get("num_items"), metadata.get("num_levels"))
-    if not problem and said != (str(trie.num_items), str(trie.num_levels)):
-        problem = f"its metadata says {said[0]} items and {said[1]} levels"
+    names = ("item_ids", "item_ids.text", "item_ids.offsets")
+    ids = ItemIds(*(tensors.get(name) for name in names))
+    problem = _bad_ids(ids) or inconsistency(trie, len(ids))
+    sizes = (metadata.get("num_items"), metadata.get("num_levels"))
+    if not problem and sizes != (str(len(ids)), str(trie.num_levels)):
+        problem = f"its metadata says {sizes[0]} items and {sizes[1]} levels"
     if problem:
         raise ValueError(f"SidTrie.load: {path} is inconsistent ({problem})")
-    return trie
+    return trie, ids
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
@@ -130,9 +120,9 @@ _DTYPES = {
 }
 
 
-def inconsistency(trie: SidTrie) -> str | None:
-    """Why the kernels could not trust this trie, or None. Guards every index they follow."""
-    t, items = trie.tensors, trie.num_items
+def inconsistency(t: TrieTensors, items: int) -> str | None:
+    """Why the kernels could not trust a trie of so many items, or None. Guards every index that
+    they follow."""
     for name, tensor in t._asdict().items():
         if tensor.dtype not in _DTYPES[name]:
             return f"{name} must not be {tensor.dtype}"
@@ -172,8 +162,8 @@ def _bad_starts(t: TrieTensors) -> str | None:
         if first < 0:
             continue
         begins = _unpacked(row).nonzero().squeeze(1)
-        mine = t.starts[at : at + begins.numel()]
-        if first != at or not torch.equal(mine.long(), begins):
+        table = t.starts[at : at + begins.numel()]
+        if first != at or not torch.equal(table.long(), begins):
             return f"starts must list where the nodes of depth {depth + 1} begin"
         at += begins.numel()
     return None if at == t.starts.numel() else "starts must belong to a depth"

@@ -5,8 +5,8 @@ import torch
 
 from crs_fast.crs import turn as turn_module
 from crs_fast.crs.checkpoint import Bundle
+from crs_fast.crs.control_tokens import CHAT, REC
 from crs_fast.crs.recommender import Recommender
-from crs_fast.crs.sequence import CHAT, REC
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.decode import Capability, SidLogitsProcessor, capability, recommend
 from crs_fast.decode.lm.cache import GrowingLayer

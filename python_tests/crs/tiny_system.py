@@ -1,8 +1,9 @@
 """A hand-written catalogue, dialogues and a tiny language model for the tests of this folder."""
 
 from crs_fast.crs.backbones import tiny_backbone
+from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Item, Mention, Turn
-from crs_fast.crs.sequence import ControlTokens, SequenceBuilder, trie_sids
+from crs_fast.crs.sequence import SequenceBuilder, trie_sids
 from crs_fast.trie import SidTrie, SidVocab
 
 ITEMS = tuple(Item(f"i{n}", f"Film {n}", 1990 + n) for n in range(8))

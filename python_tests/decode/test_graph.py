@@ -9,6 +9,7 @@ import threading
 import warnings
 import weakref
 from contextlib import contextmanager
+from importlib import import_module
 from unittest import mock
 
 import pytest
@@ -19,7 +20,9 @@ from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crs_fast.decode import graph, recommend
-from crs_fast.decode.search import Beams
+from crs_fast.decode.lm import recordings
+from crs_fast.decode.lm.model_state import ModelState
+from crs_fast.decode.output import Beams
 from crs_fast.trie import SidTrie, TrieSlot
 from python_tests.helpers import left_padded, random_sids, tiny_model, vocab_of
 
@@ -60,6 +63,11 @@ def capturing():
     return mock.patch("torch.cuda.is_current_stream_capturing", return_value=True)
 
 
+def can_record_anywhere(monkeypatch):
+    recommend_file = import_module("crs_fast.decode.recommend")
+    monkeypatch.setattr(recommend_file, "can_record", lambda device: True)
+
+
 @pytest.fixture
 def made(monkeypatch):
     """Where recording is possible: the searches that were recorded."""
@@ -83,7 +91,7 @@ def made(monkeypatch):
 
         return replay
 
-    monkeypatch.setattr(graph, "can_record", lambda device: True)
+    can_record_anywhere(monkeypatch)
     monkeypatch.setattr(graph, "record", record)
     return runs
 
@@ -154,10 +162,10 @@ def test_a_slot_with_codes_that_the_vocabulary_lacks(made):
 
 def test_a_model_keeps_its_newest_recordings(made):
     model, trie, vocab = system()
-    for beams in [*range(1, graph.MAX_RECORDINGS + 2), 1]:
+    for beams in [*range(1, recordings.MAX_RECORDINGS + 2), 1]:
         recommend(model, *left_padded(9), trie=trie, vocab=vocab, num_beams=beams, cuda_graph=True)
-    assert len(graph._of_model[model]._made) == graph.MAX_RECORDINGS
-    assert len(made) == graph.MAX_RECORDINGS + 2
+    assert len(ModelState.of(model).recordings._kept) == recordings.MAX_RECORDINGS
+    assert len(made) == recordings.MAX_RECORDINGS + 2
 
 
 def test_weights_and_adapters_that_change(made):
@@ -245,7 +253,8 @@ def test_on_the_cpu_it_says_that_it_runs_eagerly():
 
 
 def test_a_turn_is_taken_on_the_models_device():
-    with mock.patch("torch.cuda") as cuda, graph.Recordings()._turn(torch.device("cuda", 1)):
+    turn = recordings.Recordings(threading.Lock())._turn
+    with mock.patch("torch.cuda") as cuda, turn(torch.device("cuda", 1)):
         cuda.device.assert_called_once_with(torch.device("cuda", 1))
         assert cuda.device.return_value.__enter__.called
         assert not cuda.device.return_value.__exit__.called
@@ -260,7 +269,7 @@ def test_rounding_up(length):
 
 def test_a_model_and_its_recordings_go_together(monkeypatch):
     """A recording holds no model, so a model that is done with is freed."""
-    monkeypatch.setattr(graph, "can_record", lambda device: True)
+    can_record_anywhere(monkeypatch)
 
     def record(run, place):
         beams = run()
@@ -269,16 +278,16 @@ def test_a_model_and_its_recordings_go_together(monkeypatch):
     monkeypatch.setattr(graph, "record", record)
     model, trie, vocab = system()
     recommend(model, *left_padded(9), trie=trie, vocab=vocab, num_beams=3, cuda_graph=True)
-    recordings, alive = weakref.ref(graph._of_model[model]), weakref.ref(model)
+    kept, alive = weakref.ref(ModelState.of(model).recordings), weakref.ref(model)
     del model
     gc.collect()
     assert alive() is None
-    assert recordings() is None
+    assert kept() is None
 
 
 def test_a_recording_keeps_what_it_reads(monkeypatch):
     """A CUDA graph knows addresses, not tensors: catalogue, tokens and weights must outlive it."""
-    monkeypatch.setattr(graph, "can_record", lambda device: True)
+    can_record_anywhere(monkeypatch)
 
     def record(run, place):
         beams = run()
@@ -292,7 +301,9 @@ def test_a_recording_keeps_what_it_reads(monkeypatch):
     del trie
     gc.collect()
     assert all(tensor() is not None for tensor in tensors)
-    (recording,) = graph._of_model[model]._made.values()
-    _, query, weights = recording._kept
-    assert query.trie.codes.data_ptr() == codes
+    kept = ModelState.of(model).recordings._kept
+    ((_, recording),) = kept.values()
+    plan, weights = recording._kept
+    assert [shape.vocab for shape in kept] == [vocab]
+    assert plan.trie.codes.data_ptr() == codes
     assert weight in [t.data_ptr() for t in weights]

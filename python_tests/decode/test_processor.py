@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from crs_fast.decode import SidLogitsProcessor
-from crs_fast.decode.processor import token_tensors
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 from python_tests.helpers import BruteForce, random_sids, tiny_model, vocab_of, whole
 
@@ -242,15 +241,15 @@ def test_vocabulary_must_hold_the_tries_codes():
 def test_token_tensors_are_made_once_and_keep_nothing_alive():
     trie, vocab = make_trie(), make_vocab(eos=EOS)
     with torch.inference_mode():
-        made = token_tensors(trie, vocab)
+        made = vocab.tensors(trie.device)
     assert not made.column.is_inference()
-    assert token_tensors(make_trie(seed=1), vocab) is made
-    assert token_tensors(trie, vocab, 9).terminator == 9
+    assert vocab.tensors(make_trie(seed=1).device) is made
+    assert vocab.tensors(trie.device, 9).terminator == 9
     assert made.terminator == EOS
-    assert token_tensors(trie, make_vocab()).terminator == -1
-    bare = token_tensors(trie, None)
-    assert token_tensors(trie, None) is bare
-    assert token_tensors(SidTrie.from_sids([[40]]), None).num_columns == 41
+    assert make_vocab().tensors(trie.device).terminator == -1
+    bare = trie.vocabulary(None).tensors(trie.device)
+    assert trie.vocabulary(None).tensors(trie.device) is bare
+    assert SidTrie.from_sids([[40]]).vocabulary(None).tensors().num_columns == 41
     gone = [weakref.ref(trie), weakref.ref(vocab)]
     del trie, vocab
     gc.collect()

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crs_fast import _native
 from crs_fast.ops.codebook import residual_lookup
 from crs_fast.ops.collisions import place_colliding
 from crs_fast.ops.collisions import reference as reference_collisions
@@ -163,3 +164,30 @@ def test_disambiguation_level():
 def test_bad_input(x, codes, books, match):
     with pytest.raises(ValueError, match=f"resolve_collisions: .*{match}"):
         resolve_collisions(x, codes, books)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"x": np.zeros((2, 1), np.float32)}, r"x must be float64 \[N, D\]"),
+        ({"sids": np.zeros((2, 1), np.int32)}, r"sids must be int64 \[N, L\]"),
+        ({"sids": np.full((2, 1), 4)}, r"sids must lie in 0 \.\. 3 \(got 4 \.\. 4\)"),
+        ({"occupied": np.full((1, 1), -1)}, r"occupied must lie in 0 \.\. 3"),
+        ({"groups": [np.array([0, 2])]}, r"groups must lie in 0 \.\. 1"),
+        ({"groups": [np.array([], np.int64)]}, "groups must be int64 .n., not empty"),
+        ({"occupied": np.arange(3)[:, None]}, r"at most K \*\* L = 4 items \(got 5\)"),
+    ],
+)
+def test_the_op_refuses_bad_arrays_with_and_without_a_kernel(change, match, native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(_native, "load", lambda: None)
+    arguments = {
+        "x": np.zeros((2, 1)),
+        "books": np.zeros((1, 4, 1)),
+        "sids": np.zeros((2, 1), np.int64),
+        "groups": [np.array([0, 1])],
+        "occupied": np.empty((0, 1), np.int64),
+    }
+    with pytest.raises(ValueError, match=f"place_colliding: .*{match}"):
+        place_colliding(**{**arguments, **change})

@@ -98,3 +98,39 @@ def test_slot_refuses_what_does_not_fit_and_stays_as_it_is(tmp_path):
     same(SidTrie.load(tmp_path / "held"), SidTrie.from_sids(random_sids(0, 64, 2, 256)))
     with pytest.raises(ValueError, match="capacity, num_levels and num_codes"):
         TrieSlot(0, num_levels=2, num_codes=4)
+
+
+def test_a_filter_of_the_trie_works_over_the_slot_that_holds_it():
+    """Either is made with bitmaps as wide as its trie's, and the slot's are wider."""
+    sids = random_sids(3, 90, 3, 6)
+    trie = SidTrie.from_sids(sids)
+    slot = TrieSlot(5000, num_levels=3, num_codes=6)
+    slot.load(trie)
+    tokens = vocab_of(3, 6).tensors()
+    allowed = trie.item_ids.tolist()[::3]
+    logits, scores = torch.randn(2, tokens.num_columns), torch.zeros(2, 1)
+    nodes = torch.zeros(2, 1, dtype=torch.int64)
+    expected = None
+    for made_for in (trie, slot.trie):
+        given = ItemFilter.stack([made_for.filter(allow=allowed), None])
+        for used_over in (trie, slot.trie):
+            tensors = given.over(used_over).tensors
+            step = trie_step(logits, scores, nodes, used_over.tensors, tokens, 30, filters=tensors)
+            expected = step if expected is None else expected
+            assert all(torch.equal(a, b) for a, b in zip(step, expected, strict=True))
+            assert torch.equal(given.over(used_over).mask(), given.mask())
+
+
+def test_filters_of_the_trie_and_of_the_slot_combine():
+    trie = SidTrie.from_sids(random_sids(3, 90, 3, 6))
+    slot = TrieSlot(5000, num_levels=3, num_codes=6)
+    slot.load(trie)
+    some, others = trie.item_ids.tolist()[::3], trie.item_ids.tolist()[::2]
+    narrow, wide = trie.filter(allow=some), slot.trie.filter(allow=others)
+    for a, b in ((narrow, wide), (wide, narrow)):
+        assert torch.equal((a & b).mask(), a.mask() & b.mask())
+        assert torch.equal((a | b).mask(), a.mask() | b.mask())
+        stacked = ItemFilter.stack([a, None, b])
+        wanted = torch.cat([a.mask(), torch.ones_like(a.mask()), b.mask()])
+        assert torch.equal(stacked.mask(), wanted)
+        assert torch.equal(stacked.over(slot.trie).mask(), wanted)

@@ -1,5 +1,7 @@
 """SidTrie, its ids, filters and files."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -165,6 +167,21 @@ def test_saved_and_loaded_tries_are_equal(tmp_path, ids):
     assert list(tmp_path.iterdir()) == [tmp_path / "trie.safetensors"]
     with safe_open(tmp_path / "trie.safetensors", framework="pt") as file:
         assert file.metadata()["num_items"] == "50"
+
+
+def test_a_save_that_breaks_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "trie.safetensors"
+    SidTrie.from_sids([[1, 2]]).save(path)
+
+    def break_half_way(tensors, name, metadata):
+        Path(name).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("safetensors.torch.save_file", break_half_way)
+    with pytest.raises(OSError, match="no space left"):
+        SidTrie.from_sids([[3, 4]]).save(path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert SidTrie.load(path).sids().tolist() == [[1, 2]]
 
 
 def rewrite(path, change, metadata=None):

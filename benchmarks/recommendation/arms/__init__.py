@@ -1,9 +1,10 @@
-"""The arms of the experiment: ways to recommend that are compared on the same instances, with the
-same backbone and the same budget of training tokens.
+"""The methods that the experiment compares, called arms: ways to recommend, on the same turns, with
+the same backbone and the same budget of training tokens.
 
-An arm that is gcrs but for a switch lends it to others: `co-mention+mentions` has both, and
-`retrieval+co-mention` is the retrieval head with the items that `co-mention` knows. `+copy` or
-`+copy-odds` at the end of any of them fuses its ranking with the items named before.
+Most arms are ablations: `gcrs` with one thing changed. Their changes can be combined by "+":
+`co-mention+mentions` has both, and `retrieval+co-mention` is the retrieval head with the items that
+`co-mention` knows. `+copy` or `+copy-odds` at the end fuses the ranking with the items that were
+named before.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from benchmarks.recommendation.arms.baselines import COPY, COPY_POPULARITY, POPU
 from benchmarks.recommendation.arms.fused import RULES, FusedArm
 from benchmarks.recommendation.arms.generative import GenerativeArm
 from benchmarks.recommendation.arms.intents import FineIntentsArm
-from benchmarks.recommendation.arms.mentions import with_mentions
 from benchmarks.recommendation.arms.oracle import OracleArm
 from benchmarks.recommendation.arms.retrieval import RetrievalArm
 from benchmarks.recommendation.arms.setting import Arm, Fitted, Setting
 from crs_fast.crs.sequence import Layout
+from crs_fast.crs.training.mentions import with_mentions
 
 __all__ = ["ARMS", "Arm", "Fitted", "FusedArm", "Setting", "choose_arms"]
 
@@ -61,11 +62,11 @@ ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 
 
 def choose_arms(names: str | None) -> list[Arm | FusedArm]:
-    """Arms by their names, joined by commas, switches behind a "+"; for None all but `NOT_DEFAULT`.
-    Before a fused arm stands the arm it is made of.
+    """Arms by their names, joined by commas, each with ablations behind a "+"; for None all but
+    `NOT_DEFAULT`. A fused arm follows the arm that it is made of.
 
     Raises:
-        ValueError: an unknown name, or a switch that an arm has no place for.
+        ValueError: an unknown name, or an ablation that does not apply to an arm.
     """
     if names is None:
         return [arm for arm in _ALL if arm.name not in NOT_DEFAULT]
@@ -78,28 +79,28 @@ def choose_arms(names: str | None) -> list[Arm | FusedArm]:
 
 
 def _arm(name: str) -> Arm | FusedArm:
-    first, *switches = name.split("+")
-    for part, names in [(first, {*ARMS}), *((switch, {*ARMS, *RULES}) for switch in switches)]:
+    first, *ablations = name.split("+")
+    for part, names in [(first, {*ARMS}), *((ablation, {*ARMS, *RULES}) for ablation in ablations)]:
         if part not in names:
             raise ValueError(f"choose_arms: arms must be among {sorted(names)} (got {part!r})")
     arm: Arm | FusedArm = ARMS[first]
-    for switch in switches:
-        arm = _with_switch(arm, switch)
+    for ablation in ablations:
+        arm = _with_ablation(arm, ablation)
     return arm
 
 
-def _with_switch(arm: Any, switch: str) -> Arm | FusedArm:
-    """The arm with what makes the arm `switch` differ from gcrs, or fused by a rule."""
-    if switch in RULES and arm.trains and not isinstance(arm, FusedArm):
-        return FusedArm(arm, switch)
-    other, gcrs = ARMS.get(switch), ARMS["gcrs"]
+def _with_ablation(arm: Any, ablation: str) -> Arm | FusedArm:
+    """The arm with what makes the arm `ablation` differ from gcrs, or with its ranking fused."""
+    if ablation in RULES and arm.trains and not isinstance(arm, FusedArm):
+        return FusedArm(arm, ablation)
+    other, gcrs = ARMS.get(ablation), ARMS["gcrs"]
     changed: dict[str, Any] = {}
     if isinstance(other, GenerativeArm):
-        switches = {field.name for field in fields(other)} - {"name", "about"}
-        values = {name: getattr(other, name) for name in switches}
+        changeable = {field.name for field in fields(other)} - {"name", "about"}
+        values = {name: getattr(other, name) for name in changeable}
         changed = {name: new for name, new in values.items() if new != getattr(gcrs, name)}
     free = all(getattr(arm, name, None) == getattr(gcrs, name) for name in changed)
     if not changed or not free:
-        raise ValueError(f"choose_arms: {arm.name} must have a place for {switch} (got none)")
-    about = f"{arm.about}, and {switch}"
-    return replace(arm, name=f"{arm.name}+{switch}", about=about, **changed)
+        raise ValueError(f"choose_arms: {arm.name} must have a place for {ablation} (got none)")
+    about = f"{arm.about}, and {ablation}"
+    return replace(arm, name=f"{arm.name}+{ablation}", about=about, **changed)

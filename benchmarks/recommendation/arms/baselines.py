@@ -16,7 +16,7 @@ from crs_fast.crs.evaluation.baselines import (
 )
 from crs_fast.crs.evaluation.predictions import Prediction, blank_predictions
 from crs_fast.crs.evaluation.targets import RecTurn, recommendation_targets
-from crs_fast.crs.training.train import TrainConfig
+from crs_fast.crs.training.config import TrainConfig
 
 Rank = Callable[[Sequence[RecTurn], CrsDataset, Sequence[RecTurn], bool], Rankings]
 

@@ -12,16 +12,18 @@ import torch
 from benchmarks.recommendation.arms.align import alignment_instances
 from benchmarks.recommendation.arms.setting import Fitted, Setting
 from crs_fast.crs.checkpoint import Bundle
+from crs_fast.crs.control_tokens import ControlTokens, new_tokens
 from crs_fast.crs.data.dialogue import Dialogue, Item
 from crs_fast.crs.evaluation.predict import predict, predict_in_words
 from crs_fast.crs.evaluation.predictions import Prediction
 from crs_fast.crs.evaluation.reply_perplexity import note_gold_nll
-from crs_fast.crs.sequence import GCRS, ControlTokens, Instance, Layout, SequenceBuilder
-from crs_fast.crs.training.embedding_init import init_sid_rows, new_tokens
+from crs_fast.crs.sequence import GCRS, Instance, Layout, SequenceBuilder
+from crs_fast.crs.training.config import TrainConfig
+from crs_fast.crs.training.embedding_init import init_sid_rows
 from crs_fast.crs.training.pipeline import Catalogue
-from crs_fast.crs.training.titles import title_tokens, title_trie
-from crs_fast.crs.training.train import TrainConfig, train_instances
-from crs_fast.trie import SidTrie, SidVocab, TitleVocab
+from crs_fast.crs.training.titles import with_titles
+from crs_fast.crs.training.train import train_instances
+from crs_fast.trie import SidTrie, SidVocab
 
 _OF_SIDS = ("informed_rows", "code_noise", "align", "signals", "shape", "joint")
 
@@ -46,7 +48,7 @@ class GenerativeArm:
         embedding_lr_ratio: see `TrainConfig`.
 
     Raises:
-        ValueError: titles with a switch that is about SIDs.
+        ValueError: titles with a setting that is about SIDs.
     """
 
     name: str
@@ -66,11 +68,11 @@ class GenerativeArm:
     trains = True
 
     def __post_init__(self) -> None:
-        for switch in fields(self):
-            value = getattr(self, switch.name)
-            if self.titles and switch.name in _OF_SIDS and value != switch.default:
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            if self.titles and setting.name in _OF_SIDS and value != setting.default:
                 raise ValueError(
-                    f"{self.name}: {switch.name} must be {switch.default!r} with titles, which "
+                    f"{self.name}: {setting.name} must be {setting.default!r} with titles, which "
                     f"have no SIDs (got {value!r})"
                 )
 
@@ -128,7 +130,14 @@ class GenerativeArm:
         """The system before training, and the dialogues to train on, one after the other."""
         own: Sequence[Dialogue] = setting.dataset.splits["train"]
         if self.titles:
-            return with_titles(setting, config, self.layout), [own]
+            bundle = with_titles(
+                setting.backbone(config.seed),
+                setting.dataset.items,
+                max_length=config.max_length,
+                layout=self.layout,
+                seed=config.seed,
+            )
+            return bundle, [own]
         data, stages = setting.dataset, [own]
         if not self.joint:
             catalogue = setting.catalogue(self.signals, self.shape)
@@ -170,16 +179,3 @@ def extended(
     init_sid_rows(model, vocab, control, embeddings, sids_known, seed=config.seed)
     builder = SequenceBuilder(tokenizer, vocab, control, sids, config.max_length, layout)
     return Bundle(model, tokenizer, trie, vocab, control, own, builder, None)
-
-
-def with_titles(setting: Setting, config: TrainConfig, layout: Layout) -> Bundle:
-    """The backbone with tokens for modes and for where a title begins and ends."""
-    model, tokenizer = setting.backbone(config.seed)
-    items = setting.dataset.items
-    control = ControlTokens.extend(tokenizer, model)
-    titles = title_tokens(items, tokenizer)
-    vocab = TitleVocab.extend_for(tokenizer, model, titles)
-    init_sid_rows(model, vocab, control, torch.zeros(0, 1), torch.zeros(0, 1), seed=config.seed)
-    builder = SequenceBuilder(tokenizer, vocab, control, titles, config.max_length, layout)
-    trie = title_trie(titles, vocab)
-    return Bundle(model, tokenizer, trie, vocab, control, items, builder, None)

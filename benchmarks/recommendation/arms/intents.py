@@ -15,9 +15,10 @@ from pathlib import Path
 from benchmarks.recommendation.arms.generative import GenerativeArm
 from benchmarks.recommendation.arms.setting import Fitted, Setting
 from benchmarks.recommendation.cold_start import without
+from crs_fast.crs.control_tokens import CHAT, REC
 from crs_fast.crs.data.dialogue import RECOMMENDER, Dialogue
-from crs_fast.crs.sequence import CHAT, REC, Instance, SequenceBuilder
-from crs_fast.crs.training.train import TrainConfig
+from crs_fast.crs.sequence import Instance, SequenceBuilder
+from crs_fast.crs.training.config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)

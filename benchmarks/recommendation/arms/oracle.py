@@ -22,7 +22,7 @@ from benchmarks.recommendation.arms.setting import ORACLE, Answer, Fitted, Setti
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Mention, Turn
 from crs_fast.crs.evaluation.predictions import Prediction
 from crs_fast.crs.sequence import Instance, SequenceBuilder
-from crs_fast.crs.training.train import TrainConfig
+from crs_fast.crs.training.config import TrainConfig
 
 WORDS = {"liked": " (liked)", "disliked": " (disliked)", "not said": " (not said if liked)"}
 

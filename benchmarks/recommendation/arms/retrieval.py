@@ -19,13 +19,14 @@ import torch.nn.functional as F
 
 from benchmarks.recommendation.arms.generative import extended
 from benchmarks.recommendation.arms.setting import Fitted, Setting
+from crs_fast.crs.control_tokens import new_tokens
 from crs_fast.crs.data.dialogue import Dialogue
 from crs_fast.crs.evaluation.predict import contexts_of
 from crs_fast.crs.evaluation.predictions import Prediction, blank_predictions
 from crs_fast.crs.sequence import Instance, Layout, SequenceBuilder
-from crs_fast.crs.training.embedding_init import new_tokens
+from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.packing import read_after
-from crs_fast.crs.training.train import TrainConfig, train_instances
+from crs_fast.crs.training.train import train_instances
 
 WIDTH = 256
 SCALE = 20.0  # of cosines, at the start

@@ -11,8 +11,9 @@ import torch
 
 from crs_fast.crs.data.dialogue import CrsDataset, Dialogue
 from crs_fast.crs.evaluation.predictions import Prediction
+from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.pipeline import Catalogue
-from crs_fast.crs.training.train import TrainConfig, TrainResult
+from crs_fast.crs.training.train import TrainResult
 
 if TYPE_CHECKING:
     from crs_fast.crs.backbones import Backbone

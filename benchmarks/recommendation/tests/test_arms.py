@@ -10,30 +10,22 @@ import torch
 from benchmarks.recommendation import reproduce
 from benchmarks.recommendation.arms import ARMS, Setting, choose_arms, generative, retrieval
 from benchmarks.recommendation.arms.align import alignment_instances
-from benchmarks.recommendation.arms.fused import (
-    PLACES,
-    fused_by_odds,
-    fused_with_copy,
-    reciprocal_rank_fusion,
-    repeat_odds,
-)
-from benchmarks.recommendation.arms.generative import extended, with_titles
+from benchmarks.recommendation.arms.generative import extended
 from benchmarks.recommendation.arms.joint import join
-from benchmarks.recommendation.arms.mentions import mention_instances, with_mentions
 from benchmarks.recommendation.arms.retrieval import RetrievalArm, RetrievalHead
 from benchmarks.recommendation.arms.setting import ORACLE
 from benchmarks.recommendation.cold_start import hold_out
 from crs_fast.crs.backbones import tiny_backbone
 from crs_fast.crs.data.dialogue import CrsDataset, Dialogue, Item, Mention, Turn
 from crs_fast.crs.evaluation.predict import predict, predict_in_words
-from crs_fast.crs.evaluation.predictions import Prediction
-from crs_fast.crs.evaluation.targets import RecTurn
 from crs_fast.crs.sequence import GCRS, Instance, Layout
 from crs_fast.crs.training.co_mention import co_mention_embeddings, fill_unnamed
+from crs_fast.crs.training.config import TrainConfig
+from crs_fast.crs.training.mentions import mention_instances, with_mentions
 from crs_fast.crs.training.packing import collate_separate, label_logits, pack, read_after, separate
 from crs_fast.crs.training.pipeline import Catalogue, SidConfig, make_catalogue
-from crs_fast.crs.training.titles import title_tokens
-from crs_fast.crs.training.train import TrainConfig, train_instances
+from crs_fast.crs.training.titles import title_tokens, with_titles
+from crs_fast.crs.training.train import train_instances
 from crs_fast.quantize import build_sids
 from python_tests.crs.tiny_system import DIALOGUE, ITEMS, TEXTS, dialogues
 
@@ -88,10 +80,10 @@ def test_join():
 def test_joint_items_are_known_by_both_data_sets_dialogues(monkeypatch, tmp_path):
     seen = {}
 
-    def spy(dataset, config, signals, held, texts):
+    def spy(dataset, config, held, texts):
         assert texts.shape == (len(dataset.items), 384)
-        seen[signals] = dataset
-        return joint(signals)[1]
+        seen[config.signals] = dataset
+        return joint(config.signals)[1]
 
     monkeypatch.setattr(reproduce, "load_dataset", lambda *args: OTHER)
     monkeypatch.setattr(reproduce, "make_catalogue", spy)
@@ -263,7 +255,7 @@ def test_own_words_rank_where_the_model_says_an_item(setting):
 
 
 def test_titles_are_ranked_by_their_own_probability(setting):
-    bundle = with_titles(setting, TRAINING, GCRS)
+    bundle = with_titles(setting.backbone(0), ITEMS)
     (p, *_) = [
         p
         for p in predict(bundle, (DIALOGUE,), replies=False, progress=False)
@@ -376,7 +368,9 @@ def test_alignment_says_what_an_item_is(setting):
 def test_every_located_mention_is_a_target(setting, titles):
     sids = setting.catalogue(("text",), None)
     bundle = (
-        with_titles(setting, TRAINING, GCRS) if titles else extended(setting, TRAINING, sids, GCRS)
+        with_titles(setting.backbone(0), ITEMS)
+        if titles
+        else extended(setting, TRAINING, sids, GCRS)
     )
     builder = bundle.builder
     found = mention_instances(builder, DIALOGUE)
@@ -435,7 +429,7 @@ def test_what_sids_are_made_of():
     sids = SidConfig(2, 4, "rqkmeans")
     named = replace(DATASET, splits={"train": tuple(dialogues(2))})
     text, plain, filled = (
-        make_catalogue(named, sids, signals=signals).embeddings
+        make_catalogue(named, replace(sids, signals=signals)).embeddings
         for signals in (("text",), ("text", "co-mention"), ("text", "co-mention-filled"))
     )
     assert torch.equal(plain[:, : text.shape[1]], text)
@@ -443,7 +437,7 @@ def test_what_sids_are_made_of():
     assert rest.any(1).sum() == 4
     assert torch.equal(filled[:, text.shape[1] :], fill_unnamed(rest, text))
     with pytest.raises(ValueError, match="signals must be among"):
-        make_catalogue(named, sids, signals=("text", "magic"))
+        make_catalogue(named, replace(sids, signals=("text", "magic")))
 
 
 def test_unknown_arm():
@@ -487,83 +481,6 @@ def test_an_arm_fused_with_copy_brings_its_base():
     assert [arm.name for arm in both] == ["gcrs", "gcrs+copy", "gcrs+copy-odds"]
     (_, oracle) = choose_arms("oracle-liked+copy")
     assert oracle.about.startswith(ORACLE)
-
-
-def test_reciprocal_rank_fusion():
-    """1/61 + 1/63 > 2/62 > 1/61, and ties go to the first list."""
-    assert reciprocal_rank_fusion([["a", "b", "c"], ["c", "b", "d"]]) == ["c", "b", "a", "d"]
-    assert reciprocal_rank_fusion([["a", "b"], ["c", "d"]]) == ["a", "c", "b", "d"]
-    # With k at 0 a first place outweighs two third ones, and they outweigh a second one.
-    assert reciprocal_rank_fusion([["a", "b", "x"], ["c", "d", "x"]], k=0)[:3] == ["a", "c", "x"]
-    assert reciprocal_rank_fusion([["a", "b", "x"], ["c", "d", "x"]])[0] == "x"
-    assert reciprocal_rank_fusion([]) == reciprocal_rank_fusion([[], []]) == []
-
-
-def test_what_fusing_with_copy_changes():
-    given = Prediction(
-        0, 1, "d", ["b"], ["b", "n", "b"], "rec", 0.9, ["a", "n", "b"], None, "try <movie>", "",
-        ["a"], 1, gold_nll={"gold": (1.0, 2), "own": (1.0, 2)},
-    )  # fmt: skip
-    fused = fused_with_copy(given)
-    # Copy ranks b, then n: 1/63 + 1/61 for b, 2/62 for n.
-    assert fused.ranking == ["b", "n", "a"]
-    assert fused.new_ranking == ["a"]
-    assert (fused.mode, fused.rec_probability) == ("rec", 0.9)
-    assert (fused.reply, fused.reply_items, fused.invalid_items) == (None, [], 0)
-    assert fused.gold_nll is None
-    assert fused_with_copy(replace(given, new_ranking=["c"])).new_ranking == ["c"]
-    for nothing in (None, []):  # its own words named no item
-        still = fused_with_copy(replace(given, ranking=nothing, new_ranking=nothing))
-        assert (still.ranking, still.new_ranking) == (nothing, nothing)
-    long = [f"i{i}" for i in range(50)]
-    assert fused_with_copy(replace(given, ranking=long, named=["z"])).ranking[:2] == ["i0", "z"]
-    assert len(fused_with_copy(replace(given, ranking=long, named=["z"])).ranking) == 50
-    assert fused_with_copy(replace(given, ranking=long, named=[])).ranking == long
-
-
-def test_repeat_odds_count_places_by_recency():
-    """Before turn 2 stand b, a (latest first), before turn 3 a, b: a was named again."""
-    turns = [
-        RecTurn(0, 1, ("a",), (True,), ()),
-        RecTurn(0, 2, ("a", "c"), (False, True), ("a", "b")),
-        RecTurn(0, 3, ("a",), (False,), ("a", "b", "a")),
-    ]
-    assert repeat_odds(turns) == [1 / 2, 1 / 2, *[0] * (PLACES - 2)]
-    # All that is older shares the last place: one hit among the oldest three of twelve.
-    many = [f"i{n}" for n in range(PLACES + 2)]
-    assert repeat_odds([RecTurn(0, 1, ("i0",), (False,), tuple(many))])[-1] == 1 / 3
-
-
-def test_odds_of_repeating_against_the_models_own():
-    """b was named last (odds .2), n before it (.05). The model gives b .5, so of the rest, .5, a
-    has .4 / .5 and c .05 / .5; that neither is repeated has .8 * .95 = .76."""
-    logs = [math.log(p) for p in (0.5, 0.4, 0.05)]
-    given = Prediction(
-        0, 1, "d", ["a"], ["n", "b", "n", "b"], "rec", 0.9, ["b", "a", "c"], scores=logs, reply="x"
-    )
-    fused = fused_by_odds(given, [0.2, 0.05])
-    assert fused.ranking == ["a", "b", "c", "n"]  # .608, .2, .076, .05
-    assert (fused.new_ranking, fused.scores, fused.reply) == (["a", "c"], None, None)
-    assert (fused.mode, fused.rec_probability) == ("rec", 0.9)
-    assert fused_by_odds(given, [0.2, 0.09]).ranking == ["a", "b", "n", "c"]  # .7280 * .1 < .09
-    assert fused_by_odds(given, [0.7, 0.05]).ranking == ["b", "a", "n", "c"]
-    # Items that can't be told apart stay as the model has them.
-    assert fused_by_odds(given, [1.0, 0.0]).ranking == ["b", "a", "c", "n"]
-    # Nothing named: the model's own order.
-    assert fused_by_odds(replace(given, named=[]), [0.9]).ranking == ["b", "a", "c"]
-    for nothing in (None, []):
-        still = fused_by_odds(replace(given, ranking=nothing, scores=None), [0.9])
-        assert (still.ranking, still.new_ranking) == (nothing, None)
-    with pytest.raises(ValueError, match=r"must have scores \(got none in dialogue d, turn 1"):
-        fused_by_odds(replace(given, scores=None), [0.9])
-
-
-def test_a_model_that_gives_new_items_nothing_still_ranks_them():
-    """exp(-800) is 0 in double precision, and what is left beside the named item as well."""
-    given = Prediction(
-        0, 1, "d", ["a"], ["b"], "rec", 0.9, ["b", "a", "c"], scores=[0.0, -800.0, -900.0]
-    )
-    assert fused_by_odds(given, [0.1]).ranking == ["b", "a", "c"]
 
 
 def test_two_fits_with_one_seed_give_the_same_ranks(setting, tmp_path):

@@ -30,9 +30,9 @@ from crs_fast.crs.evaluation.reply_perplexity import note_gold_nll
 from crs_fast.crs.evaluation.report import intent_table
 from crs_fast.crs.evaluation.score import intent_figures
 from crs_fast.crs.sequence import SequenceBuilder, trie_sids
+from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.packing import collate_separate, label_logits, separate
 from crs_fast.crs.training.pipeline import Catalogue
-from crs_fast.crs.training.train import TrainConfig
 from crs_fast.quantize import build_sids
 from python_tests.crs.tiny_system import DIALOGUE, ITEMS, TEXTS, dialogues, system, tiny_backbone
 

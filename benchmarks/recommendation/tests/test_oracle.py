@@ -14,7 +14,7 @@ from benchmarks.recommendation.results import write_results
 from crs_fast.crs.data import load_dataset
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, CrsDataset, Dialogue, Mention, Turn
 from crs_fast.crs.evaluation.predictions import blank_predictions, write_predictions
-from crs_fast.crs.training.train import TrainConfig
+from crs_fast.crs.training.config import TrainConfig
 from python_tests.crs.tiny_system import ITEMS, dialogues, say, system
 
 TITLES = {item.item_id: item.title for item in ITEMS}

@@ -13,19 +13,19 @@ import torch
 
 from benchmarks.recommendation import answering
 from benchmarks.recommendation import reproduce as module
-from benchmarks.recommendation.arms.fused import fused_by_odds, fused_with_copy, repeat_odds
 from benchmarks.recommendation.arms.generative import GenerativeArm, extended
 from benchmarks.recommendation.cli import main
 from benchmarks.recommendation.reproduce import Plan, make_setting, reproduce
 from benchmarks.recommendation.results import read_runs, seed_figures
 from crs_fast.crs.data import load_dataset, write_dialogues, write_items
+from crs_fast.crs.evaluation.fusion import fused_by_odds, fused_by_ranks, repeat_odds
 from crs_fast.crs.evaluation.metrics import bootstrap_interval
 from crs_fast.crs.evaluation.score import paired_runs, protocol_targets
 from crs_fast.crs.evaluation.targets import recommendation_targets
 from crs_fast.crs.sequence import GCRS
-from crs_fast.crs.training import train
+from crs_fast.crs.training import backbone, train
+from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.pipeline import SidConfig, load_catalogue
-from crs_fast.crs.training.train import TrainConfig
 from crs_fast.crs.training.trainer import PackedTrainer
 from crs_fast.quantize import encode_texts
 from python_tests.crs.tiny_system import DIALOGUE, ITEMS, dialogues
@@ -34,7 +34,7 @@ from python_tests.crs.tiny_system import DIALOGUE, ITEMS, dialogues
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     shape = dict(hidden_size=32, layers=1, heads=2, vocab_size=300)
-    monkeypatch.setattr(module, "TINY", shape)
+    monkeypatch.setattr(backbone, "TINY_SHAPE", shape)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_a_fused_arm_is_made_of_its_bases_answers(data, tmp_path, monkeypatch):
     names = ["resp", "resp+copy", "resp+copy-odds"]
     assert list(runs) == [name + way for name in names for way in (" (own words)", "")]
     odds = repeat_odds(recommendation_targets(dataset.splits["train"]))
-    rules = {"copy": fused_with_copy, "copy-odds": lambda p: fused_by_odds(p, odds)}
+    rules = {"copy": fused_by_ranks, "copy-odds": lambda p: fused_by_odds(p, odds)}
     for way, (rule, fuse) in itertools.product(("", " (own words)"), rules.items()):
         for base, fused in zip(runs[f"resp{way}"][0], runs[f"resp+{rule}{way}"][0], strict=True):
             again = fuse(base)
@@ -326,6 +326,7 @@ def test_an_experiment_from_before_a_switch_goes_on(data, tmp_path):
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
     assert config["training"].pop("qlora") is False
+    assert config["sids"].pop("signals") == ["text"]
     assert config.pop("bf16_answers") is False
     file.write_text(json.dumps(config))
     reproduce(copying, tmp_path, str)

@@ -9,9 +9,11 @@ from typing import get_args
 
 from crs_fast.crs.data.dialogue import CrsDataset, Dialogue
 from crs_fast.crs.data.inspired import load_inspired
+from crs_fast.crs.data.inspired2 import with_corrected_labels
 from crs_fast.crs.data.jsonl import (
     OnError,
     ReadReport,
+    find_file,
     load_folder,
     read_dialogues,
     read_items,
@@ -19,6 +21,7 @@ from crs_fast.crs.data.jsonl import (
     write_items,
 )
 from crs_fast.crs.data.redial import load_redial
+from crs_fast.crs.data.unicrs import load_unicrs, processed_files
 
 __all__ = [
     "ReadReport",
@@ -41,13 +44,16 @@ def load_dataset(
 
     Args:
         name_or_path: "redial" or "inspired" (the folder of that name under `root`; ReDial's turns
-            have intents where `iard/` is there too), "starter" (the simulated data inside the
+            have intents where `iard/` is there too, and INSPIRED's have corrected labels where
+            `inspired2/` is), "starter" (the simulated data inside the
             package), or a folder in the package's own format (see
-            `crs_fast.crs.data.jsonl`).
+            `crs_fast.crs.data.jsonl`) or of the UniCRS family's rows, `*_data_processed.jsonl`
+            (see `crs_fast.crs.data.unicrs`).
         root: parent folder of `redial/` and `inspired/`; the environment variable CRS_FAST_DATA
             where it is None.
         on_error: "raise" refuses a broken line, "skip" leaves it out.
-        report: filled with lines read, lines skipped (file, line number, reason) and noise mended.
+        report: filled with lines read, lines skipped (file, line number, reason), noise mended and
+            what was guessed.
 
     Raises:
         ValueError: a broken line (with "raise"), an unknown `on_error`, or no `root`.
@@ -64,15 +70,18 @@ def load_dataset(
     if name_or_path == "redial":
         return load_redial(_root(root) / "redial", _root(root) / "iard", on_error, report)
     if name_or_path == "inspired":
-        return load_inspired(
+        inspired = load_inspired(
             _root(root) / "inspired", _root(root) / "redial", on_error=on_error, report=report
         )
+        return with_corrected_labels(inspired, _root(root) / "inspired2", on_error)
     folder = Path(name_or_path)
     if not folder.is_dir():
         raise FileNotFoundError(
             "load_dataset: name_or_path must be 'redial', 'inspired', 'starter' or a folder "
             f"(got {str(name_or_path)!r})"
         )
+    if processed_files(folder) and find_file(folder, "items.jsonl") is None:
+        return load_unicrs(folder, on_error, report)
     return load_folder(folder, on_error, report)
 
 

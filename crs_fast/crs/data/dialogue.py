@@ -6,6 +6,7 @@ turned into semantic IDs, or reduced to `<movie>` placeholders without searching
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -51,34 +52,79 @@ class Mention:
     def located(self) -> bool:
         return self.start is not None
 
+    def __str__(self) -> str:
+        return f"{self.item_id!r} at {self.start}:{self.end}"
+
+
+def _text_order(mention: Mention) -> tuple[bool, int]:
+    """The order of a turn's mentions: as they stand in the text, unlocated ones last."""
+    return not mention.located, mention.start or 0
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One role's uninterrupted say. Mentions stand in text order, unlocated ones last. `intent` is
-    what a recommender turn is for, where somebody has said so."""
+    """What one role says before the other speaks. Mentions may be given in any order and are kept
+    in text order, unlocated ones last. `intent` is what a recommender turn is for, where somebody
+    has said so. Where several messages were joined, `breaks` says at which characters the second
+    and later ones begin; turns that differ in nothing else are equal. `corrected` holds the
+    distinct items that people found in the turn where they corrected the data set's labels by hand;
+    None where nobody did.
+
+    Raises:
+        ValueError: an unknown role, a mention that lies outside the text or overlaps another, or
+            breaks that don't rise inside the text.
+    """
 
     role: str
     text: str
     mentions: tuple[Mention, ...] = ()
     intent: str | None = None
+    breaks: tuple[int, ...] = field(default=(), compare=False)
+    corrected: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise ValueError(f"Turn: role must be one of {ROLES} (got {self.role!r})")
-        end = 0
+        inside = range(1, len(self.text) + 1)
+        if any(b not in inside for b in self.breaks) or list(self.breaks) != sorted(self.breaks):
+            raise ValueError(
+                "Turn: breaks must be rising places inside the text "
+                f"(got {self.breaks} in a text of {len(self.text)} characters)"
+            )
+        object.__setattr__(self, "mentions", tuple(sorted(self.mentions, key=_text_order)))
+        before: Mention | None = None
         for mention in self.mentions:
             if mention.start is None or mention.end is None:
                 continue
-            if not end <= mention.start < mention.end <= len(self.text):
+            if not 0 <= mention.start < mention.end <= len(self.text):
                 raise ValueError(
-                    "Turn: mentions must be ordered, non-overlapping spans inside the text "
-                    f"(got {mention} in a text of {len(self.text)} characters)"
+                    "Turn: mentions must be spans inside the text, "
+                    f"0 <= start < end <= {len(self.text)} (got {mention})"
                 )
-            end = mention.end
+            if before is not None and before.end is not None and mention.start < before.end:
+                raise ValueError(f"Turn: mentions must not overlap (got {before} and {mention})")
+            before = mention
 
     def item_ids(self) -> list[str]:
         """Distinct items of the turn, in order of first mention."""
         return list(dict.fromkeys(m.item_id for m in self.mentions))
+
+    def message_items(self) -> list[list[str]]:
+        """Distinct items of each message that was joined into the turn, in order of first mention.
+        An unlocated mention counts as the last message's: nothing says which one made it."""
+        messages: list[list[str]] = [[] for _ in range(len(self.breaks) + 1)]
+        for mention in self.mentions:
+            start = len(self.text) if mention.start is None else mention.start
+            items = messages[bisect_right(self.breaks, start)]
+            if mention.item_id not in items:
+                items.append(mention.item_id)
+        return messages
+
+    def before(self, message: int) -> Turn:
+        """The turn as it stood when `message` (at least 1) of it had not been sent."""
+        text = self.text[: self.breaks[message - 1]].rstrip()
+        mentions = tuple(m for m in self.mentions if m.end is not None and m.end <= len(text))
+        return Turn(self.role, text, mentions)
 
     def pieces(self) -> Iterator[tuple[str, str | None]]:
         """The text cut at located mentions: (text, None) and (surface, item_id), in order."""
@@ -101,11 +147,13 @@ class Turn:
 @dataclass(frozen=True, slots=True)
 class Dialogue:
     """A conversation; neighbouring turns have different roles (see `merge_turns`). `liked` is what
-    the seeker said of items (item id -> one of OPINIONS) after it was over: for oracles alone."""
+    the seeker said of items (item id -> one of OPINIONS) after it was over, and `seen` the items
+    that the seeker then had seen: for oracles and for scoring alone."""
 
     dialogue_id: str
     turns: tuple[Turn, ...]
     liked: dict[str, str] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +182,7 @@ def need_splits(dataset: CrsDataset, caller: str, names: Iterable[str]) -> None:
 
 def merge_turns(turns: Sequence[Turn], separator: str = " ") -> tuple[Turn, ...]:
     """Join one role's consecutive messages into one turn, mention offsets moved along; its intent
-    is the first that is not OTHER."""
+    is the first that is not OTHER, and `breaks` says where the messages begin."""
     merged: list[Turn] = []
     for turn in turns:
         if not merged or merged[-1].role != turn.role:
@@ -148,9 +196,12 @@ def merge_turns(turns: Sequence[Turn], separator: str = " ") -> tuple[Turn, ...]
             else Mention(m.item_id, m.start + shift, m.end + shift)
             for m in turn.mentions
         )
-        both = last.mentions + moved
-        ordered = tuple(m for m in both if m.located) + tuple(m for m in both if not m.located)
         silent = last.intent in (None, OTHER)
         intent = turn.intent or last.intent if silent else last.intent
-        merged[-1] = Turn(turn.role, last.text + separator + turn.text, ordered, intent)
+        breaks = (*last.breaks, shift, *(b + shift for b in turn.breaks))
+        corrected = None
+        if last.corrected is not None or turn.corrected is not None:
+            corrected = tuple(dict.fromkeys([*(last.corrected or ()), *(turn.corrected or ())]))
+        text = last.text + separator + turn.text
+        merged[-1] = Turn(turn.role, text, last.mentions + moved, intent, breaks, corrected)
     return tuple(merged)

@@ -46,22 +46,24 @@ _JOINED = re.compile(r"(?<=\)),\s*")
 
 
 @dataclass(frozen=True, slots=True)
-class _RawTurn:
+class RawTurn:
+    """An utterance or a turn as the files have it."""
+
     role: str
     text: str
     tags: tuple[str, ...]
     intent: str | None = None
 
 
-_RawDialogue = tuple[str, list[_RawTurn]]
+RawDialogue = tuple[str, list[RawTurn]]
 
 
 def _raw_turn(
     role: str, text: Any, tags: Sequence[str], report: ReadReport, intent: str | None = None
-) -> _RawTurn:
+) -> RawTurn:
     if role.lower() not in ROLES or not isinstance(text, str):
         raise ValueError(f"a turn with role {role!r} and text {text!r}")
-    return _RawTurn(role.lower(), text, _clean_tags(tags, report), intent)
+    return RawTurn(role.lower(), text, _clean_tags(tags, report), intent)
 
 
 def _clean_tags(tags: Sequence[str], report: ReadReport) -> tuple[str, ...]:
@@ -78,8 +80,8 @@ def _clean_tags(tags: Sequence[str], report: ReadReport) -> tuple[str, ...]:
 
 def _read_json_lines(
     path: Path, split: str, on_error: OnError, report: ReadReport
-) -> list[_RawDialogue]:
-    def parse(line: str) -> list[_RawTurn]:
+) -> list[RawDialogue]:
+    def parse(line: str) -> list[RawTurn]:
         turns = json.loads(line)
         if not isinstance(turns, list):
             raise ValueError(f"a {type(turns).__name__} instead of a list of turns")
@@ -96,12 +98,11 @@ def _mend(text: str, report: ReadReport) -> str:
     return " ".join(text.replace(_QUOTE, '"').replace(_LOST, "").split())
 
 
-def _read_table(
-    path: Path, split: str, on_error: OnError, report: ReadReport
-) -> list[_RawDialogue]:
+def read_table(path: Path, split: str, on_error: OnError, report: ReadReport) -> list[RawDialogue]:
+    """The authors' table: dialogue ids, and the utterances of each with their tags."""
     header: list[str] = []
 
-    def parse(line: str) -> tuple[str, _RawTurn] | None:
+    def parse(line: str) -> tuple[str, RawTurn] | None:
         cells = line.split("\t")
         if not header:
             if missing := [name for name in _COLUMNS if name not in cells]:
@@ -117,7 +118,7 @@ def _read_table(
         intent = OTHER if strategy == "no_strategy" else strategy
         return row["dialog_id"], _raw_turn(row["speaker"], text, tags, report, intent)
 
-    dialogues: dict[str, list[_RawTurn]] = {}
+    dialogues: dict[str, list[RawTurn]] = {}
     for row in read_lines(path, parse, on_error, report):
         if row is not None:
             dialogues.setdefault(row[0], []).append(row[1])
@@ -126,11 +127,11 @@ def _read_table(
 
 def _read_split(
     folder: Path, name: str, on_error: OnError, report: ReadReport
-) -> list[_RawDialogue] | None:
+) -> list[RawDialogue] | None:
     if path := find_file(folder, f"{name}.jsonl"):
         return _read_json_lines(path, name, on_error, report)
     if path := find_file(folder, f"{name}.tsv", f"raw_{name}.tsv"):
-        return _read_table(path, name, on_error, report)
+        return read_table(path, name, on_error, report)
     return None
 
 
@@ -166,7 +167,7 @@ def _catalogue(tags: set[str], folder: Path, redial: Path | None) -> tuple[Item,
     return tuple(items)
 
 
-def _turn(raw: _RawTurn, catalogue: dict[str, Item]) -> Turn:
+def _turn(raw: RawTurn, catalogue: dict[str, Item]) -> Turn:
     mentions = locate_items(raw.text, [catalogue[tag] for tag in raw.tags])
     return Turn(raw.role, raw.text, mentions, raw.intent)
 
@@ -174,7 +175,7 @@ def _turn(raw: _RawTurn, catalogue: dict[str, Item]) -> Turn:
 def _strategies(folder: Path, name: str, on_error: OnError) -> list[list[Turn]]:
     """The turns of a split's table, without mentions; none without a table."""
     path = find_file(folder, f"{name}.tsv", f"raw_{name}.tsv")
-    table = [] if path is None else _read_table(path, name, on_error, ReadReport())
+    table = [] if path is None else read_table(path, name, on_error, ReadReport())
     return [[Turn(t.role, t.text, intent=t.intent) for t in turns] for _, turns in table]
 
 
@@ -203,7 +204,7 @@ def load_inspired(
     raw = {_SPLITS[name]: dialogues for name, dialogues in found.items() if dialogues is not None}
     tags = {tag for split in raw.values() for _, turns in split for t in turns for tag in t.tags}
     items = _catalogue(tags, folder, redial)
-    to_turn: Callable[[_RawTurn], Turn] = partial(
+    to_turn: Callable[[RawTurn], Turn] = partial(
         _turn, catalogue={item.item_id: item for item in items}
     )
     splits = {

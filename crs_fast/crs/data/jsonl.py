@@ -21,8 +21,10 @@ strings, which is joined by ", ". Field order is kept.
 `role` is "seeker" or "recommender". `items` (optional) are the items the turn names: `start:end`
 count characters (Unicode code points) of `text`; without them the item counts as named, but where
 is not known. Neighbouring turns of one role are joined by a space. A turn may have an `intent`, any
-name; a dialogue may have `liked`, {item id: "liked", "disliked" or "not said"}: what the seeker
-said after it was over.
+name; `breaks`, the characters at which the second and later of the messages that it joins begin;
+and `corrected`, the ids of the items that it names by labels corrected by hand. A dialogue may have
+`liked`, {item id: "liked", "disliked" or "not said"}, and `seen`, a list of item ids: what the
+seeker said after it was over.
 """
 
 from __future__ import annotations
@@ -58,11 +60,13 @@ _YEAR_AT_END = re.compile(r"\s*\((\d{4})?(?: film)?\)?\s*$")
 @dataclass(slots=True)
 class ReadReport:
     """What a reader met. `lines`: lines read; `skipped`: one message a skipped line, with file and
-    line number; `noise`: known faults of a data set that were mended, by kind."""
+    line number; `noise`: known faults of a data set that were mended, by kind; `guessed`: what the
+    files don't say and the reader settled by itself, by kind."""
 
     lines: int = 0
     skipped: list[str] = field(default_factory=list)
     noise: Counter[str] = field(default_factory=Counter)
+    guessed: Counter[str] = field(default_factory=Counter)
 
 
 def find_file(folder: Path, *names: str) -> Path | None:
@@ -136,7 +140,7 @@ def read_lines(
             parsed.append(parse(raw.decode("utf-8").rstrip("\r\n")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             why = f"no key {error}" if isinstance(error, KeyError) else str(error)
-            message = f"load_dataset: {path}, line {number} must be readable (got: {why})"
+            message = f"load_dataset: {path}, line {number} must be readable: {why}"
             if on_error == "raise":
                 raise ValueError(message) from error
             report.skipped.append(message)
@@ -217,18 +221,24 @@ def _parse_turn(record: dict[str, Any], known: Collection[str] | None) -> Turn:
     if not isinstance(record["text"], str):
         raise ValueError(f"text must be a string (got {record['text']!r})")
     intent = None if record.get("intent") is None else _string(record, "intent")
-    return Turn(record["role"], record["text"], order_mentions(mentions), intent)
+    breaks = record.get("breaks") or []
+    if not isinstance(breaks, list) or any(type(b) is not int for b in breaks):
+        raise ValueError(f"breaks must be a list of integers (got {breaks!r})")
+    corrected = None if record.get("corrected") is None else _strings(record, "corrected")
+    return Turn(record["role"], record["text"], tuple(mentions), intent, tuple(breaks), corrected)
+
+
+def _strings(record: dict[str, Any], key: str) -> tuple[str, ...]:
+    values = record.get(key) or []
+    if not isinstance(values, list) or not all(isinstance(v, str) and v for v in values):
+        raise ValueError(f"{key} must be a list of non-empty strings (got {values!r})")
+    return tuple(values)
 
 
 def _liked(record: dict[str, Any]) -> dict[str, str]:
     if odd := [opinion for opinion in record.values() if opinion not in OPINIONS]:
         raise ValueError(f"liked must hold opinions of {OPINIONS} (got {odd[0]!r})")
     return record
-
-
-def order_mentions(mentions: Iterable[Mention]) -> tuple[Mention, ...]:
-    """Text order, unlocated ones last, as `Turn` wants them."""
-    return tuple(sorted(mentions, key=lambda m: (m.start is None, m.start or 0)))
 
 
 def read_dialogues(
@@ -254,7 +264,8 @@ def read_dialogues(
         record = json_object(line)
         turns = [_parse_turn(turn, known) for turn in record["turns"]]
         liked = _liked(record.get("liked") or {})
-        return Dialogue(_string(record, "dialogue_id"), merge_turns(turns), liked)
+        seen = _strings(record, "seen")
+        return Dialogue(_string(record, "dialogue_id"), merge_turns(turns), liked, seen)
 
     return tuple(read_lines(Path(path), parse, on_error, report))
 
@@ -291,8 +302,14 @@ def _mention_record(mention: Mention) -> dict[str, Any]:
 
 def _turn_record(turn: Turn) -> dict[str, Any]:
     items = [_mention_record(mention) for mention in turn.mentions]
-    intent = {} if turn.intent is None else {"intent": turn.intent}
-    return {"role": turn.role, "text": turn.text, "items": items, **intent}
+    record: dict[str, Any] = {"role": turn.role, "text": turn.text, "items": items}
+    if turn.intent is not None:
+        record["intent"] = turn.intent
+    if turn.breaks:
+        record["breaks"] = list(turn.breaks)
+    if turn.corrected is not None:
+        record["corrected"] = list(turn.corrected)
+    return record
 
 
 def write_dialogues(path: str | Path, dialogues: Sequence[Dialogue]) -> None:
@@ -304,6 +321,7 @@ def write_dialogues(path: str | Path, dialogues: Sequence[Dialogue]) -> None:
                 "dialogue_id": dialogue.dialogue_id,
                 "turns": list(map(_turn_record, dialogue.turns)),
                 **({"liked": dialogue.liked} if dialogue.liked else {}),
+                **({"seen": dialogue.seen} if dialogue.seen else {}),
             }
             for dialogue in dialogues
         ),

@@ -5,8 +5,8 @@ a copy that lacks part of the training dialogues (`train_exact.jsonl`, whose lin
 and `train_reconstructed.jsonl`). Every file may be gzipped. The official release has no
 validation split: ours is the official training lines whose conversationId is divisible by 10.
 
-The forms were filled in after the dialogue: of them only what the seeker liked is read, for the
-oracle arm (`Dialogue.liked`).
+The forms were filled in after the dialogue: of them only what the seeker liked and had seen is
+read, for oracles and for scoring (`Dialogue.liked`, `Dialogue.seen`).
 """
 
 from __future__ import annotations
@@ -107,14 +107,16 @@ def _parse_dialogue(line: str, catalogue: dict[str, Item], report: ReadReport) -
     name = record.get("conversationId")
     if name is None:
         name = f"reconstructed-{record['sourceIndex']}"
-    return Dialogue(str(name), merge_turns(turns), _liked(record, catalogue))
-
-
-def _liked(record: dict[str, Any], catalogue: dict[str, Item]) -> dict[str, str]:
     # A form that was not filled in is [], and its answers are 0, 1 and 2 in OPINIONS' order.
     form = record.get("initiatorQuestions") or {}
-    answers = {item: answer.get("liked") for item, answer in form.items() if item in catalogue}
-    return {item: OPINIONS[n] for item, n in answers.items() if n in (0, 1, 2)}
+    answers = {item: answer for item, answer in form.items() if item in catalogue}
+    liked = {
+        item: OPINIONS[answer["liked"]]
+        for item, answer in answers.items()
+        if answer.get("liked") in (0, 1, 2)
+    }
+    seen = tuple(item for item, answer in answers.items() if answer.get("seen") == 1)
+    return Dialogue(str(name), merge_turns(turns), liked, seen)
 
 
 def _is_validation(dialogue: Dialogue) -> bool:

@@ -87,10 +87,12 @@ def copy_then_popularity_ranking(
     """
     _check_k("copy_then_popularity_ranking", k)
     ranked = _by_popularity(items, train)
-    return [
-        _take(dict.fromkeys(chain(recent_first(turn.named), ranked)), turn, k, exclude_named)
-        for turn in turns
-    ]
+    rankings = []
+    for turn in turns:
+        popular = ranked[: k + len(turn.named)]  # enough, whichever of them were named
+        both = dict.fromkeys(chain(recent_first(turn.named), popular))
+        rankings.append(_take(both, turn, k, exclude_named))
+    return rankings
 
 
 def context_text(turn: RecTurn, dialogues: Sequence[Dialogue]) -> str:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from crs_fast._files import write_text
 from crs_fast.crs.data.dialogue import CrsDataset, need_splits
+from crs_fast.crs.evaluation.corrected_labels import label_figures
 from crs_fast.crs.evaluation.predict import predict
 from crs_fast.crs.evaluation.predictions import Prediction, write_predictions
 from crs_fast.crs.evaluation.reply_perplexity import note_gold_nll
+from crs_fast.crs.evaluation.report import scores_markdown
 from crs_fast.crs.evaluation.score import (
     Baseline,
     mode_figures,
     recommendation_figures,
     text_figures,
 )
+from crs_fast.crs.evaluation.sigir_standard import standard_figures
+from crs_fast.crs.evaluation.standard_report import labels_markdown, standard_markdown
 from crs_fast.crs.recommender import Recommender
 
 
@@ -27,6 +31,8 @@ class Evaluation:
     """Figures of one run.
 
     recommendation, mode, text: see `crs_fast.crs.evaluation.score`
+    standard: see `crs_fast.crs.evaluation.sigir_standard`
+    labels: see `crs_fast.crs.evaluation.corrected_labels`; empty without corrected labels
     """
 
     dataset: str
@@ -37,6 +43,8 @@ class Evaluation:
     mode: dict[str, Any]
     text: dict[str, Any]
     predictions: list[Prediction]
+    standard: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, without the predictions."""
@@ -52,9 +60,12 @@ class Evaluation:
 
     def markdown(self) -> str:
         """The tables a reader should see together."""
-        from crs_fast.crs.evaluation.report import evaluation_markdown
-
-        return evaluation_markdown(self)
+        tables = [
+            scores_markdown(self.dataset, self.split, self.recommendation, self.mode, self.text),
+            standard_markdown(self.dataset, self.split, self.standard),
+            labels_markdown(self.labels),
+        ]
+        return "\n".join(filter(None, tables))
 
 
 def _fields(evaluation: Evaluation) -> dict[str, Any]:
@@ -120,4 +131,15 @@ def evaluate(
         mode_figures(predictions),
         text,
         predictions,
+        standard_figures(dataset, split, {"crs_fast": predictions}),
+        label_figures(dataset, split, predictions),
     )
+
+
+def log_test(folder: Path, **run: Any) -> None:
+    """Add a line to `test_log.jsonl` in `folder`: a run on the test split begins, or goes on. How
+    often one has looked at the test split is part of every figure."""
+    line = {"time": time.strftime("%FT%TZ", time.gmtime()), **run}
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "test_log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")

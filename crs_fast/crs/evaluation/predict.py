@@ -8,11 +8,17 @@ from itertools import groupby
 from typing import Any
 
 from crs_fast.crs.checkpoint import Bundle
-from crs_fast.crs.control_tokens import likelier_mode
+from crs_fast.crs.control_tokens import CHAT, REC, likelier_mode
 from crs_fast.crs.data.dialogue import Dialogue
 from crs_fast.crs.evaluation.batched_turns import batch_tokens, chunks, walk
-from crs_fast.crs.evaluation.predictions import PLACEHOLDER, Prediction, blank_predictions
-from crs_fast.crs.sequence import CHAT, REC, Layout, SequenceBuilder
+from crs_fast.crs.evaluation.messages import context_of, recommending_messages
+from crs_fast.crs.evaluation.predictions import (
+    PLACEHOLDER,
+    MessageRanking,
+    Prediction,
+    blank_predictions,
+)
+from crs_fast.crs.sequence import Layout, SequenceBuilder
 from crs_fast.crs.training.attention import attention_of_any_shape
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
@@ -27,13 +33,15 @@ def predict(
     normalize: str = "vocab",
     replies: bool = True,
     free_rankings: bool = False,
+    messages: bool = True,
     max_new_tokens: int = 64,
     tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> list[Prediction]:
     """Answer every recommender turn, on one prefill a dialogue (see `batched_turns`).
 
-    The mode is forced to the gold one, as in the paper; the reply follows the model's own top
+    Turns that name items by corrected labels alone (`Turn.corrected`) are ranked too. The mode is
+    forced to the gold one, as in the paper; the reply follows the model's own top
     item, never the gold one; the mode the model would have chosen is noted beside it.
 
     Args:
@@ -43,21 +51,69 @@ def predict(
         replies: also generate the reply of every turn (greedy).
         free_rankings: rank also at CHAT turns where the model chooses REC: `note_gold_nll` reads
             the top item there.
+        messages: also rank at messages inside a turn that name an item, for the public standard
+            (see `crs_fast.crs.evaluation.messages`).
         tokens_per_batch: prompt tokens that are prefilled together, and that a batch of turns
             holds, at most (one dialogue or turn at least); None for what suits the device.
         progress: show a progress bar.
     """
     predictions, modes = blank_predictions(dialogues), bundle.builder.layout.mode
-    wanted = [p for p in predictions if modes or replies or p.gold_items]
+
+    def recommends(p: Prediction) -> bool:
+        return bool(p.gold_items or dialogues[p.dialogue].turns[p.turn].corrected)
+
+    wanted = [p for p in predictions if modes or replies or recommends(p)]
     contexts = _contexts(bundle, dialogues, wanted, max_new_tokens)
     for _, turns, mine in _asked_in_batches(
         bundle, contexts, wanted, tokens_per_batch, "dialogues", progress
     ):
-        asked = [bool(p.gold_items) or (free_rankings and p.chooses_rec) for p in mine]
+        asked = [recommends(p) or (free_rankings and p.chooses_rec) for p in mine]
         _rank(bundle, turns, mine, asked, num_beams, normalize)
         if replies:
             _reply(bundle, turns, mine, max_new_tokens)
+    if messages:
+        rank_messages(
+            bundle,
+            dialogues,
+            predictions,
+            num_beams=num_beams,
+            normalize=normalize,
+            tokens_per_batch=tokens_per_batch,
+            progress=progress,
+        )
     return predictions
+
+
+@attention_of_any_shape()
+def rank_messages(
+    bundle: Bundle,
+    dialogues: Sequence[Dialogue],
+    predictions: Sequence[Prediction],
+    *,
+    num_beams: int = 50,
+    normalize: str = "vocab",
+    tokens_per_batch: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Fill `Prediction.messages`: rankings at the later messages of a turn that name an item, from
+    contexts that end inside the turn. Everything else of the predictions stays."""
+    answers = {(p.dialogue, p.turn): p for p in predictions}
+    instances = [i for i in recommending_messages(dialogues) if i.message]
+    asked = [Prediction(i.dialogue, i.turn, "", list(i.targets), list(i.named)) for i in instances]
+    longest = bundle.builder.max_length // 2
+    reserve = min(2 * bundle.vocab.num_levels + 8, longest)
+    contexts = [
+        bundle.builder.context(context_of(dialogues[i.dialogue], i), reserve) for i in instances
+    ]
+    for _, turns, mine in _asked_in_batches(
+        bundle, contexts, asked, tokens_per_batch, "messages", progress
+    ):
+        _rank(bundle, turns, mine, [True] * len(mine), num_beams, normalize)
+    for instance, said in zip(instances, asked, strict=True):
+        turn = answers[instance.dialogue, instance.turn]
+        turn.messages[instance.message] = MessageRanking(
+            said.ranking, said.new_ranking, said.scores, said.named
+        )
 
 
 @attention_of_any_shape()

@@ -19,6 +19,14 @@ system finds the gold reply, `{"gold": [nats, words], "own": [nats, words]}`: su
 tokens, after the gold mode and item and after the system's own; perplexity is of the turns that
 have it.
 
+Where a turn joins several messages, and the second (message 1) or a later one names an item, the
+public standard (`sigir_standard.py`) asks for a ranking at that message too, from a context that
+ends with the message before it:
+
+    "messages": {"1": {"ranking": ["i3"], "new_ranking": ["i3"], "scores": [-2.1]}}
+
+It may be absent (older files have none); the turn's own ranking then stands in.
+
 `crs-fast score --template FILE --data DATA` writes every line of a split, with all but the first
 three fields left to fill in.
 """
@@ -26,6 +34,7 @@ three fields left to fill in.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +43,23 @@ from typing import Any
 from crs_fast.crs.control_tokens import MODES, REC, likelier_mode
 from crs_fast.crs.data.dialogue import Dialogue, Item
 from crs_fast.crs.data.jsonl import json_object, read_lines, write_lines
+from crs_fast.crs.evaluation.messages import recommending_messages
 from crs_fast.crs.evaluation.targets import recommender_turns
 
 PLACEHOLDER = "<movie>"
 Nll = tuple[float, int]  # nats, tokens
+
+
+@dataclass(slots=True)
+class MessageRanking:
+    """What the system ranks when it is asked between the messages of a turn: `ranking`,
+    `new_ranking` and `scores` as in `Prediction`. `named` are the items of all earlier messages,
+    which the file doesn't hold."""
+
+    ranking: list[str] | None = None
+    new_ranking: list[str] | None = None
+    scores: list[float] | None = None
+    named: list[str] = field(default_factory=list, compare=False)
 
 
 @dataclass(slots=True)
@@ -58,6 +80,7 @@ class Prediction:
     intent, gold_intent: the system's own and the data set's; None where there is none
     gold_nll: of the gold reply's word tokens, after "gold" or "own" mode and item; None where not
         asked for
+    messages: rankings at the later messages of the turn that name an item, by message
     """
 
     dialogue: int
@@ -77,6 +100,7 @@ class Prediction:
     intent: str | None = None
     gold_intent: str | None = None
     gold_nll: dict[str, Nll] | None = None
+    messages: dict[int, MessageRanking] = field(default_factory=dict)
 
     @property
     def chooses_rec(self) -> bool:
@@ -91,6 +115,11 @@ class Prediction:
 
 def blank_predictions(dialogues: Sequence[Dialogue]) -> list[Prediction]:
     """An empty prediction for every recommender turn, in order."""
+    later: dict[tuple[int, int], dict[int, MessageRanking]] = defaultdict(dict)
+    for said in recommending_messages(dialogues):
+        if said.message:
+            blank = MessageRanking(named=list(said.named))
+            later[said.dialogue, said.turn][said.message] = blank
     return [
         Prediction(
             turn.dialogue,
@@ -100,6 +129,7 @@ def blank_predictions(dialogues: Sequence[Dialogue]) -> list[Prediction]:
             list(turn.named),
             gold_reply=dialogues[turn.dialogue].turns[turn.turn].with_placeholder(PLACEHOLDER),
             gold_intent=dialogues[turn.dialogue].turns[turn.turn].intent,
+            messages=later.get((turn.dialogue, turn.turn), {}),
         )
         for turn in recommender_turns(dialogues)
     ]
@@ -124,10 +154,20 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
                 "invalid_items": p.invalid_items,
                 **({"intent": p.intent} if p.intent else {}),
                 **({"gold_nll": p.gold_nll} if p.gold_nll else {}),
+                **({"messages": _message_records(p)} if p.messages else {}),
             }
             for p in predictions
         ),
     )
+
+
+def _message_records(prediction: Prediction) -> dict[str, dict[str, Any]]:
+    records: dict[str, dict[str, Any]] = {}
+    for message, said in prediction.messages.items():
+        record = {"ranking": said.ranking, "new_ranking": said.new_ranking}
+        scores = {} if said.scores is None else {"scores": [round(s, 4) for s in said.scores]}
+        records[str(message)] = {**record, **scores}
+    return records
 
 
 def read_predictions(
@@ -191,6 +231,22 @@ def _fill(prediction: Prediction, record: dict[str, Any], catalogue: Collection[
     prediction.scores = _scores(record.get("scores"), prediction.ranking or [])
     prediction.reply_items = _item_ids("reply_items", record.get("reply_items"), catalogue) or []
     prediction.gold_nll = _gold_nll(record.get("gold_nll"))
+    _fill_messages(prediction, record.get("messages") or {}, catalogue)
+
+
+def _fill_messages(prediction: Prediction, value: Any, catalogue: Collection[str]) -> None:
+    known = {str(message): said for message, said in prediction.messages.items()}
+    if not isinstance(value, dict) or not all(isinstance(said, dict) for said in value.values()):
+        raise ValueError(f"messages must map messages to their rankings (got {value!r})")
+    if odd := [message for message in value if message not in known]:
+        raise ValueError(
+            f"messages must be later ones of the turn that name an item, {list(known)} "
+            f"(got {odd[0]!r})"
+        )
+    for message, said in value.items():
+        for name in ("ranking", "new_ranking"):
+            setattr(known[message], name, _item_ids(name, said.get(name), catalogue))
+        known[message].scores = _scores(said.get("scores"), known[message].ranking or [])
 
 
 def _item_ids(name: str, value: Any, catalogue: Collection[str]) -> list[str] | None:

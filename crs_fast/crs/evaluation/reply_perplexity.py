@@ -9,12 +9,12 @@ from dataclasses import replace
 import torch
 
 from crs_fast.crs.checkpoint import Bundle
+from crs_fast.crs.control_tokens import new_tokens
 from crs_fast.crs.data.dialogue import Dialogue
 from crs_fast.crs.evaluation.batched_turns import batch_tokens
 from crs_fast.crs.evaluation.predict import show_progress
 from crs_fast.crs.evaluation.predictions import Nll, Prediction
 from crs_fast.crs.sequence import Instance
-from crs_fast.crs.training.embedding_init import new_tokens
 from crs_fast.crs.training.packing import (
     IGNORE,
     Collate,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crs_fast.crs.evaluation.score import BY_FILM
-
-if TYPE_CHECKING:
-    from crs_fast.crs.evaluation.evaluate import Evaluation
 
 TITLES = {
     "paper": "Mode forced to the gold one (the paper's protocol)",
@@ -27,12 +24,6 @@ CAVEATS = {
 }
 COLUMNS = ("R@1", "R@5", "R@10", "R@20", "R@50", "N@10", "M@10")
 METRIC = {"R": "recall", "N": "ndcg", "M": "mrr"}
-
-
-def evaluation_markdown(evaluation: Evaluation) -> str:
-    """All tables of one evaluation."""
-    figures = evaluation.recommendation, evaluation.mode, evaluation.text
-    return scores_markdown(evaluation.dataset, evaluation.split, *figures)
 
 
 def scores_markdown(

@@ -86,7 +86,7 @@ def recommendation_figures(
     turns = [t for t in recommendation_targets(dialogues) if (t.dialogue, t.turn) in answered]
     train = recommendation_targets(dataset.splits["train"])
     baselines = {
-        new: _baselines(dataset.items, dialogues, turns, train, more or {}, new)
+        new: baseline_predictions(dataset.items, dialogues, turns, train, more or {}, new)
         for new in (False, True)
     }
     seen, films = named_items(dataset.splits["train"]), same_films(dataset.items)
@@ -105,7 +105,7 @@ def recommendation_figures(
     return figures
 
 
-def _baselines(
+def baseline_predictions(
     items: Sequence[Item],
     dialogues: Sequence[Dialogue],
     turns: Sequence[RecTurn],

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from crs_fast.decode.lm.regions import enough_cases, is_layer
+from crs_fast.decode.lm.compiled_layers import enough_cases, is_layer
 
 BACKEND = "inductor"
 

@@ -1,4 +1,4 @@
-"""The embedding rows of the new tokens: which they are, where they start, how they alone train."""
+"""The embedding rows of the new tokens: where they start, and how they alone train."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crs_fast.crs.sequence import ControlTokens
-from crs_fast.trie.sid_vocab import SidVocab
+from crs_fast.crs.backbones import embedding_weights
+from crs_fast.crs.control_tokens import ControlTokens, new_tokens
+from crs_fast.trie import Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,16 +17,10 @@ if TYPE_CHECKING:
 NOISE = 0.5  # of the old rows' standard deviation, for rows that stand for nothing yet
 
 
-def new_tokens(vocab: SidVocab, control: ControlTokens) -> list[int]:
-    """Ids of every token added for SIDs and modes, sorted."""
-    frame = [token for token in (vocab.begin, vocab.end) if token is not None]
-    return sorted({*vocab.code_tokens().tolist(), *frame, *control.tokens})
-
-
 @torch.no_grad()
 def init_sid_rows(
     model: PreTrainedModel,
-    vocab: SidVocab,
+    vocab: Vocabulary,
     control: ControlTokens,
     item_embeddings: torch.Tensor,
     sids: Any,
@@ -113,17 +108,6 @@ def _write_rows(weights: dict[str, torch.nn.Parameter], tokens: list[int], z: to
         old[tokens] = False
         mean, std = weight[old].float().mean(0), weight[old].float().std()
         weight[tokens] = (mean + z.to(weight.device) * std).to(weight.dtype)
-
-
-def embedding_weights(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The embedding's weight by module name, and the output layer's where it has one of its own."""
-    modules = {model.get_input_embeddings(), model.get_output_embeddings()}
-    weights: dict[str, torch.nn.Parameter] = {}
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None) if module in modules else None
-        if weight is not None and all(weight is not seen for seen in weights.values()):
-            weights[name] = weight
-    return weights
 
 
 def trained_rows(model: Any) -> list[torch.nn.Parameter]:

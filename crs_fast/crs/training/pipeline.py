@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast._files import replacing, write_text
-from crs_fast.crs.checkpoint import check_folder, save_bundle
-from crs_fast.crs.data.dialogue import CrsDataset, need_splits
-from crs_fast.crs.sequence import ControlTokens
+from crs_fast.crs.checkpoint import Bundle, check_folder, save_bundle
+from crs_fast.crs.control_tokens import ControlTokens
+from crs_fast.crs.data.dialogue import CrsDataset, Item, need_splits
+from crs_fast.crs.sequence import SequenceBuilder, trie_sids
 from crs_fast.crs.training.co_mention import co_mention_embeddings, fill_unnamed
+from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.embedding_init import init_sid_rows
-from crs_fast.crs.training.train import TrainConfig, TrainResult, train
+from crs_fast.crs.training.titles import with_titles
+from crs_fast.crs.training.train import TrainResult, train
 from crs_fast.quantize import build_sids, encode_texts, resolve_collisions
 from crs_fast.trie import SidTrie, SidVocab
 
@@ -37,6 +40,9 @@ class SidConfig:
         method: "rqvae" or "rqkmeans".
         encoder: a sentence-transformers path or hub name; None is the offline MiniLM.
         seed: of the quantizer.
+        signals: what an item's embedding is made of, side by side: "text" (the encoder's), and
+            "co-mention" (see `co_mention_embeddings`; of the "train" split) or "co-mention-filled",
+            where items without one get their text neighbours' (see `fill_unnamed`).
     """
 
     levels: int = 4
@@ -44,6 +50,7 @@ class SidConfig:
     method: str = "rqvae"
     encoder: str | None = None
     seed: int = 0
+    signals: tuple[str, ...] = ("text",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +70,22 @@ def make_catalogue(
     dataset: CrsDataset,
     config: SidConfig | None = None,
     progress: bool = False,
-    signals: Sequence[str] = ("text",),
     held: Collection[str] = (),
     texts: torch.Tensor | None = None,
 ) -> Catalogue:
     """Encode the items and quantize them to distinct semantic IDs.
 
     Args:
-        signals: what an item's embedding is made of, side by side: "text" (the encoder's), and
-            "co-mention" (see `co_mention_embeddings`; of the "train" split) or "co-mention-filled",
-            where items without one get their text neighbours' (see `fill_unnamed`).
         held: ids of items that the quantizer's fit may not see.
         texts: embeddings of the items' texts, float32 [N, D], if the encoder has been there before.
     """
     config = config or SidConfig()
-    unknown = [signal for signal in signals if signal not in SIGNALS]
+    unknown = [signal for signal in config.signals if signal not in SIGNALS]
     if unknown:
         raise ValueError(f"make_catalogue: signals must be among {SIGNALS} (got {unknown[0]!r})")
     if texts is None:
         texts = encode_texts(item_texts(dataset), config.encoder, progress=progress)
-    embeddings = torch.cat([_signal(name, dataset, texts) for name in signals], 1)
+    embeddings = torch.cat([_signal(name, dataset, texts) for name in config.signals], 1)
     new = torch.tensor([item.item_id in held for item in dataset.items])
     quantizer, fitted, report = build_sids(
         embeddings[~new], config.levels, config.codes, config.method, config.seed, progress
@@ -137,6 +140,7 @@ def train_recommender(
     output_dir: str | Path,
     *,
     sids: SidConfig | None = None,
+    titles: bool = False,
     training: TrainConfig | None = None,
     catalogue: Catalogue | None = None,
     resume: bool = False,
@@ -150,32 +154,47 @@ def train_recommender(
     Args:
         dataset: catalogue and dialogues.
         backbone: model and tokenizer, changed in place.
-        output_dir: gets the model directory, `quantizer/` and `training/`.
+        output_dir: gets the model directory, `quantizer/` (of SIDs) and `training/`.
         sids: how items get SIDs.
+        titles: the model writes an item as its title, under the same trie constraint, and there
+            are no SIDs (see `titles.py`).
         training: see `TrainConfig`.
         catalogue: from `make_catalogue`, to skip encoding and quantizing.
         resume: go on from the newest checkpoint in `output_dir`.
 
     Raises:
-        ValueError: `output_dir` holds something else than a bundle, no "train" split, or see
-            `train`.
+        ValueError: `output_dir` holds something else than a bundle, no "train" split, what is about
+            SIDs together with `titles`, or see `train`.
     """
     check_folder("train_recommender: output_dir", Path(output_dir))
     need_splits(dataset, "train_recommender", ["train"])
-    sids, training = sids or SidConfig(), training or TrainConfig()
-    catalogue = catalogue or make_catalogue(dataset, sids, progress)
-    model, tokenizer = backbone
-    levels, codes = catalogue.sids.shape[1], catalogue.quantizer.codebooks.shape[1]
-    vocab = SidVocab.extend(tokenizer, model, levels, codes)
-    control = ControlTokens.extend(tokenizer, model)
-    trie = SidTrie.from_sids(catalogue.sids, [item.item_id for item in dataset.items])
-    init_sid_rows(model, vocab, control, catalogue.embeddings, catalogue.sids, training.seed)
+    training = training or TrainConfig()
+    if titles:
+        given = {"sids": sids, "catalogue": catalogue, "code_noise": training.code_noise}
+        for name, value in given.items():
+            if value:
+                raise ValueError(
+                    f"train_recommender: {name} must be left out with titles, which have no SIDs "
+                    f"(got {value!r})"
+                )
+        bundle = with_titles(
+            backbone, dataset.items, max_length=training.max_length, seed=training.seed
+        )
+    else:
+        catalogue = catalogue or make_catalogue(dataset, sids or SidConfig(), progress)
+        bundle = with_sids(
+            backbone,
+            dataset.items,
+            catalogue,
+            max_length=training.max_length,
+            seed=training.seed,
+        )
     result = train(
         backbone,
         dataset,
-        trie,
-        vocab,
-        control,
+        bundle.trie,
+        bundle.vocab,
+        bundle.control,
         output_dir=output_dir,
         config=training,
         resume=resume,
@@ -183,13 +202,42 @@ def train_recommender(
     )
     path = save_bundle(
         output_dir,
-        (result.model, tokenizer),
-        trie,
-        vocab,
-        control,
+        (result.model, bundle.tokenizer),
+        bundle.trie,
+        bundle.vocab,
+        bundle.control,
         dataset.items,
-        quantizer=catalogue.quantizer.fingerprint(),
+        quantizer=bundle.quantizer,
         max_length=training.max_length,
     )
-    catalogue.quantizer.save_pretrained(path / "quantizer")
+    if catalogue is not None:
+        catalogue.quantizer.save_pretrained(path / "quantizer")
     return result
+
+
+def with_sids(
+    backbone: Backbone,
+    items: Sequence[Item],
+    catalogue: Catalogue,
+    *,
+    max_length: int = 768,
+    seed: int = 0,
+) -> Bundle:
+    """A backbone that names items by semantic IDs, not yet trained: tokens for SIDs and modes join
+    it, in place, and their rows start from the items' embeddings.
+
+    Args:
+        backbone: model and tokenizer, changed in place.
+        items: the catalogue's items, in its order.
+        max_length: of a sequence, context and response together.
+        seed: of what is random in the new rows.
+    """
+    model, tokenizer = backbone
+    levels, codes = catalogue.sids.shape[1], catalogue.quantizer.codebooks.shape[1]
+    vocab = SidVocab.extend(tokenizer, model, levels, codes)
+    control = ControlTokens.extend(tokenizer, model)
+    trie = SidTrie.from_sids(catalogue.sids, [item.item_id for item in items])
+    init_sid_rows(model, vocab, control, catalogue.embeddings, catalogue.sids, seed)
+    builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), max_length)
+    quantizer = catalogue.quantizer.fingerprint()
+    return Bundle(model, tokenizer, trie, vocab, control, tuple(items), builder, quantizer)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crs_fast._files import write_text
-
-if TYPE_CHECKING:
-    from crs_fast.crs.training.train import TrainConfig
+from crs_fast.crs.training.config import TrainConfig
 
 NOTE = "weights.json"
 

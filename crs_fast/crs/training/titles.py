@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from crs_fast.crs.checkpoint import Bundle
+from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.dialogue import Item
-from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.crs.sequence import GCRS, Layout, SequenceBuilder
+from crs_fast.crs.training.embedding_init import init_sid_rows
+from crs_fast.trie import SidTrie, TitleVocab, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from crs_fast.crs.backbones import Backbone
 
 MAX_TOKENS = 24
 
@@ -33,10 +39,38 @@ def title_tokens(
     }
 
 
-def title_trie(titles: Mapping[str, Sequence[int]], vocab: SidVocab) -> SidTrie:
+def title_trie(titles: Mapping[str, Sequence[int]], vocab: Vocabulary) -> SidTrie:
     """The titles as a catalogue. Each ends in `<EOI>`, so that a title which begins another pays
     for ending there."""
     rows = [[*tokens, vocab.end] for tokens in titles.values()]
     width = max(map(len, rows))
     padded = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
     return SidTrie.from_sids(padded, list(titles))
+
+
+def with_titles(
+    backbone: Backbone,
+    items: Sequence[Item],
+    *,
+    max_length: int = 768,
+    layout: Layout = GCRS,
+    seed: int = 0,
+) -> Bundle:
+    """A backbone that names items by their titles, not yet trained: tokens for modes and for where
+    a title begins and ends join it, in place, and every title goes into the trie.
+
+    Args:
+        backbone: model and tokenizer, changed in place.
+        items: the catalogue.
+        max_length: of a sequence, context and response together.
+        layout: the parts of a response.
+        seed: of the new tokens' embedding rows, which start at random around the old ones' mean.
+    """
+    model, tokenizer = backbone
+    control = ControlTokens.extend(tokenizer, model)
+    titles = title_tokens(items, tokenizer)
+    vocab = TitleVocab.extend_for(tokenizer, model, titles)
+    init_sid_rows(model, vocab, control, torch.zeros(0, 1), torch.zeros(0, 1), seed=seed)
+    builder = SequenceBuilder(tokenizer, vocab, control, titles, max_length, layout)
+    trie = title_trie(titles, vocab)
+    return Bundle(model, tokenizer, trie, vocab, control, tuple(items), builder, None)

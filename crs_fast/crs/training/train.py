@@ -13,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from crs_fast.crs.backbones import in_four_bits, merge_lora
+from crs_fast.crs.control_tokens import ControlTokens, new_tokens
 from crs_fast.crs.data.dialogue import CrsDataset, Dialogue, need_splits
-from crs_fast.crs.sequence import ControlTokens, Instance, SequenceBuilder, trie_sids
+from crs_fast.crs.sequence import Instance, SequenceBuilder, trie_sids
 from crs_fast.crs.training.compiled import compiled, decoder_layers
-from crs_fast.crs.training.embedding_init import freeze_old_rows, new_tokens, trained_rows
-from crs_fast.crs.training.lora import add_lora, in_four_bits, merge_lora
+from crs_fast.crs.training.config import TrainConfig
+from crs_fast.crs.training.embedding_init import freeze_old_rows, trained_rows
+from crs_fast.crs.training.lora import add_lora
+from crs_fast.crs.training.mentions import with_mentions
 from crs_fast.crs.training.packing import (
     Collate,
     Packed,
@@ -30,7 +34,7 @@ from crs_fast.crs.training.packing import (
 )
 from crs_fast.crs.training.processes import several_processes
 from crs_fast.crs.training.resume import newest_checkpoint, note_weights
-from crs_fast.trie import SidTrie, SidVocab
+from crs_fast.trie import SidTrie, Vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainingArguments
@@ -39,104 +43,6 @@ if TYPE_CHECKING:
     from crs_fast.crs.training.trainer import PackedTrainer
 
 logger = logging.getLogger(__name__)
-
-
-_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("epochs max_minutes learning_rate embedding_lr_ratio", "above 0", lambda v: v > 0),
-    (
-        "max_tokens tokens_per_batch accumulate max_length lora_rank lora_alpha logging_steps",
-        "at least 1",
-        lambda v: v >= 1,
-    ),
-    ("weight_decay max_grad_norm save_steps", "at least 0", lambda v: v >= 0),
-    ("warmup_ratio code_noise", "in [0, 1]", lambda v: 0 <= v <= 1),
-    ("adam_beta2 lora_dropout context_dropout", "in [0, 1)", lambda v: 0 <= v < 1),
-    ("embeddings", "'all' or 'new'", lambda v: v in ("all", "new")),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """How to train.
-
-    Args:
-        epochs: passes over the dialogues.
-        max_tokens: train on about so many tokens (without padding) instead of `epochs`: the same
-            budget for models that read dialogues in different ways.
-        max_minutes: stop cleanly after so many minutes, or None; in one process only. The learning
-            rate follows the larger of the share of steps and the share of time, so it reaches zero
-            either way.
-        learning_rate: peak, after a linear warm-up over `warmup_ratio`; then a cosine to zero.
-        embedding_lr_ratio: learning rate of the embedding rows that train (and those of an untied
-            head) over that of all other weights: above 1 where a pretrained model has new rows to
-            learn in a few hundred steps.
-        tokens_per_batch: padded tokens a batch holds at most (one sequence at least).
-        accumulate: batches a step.
-        lora_rank: rank on all linear layers, where old embedding rows stay frozen and only the
-            new tokens' rows train; None tunes every weight.
-        qlora: the adapter stands on a backbone in 4 bits (`load_backbone(..., four_bit=True)`),
-            which is unpacked to bfloat16 when it is merged.
-        embeddings: "all" tunes every row; "new" leaves the rows of old tokens as they are (LoRA
-            always does) and needs a `weight_decay` of 0.
-        code_noise: share of the code tokens a model is fed while it learns to write a SID that are
-            replaced by another code of the level, anew in each batch; what it must write stays.
-        bf16: autocast to bfloat16; None means on a GPU that has it, and not on the CPU.
-        context_dropout: share of the context's tokens replaced by padding, anew in each batch.
-            Helps a small model from scratch over to wordings it was not trained on.
-        packed: all instances of a dialogue in one sequence (see `packing`). A model
-            that gives another loss for it is trained on separate instances, with a warning.
-        compile_layers: run the decoder layers under `torch.compile`: the same losses up to rounding
-            and the draws of dropout, faster once it is compiled (a minute or so).
-        save_steps: steps between checkpoints (`<output_dir>/training/checkpoint-*`, the newest
-            two are kept); 0 for none.
-
-    Raises:
-        ValueError: a number out of range, or settings that exclude each other.
-    """
-
-    epochs: float = 3
-    max_tokens: int | None = None
-    max_minutes: float | None = None
-    learning_rate: float = 2e-4
-    embedding_lr_ratio: float = 1.0
-    warmup_ratio: float = 0.06
-    weight_decay: float = 0.0
-    adam_beta2: float = 0.98
-    max_grad_norm: float = 1.0
-    tokens_per_batch: int = 8192
-    accumulate: int = 1
-    max_length: int = 768
-    lora_rank: int | None = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.05
-    qlora: bool = False
-    embeddings: str = "all"
-    code_noise: float = 0.0
-    seed: int = 0
-    bf16: bool | None = None
-    context_dropout: float = 0.0
-    packed: bool = True
-    gradient_checkpointing: bool = False
-    compile_layers: bool = False
-    logging_steps: int = 10
-    save_steps: int = 0
-
-    def __post_init__(self) -> None:
-        for names, expected, good in _RANGES:
-            for name in names.split():
-                value = getattr(self, name)
-                # None says that there is no limit, or no adapter.
-                if value is not None and not good(value):
-                    raise ValueError(f"TrainConfig: {name} must be {expected} (got {value!r})")
-        if self.embeddings == "new" and self.weight_decay and not self.lora_rank:
-            raise ValueError(
-                "TrainConfig: weight_decay must be 0 with embeddings='new', for it would move the "
-                f"other rows (got {self.weight_decay})"
-            )
-        if self.qlora and not self.lora_rank:
-            raise ValueError(
-                f"TrainConfig: lora_rank must be at least 1 with qlora (got {self.lora_rank})"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +66,7 @@ def train(
     backbone: Backbone,
     dialogues: CrsDataset | Sequence[Dialogue],
     trie: SidTrie,
-    vocab: SidVocab,
+    vocab: Vocabulary,
     control: ControlTokens,
     *,
     output_dir: str | Path,
@@ -191,10 +97,11 @@ def train(
     model, tokenizer = backbone
     if config.qlora and not in_four_bits(model):
         raise ValueError("train: the backbone must be in 4 bits with qlora (got plain weights)")
-    builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), config.max_length)
+    sids = trie_sids(trie, vocab)
+    builder = SequenceBuilder(tokenizer, vocab, control, sids, config.max_length)
     return train_instances(
         model,
-        _instances(builder, dialogues),
+        _instances(builder, dialogues, config.every_mention),
         new_rows=new_tokens(vocab, control),
         pad_id=builder.eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
         output_dir=output_dir,
@@ -296,12 +203,13 @@ def _disturbance(
 
 
 def _instances(
-    builder: SequenceBuilder, dialogues: CrsDataset | Sequence[Dialogue]
+    builder: SequenceBuilder, dialogues: CrsDataset | Sequence[Dialogue], every_mention: bool
 ) -> list[list[Instance]]:
     if isinstance(dialogues, CrsDataset):
         need_splits(dialogues, "train", ["train"])
         dialogues = dialogues.splits["train"]
-    groups = [group for dialogue in dialogues if (group := builder.instances(dialogue))]
+    instances = with_mentions if every_mention else SequenceBuilder.instances
+    groups = [group for dialogue in dialogues if (group := instances(builder, dialogue))]
     if not groups:
         raise ValueError("train: dialogues must hold a recommender turn (got none)")
     return groups

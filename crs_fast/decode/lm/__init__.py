@@ -1,0 +1,1 @@
+"""A language model that reads token trees: prompt, cache, views, head, and whether it can."""

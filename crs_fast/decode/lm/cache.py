@@ -9,10 +9,13 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class GrowingLayer(DynamicLayer):
-    """One layer's keys and values, views [B, H, S, D] into buffers with room to spare.
+    """One layer's keys and values: views [B, H, S, D] into buffers that may be longer than S.
 
-    Sliding-window layers keep everything too, so tree slots never push the prompt out; the model's
-    own masks still hide what lies outside the window.
+    Layers with a sliding window keep everything too, so that a tree never pushes the prompt out.
+    The model's own masks still hide what lies outside the window.
+
+    Args:
+        room: cache positions that the buffers have to spare when they are first made.
     """
 
     def __init__(self, room: int = 0) -> None:
@@ -33,15 +36,15 @@ class GrowingLayer(DynamicLayer):
         return keys, values
 
     def extended(
-        self, columns: int, keys: torch.Tensor, values: torch.Tensor
+        self, added: int, keys: torch.Tensor, values: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is cached, with so many more columns at the end, not yet written. `keys` and
-        `values` say what they are like."""
+        """The cached keys and values, with so many added positions at the end, which are still to
+        be written. `keys` and `values` are examples of their shape, dtype and device."""
         before = self.get_seq_length() if self.is_initialized else 0
-        length = before + columns
+        length = before + added
         # A base-class method (reorder, select) may have put other tensors in place of the views.
-        ours = self.keys is self._views[0] and self.values is self._views[1]
-        if self._buffers is None or not ours or length > self._buffers[0].shape[-2]:
+        intact = self.keys is self._views[0] and self.values is self._views[1]
+        if self._buffers is None or not intact or length > self._buffers[0].shape[-2]:
             self._buffers = (
                 self._grown(self.keys, keys, before, length),
                 self._grown(self.values, values, before, length),
@@ -50,7 +53,7 @@ class GrowingLayer(DynamicLayer):
         return self._show(length)
 
     def crop(self, max_length: int) -> None:
-        """Keep `max_length` columns; a negative number drops that many."""
+        """Keep the first `max_length` positions; a negative number drops that many at the end."""
         if not self.is_initialized:
             return
         length = self.get_seq_length()
@@ -61,7 +64,7 @@ class GrowingLayer(DynamicLayer):
             self.keys, self.values = self.keys[..., :keep, :], self.values[..., :keep, :]
 
     def _grown(self, old: Any, like: torch.Tensor, before: int, length: int) -> torch.Tensor:
-        # Half as much again, so that a token at a time costs no copy a token.
+        # Half as much again, so that adding one token at a time does not copy the cache each time.
         capacity = length + max(self.room, length // 2 if before else 0)
         buffer = like.new_empty(*like.shape[:-2], capacity, like.shape[-1])
         if before:
@@ -77,36 +80,37 @@ class GrowingLayer(DynamicLayer):
 
 
 def growing_cache(room: int = 0) -> Cache:
-    """An empty cache; `room`: columns that will be added after the first."""
+    """An empty cache. `room`: positions that are expected to be added after the first ones."""
     return Cache(layer_class_to_replicate=lambda: GrowingLayer(room))  # type: ignore[arg-type]
 
 
 def select_rows(cache: Cache, rows: torch.Tensor) -> Cache:
-    """A cache of some rows, int64 [R]; the original stays as it was."""
-    chosen = growing_cache()
+    """A new cache of some rows of the batch, int64 [R]; the original stays as it was."""
+    selected = growing_cache()
     layers: list[Any] = cache.layers
     for index, layer in enumerate(layers):
         if layer.is_initialized:
-            chosen.update(layer.keys[rows], layer.values[rows], index)
-    return chosen
+            selected.update(layer.keys[rows], layer.values[rows], index)
+    return selected
 
 
-def crop_columns(cache: Cache, length: int) -> None:
-    """Drop the columns from `length` on, layer by layer: a forward pass that failed has filled
-    some layers only."""
+def crop(cache: Cache, length: int) -> None:
+    """Drop the positions from `length` on. Each layer is asked for its own length, because a
+    forward pass that failed has filled some layers only."""
     layers: list[Any] = cache.layers
     for layer in layers:
         if layer.is_initialized:
             layer.crop(min(0, length - layer.get_seq_length()))
 
 
-def move_columns(cache: Cache, columns: torch.Tensor, start: int) -> None:
-    """Copy columns int64 [B, n] of each row to `start` ..., and drop everything after them."""
+def move(cache: Cache, positions: torch.Tensor, start: int) -> None:
+    """Copy the keys and values at positions int64 [B, n] of each row to `start` and the positions
+    after it, and drop all that follows."""
     layers: list[Any] = cache.layers
     for layer in layers:
         if not layer.is_initialized:
             continue
         for states in (layer.keys, layer.values):
-            index = columns[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
-            states[..., start : start + columns.shape[1], :] = states.gather(2, index)
-    crop_columns(cache, start + columns.shape[1])
+            index = positions[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+            states[..., start : start + positions.shape[1], :] = states.gather(2, index)
+    crop(cache, start + positions.shape[1])

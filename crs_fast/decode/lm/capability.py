@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
-import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
-from .prompt import Prompt
+from .model_state import Capability, ModelState
 from .tree_model import TreeModel
+from .tree_state import TreeState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,26 +18,14 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.2}
 
 
-class Capability(NamedTuple):
-    """attention: "tree" (tree attention), "mask" (the model's own attention with a 4-D mask) or
-    None, and then `reason` says why not."""
-
-    attention: str | None
-    reason: str = ""
-
-
-# Verdicts live as long as their model. The key within a model is what a user can change and the
-# verdict depends on; the lock keeps two threads from probing one model twice.
-_verdicts: weakref.WeakKeyDictionary[Any, dict[Any, Capability]] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
-
-
 def capability(model: PreTrainedModel) -> Capability:
-    """What `model` can do, tried on its first use: a tree of two levels on random tokens against
-    plain forward passes over each path, which compares the head's rows too.
+    """What `model` can do. On its first use a tree of two levels with random tokens is compared
+    with plain forward passes over each path; the logits of a few tokens are compared too.
 
-    Warns once a model where only ordinary beam search is left.
+    Warns once per model where only Hugging Face beam search is left.
     """
+    state = ModelState.of(model)
+    # What a user can change and the answer depends on.
     key = (
         getattr(model.config, "_attn_implementation", None),
         type(model.get_output_embeddings()),
@@ -47,33 +33,35 @@ def capability(model: PreTrainedModel) -> Capability:
         model.device,
         model.training,
     )
-    with _lock:
-        known = _verdicts.setdefault(model, {})
-        if key not in known:
-            known[key] = _probe(model)
-            if known[key].attention is None:
-                warnings.warn(
-                    f"{type(model).__name__} can't decode beams as a token tree "
-                    f"({known[key].reason}); Hugging Face beam search is used instead",
-                    stacklevel=3,
-                )
-        return known[key]
+    known = state.capabilities.get(key)
+    if known is not None:
+        return known
+    with state.lock:  # two threads don't probe one model twice
+        if key not in state.capabilities:
+            state.capabilities[key] = _probe(model)
+        probed = state.capabilities[key]
+    if probed.attention is None:
+        state.warn_once(
+            f"{type(model).__name__} can't decode beams as a token tree "
+            f"({probed.reason}); Hugging Face beam search is used instead"
+        )
+    return probed
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:
     """The shortest attention window (or chunk) of the model's layers, None without one."""
     config = model.config.get_text_config()
-    types = getattr(config, "layer_types", None)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None and getattr(config, "use_sliding_window", True) is False:
+        return None
     sizes = []
-    for name, kind in (
+    for name, layer_type in (
         ("sliding_window", "sliding_attention"),
         ("attention_chunk_size", "chunked_attention"),
     ):
         size = getattr(config, name, None)
-        if isinstance(size, int) and (types is None or kind in types):
+        if isinstance(size, int) and (layer_types is None or layer_type in layer_types):
             sizes.append(size)
-    if types is None and getattr(config, "use_sliding_window", True) is False:
-        return None
     return min(sizes, default=None)
 
 
@@ -86,7 +74,7 @@ def _probe(model: PreTrainedModel) -> Capability:
         try:
             error = _tree_error(model, attention)
         except Exception as problem:
-            # Whatever a model's code raises, the answer is the same: not this way.
+            # Whatever a model's code raises, the answer is the same: not this attention.
             reason = f"{attention}: {type(problem).__name__}: {str(problem).splitlines()[:1]}"
             continue
         if error <= TOLERANCE.get(model.dtype, 1e-3):
@@ -100,42 +88,51 @@ def _probe(model: PreTrainedModel) -> Capability:
 
 def _tree_error(model: PreTrainedModel, attention: str) -> float:
     """How far the logits of a two-level tree are from those of sequential passes."""
-    from .tree_view import TreeState
+    from .cache import growing_cache
 
     generator = torch.Generator().manual_seed(0)
-    size = model.config.get_text_config().vocab_size
-    draw = torch.randint(size, (2, 5 + 6 + 6), generator=generator).to(model.device)
-    ids, first, second = draw.split([5, 6, 6], 1)
+    vocab_size = model.config.get_text_config().vocab_size
+    tokens = torch.randint(vocab_size, (2, 5 + 6 + 6), generator=generator).to(model.device)
+    prompts, first, second = tokens.split([5, 6, 6], 1)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], device=model.device).bool()
+    # Of the tokens of the second level: which beam of the first each goes on from.
     parents = torch.tensor([[5, 0, 0, 3, 1, 2], [1, 4, 4, 2, 0, 5]], device=model.device)
+    some = tokens[0].unique()  # token ids whose logits are asked for alone
 
-    lm = TreeModel(model, attention)
-    prompt = Prompt.of(lm, ids, mask, padded=True)
-    own = torch.arange(6, device=model.device).expand(2, 6)
+    lm, cache = TreeModel(model, attention), growing_cache()
+    position_ids = torch.arange(5, device=model.device).expand(2, 5)
     lengths = mask.sum(1, keepdim=True)
-    some = draw[0].unique()  # tokens whose rows of the head are asked for alone
-    got = [(prompt.logits()[:, None], prompt.logits(some)[:, None])]
-    for depth, (tokens, ancestors) in enumerate(
+    after_prompt = lm.append_sequence(prompts, None, position_ids, cache)
+    last = after_prompt[torch.arange(2, device=model.device), lengths[:, 0] - 1]  # [2, H]
+    # Logits of each depth, for all token ids and for some: [2, beams, V] and [2, beams, some].
+    logits = [(lm.head(last)[:, None], lm.head(last, some)[:, None])]
+    own = torch.arange(6, device=model.device).expand(2, 6)
+    for depth, (ids, ancestors) in enumerate(
         ((first, own[..., None]), (second, torch.stack([parents, own + 6], 2)))
     ):
-        state = TreeState(ancestors, prompt.length, prompt.visible)
-        hidden = prompt.grow(tokens, (lengths + depth).expand(2, 6), state).flatten(0, 1)
-        got.append((lm.head(hidden).view(2, 6, -1), lm.head(hidden, some).view(2, 6, -1)))
+        tree = TreeState(ancestors, 5, mask)
+        hidden = lm.append_tree(ids, (lengths + depth).expand(2, 6), tree, cache).flatten(0, 1)
+        logits.append((lm.head(hidden).view(2, 6, -1), lm.head(hidden, some).view(2, 6, -1)))
 
     worst = 0.0
     for row in range(2):
-        start = ids[row][mask[row]].expand(6, -1)
-        paths = torch.cat([start, first[row, parents[row], None], second[row, :, None]], 1)
-        wanted = model(input_ids=paths, use_cache=False).logits[:, start.shape[1] - 1 :].float()
-        for depth, (whole, few) in enumerate(got):
-            expected = wanted[:, depth]
-            for mine, theirs in ((whole[row], expected), (few[row], expected[:, some])):
-                passed = mine[parents[row]] if depth == 1 else mine  # what each path goes through
-                worst = max(worst, _error(passed.float(), theirs))
+        prompt = prompts[row][mask[row]].expand(6, -1)
+        paths = torch.cat([prompt, first[row, parents[row], None], second[row, :, None]], 1)
+        wanted = model(input_ids=paths, use_cache=False).logits[:, prompt.shape[1] - 1 :].float()
+        for depth, (of_all, of_some) in enumerate(logits):
+            expected = wanted[:, depth]  # [paths, V]
+            for got, reference in (
+                (of_all[row], expected),
+                (of_some[row], expected[:, some]),
+            ):
+                # At depth 1 a path goes through its parent; at 0 all paths share one position.
+                on_path = got[parents[row]] if depth == 1 else got
+                worst = max(worst, _error(on_path.float(), reference))
     return worst
 
 
-def _error(mine: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Root mean square over the tokens, of the worst position, in units of `theirs`' spread."""
-    error = (mine - theirs).square().mean(1).sqrt().max()
-    return float(error / theirs.std().clamp(min=1e-6))
+def _error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square over the token ids, of the worst position, in units of the spread of
+    `expected`."""
+    error = (got - expected).square().mean(1).sqrt().max()
+    return float(error / expected.std().clamp(min=1e-6))

@@ -1,4 +1,4 @@
-"""The language-model head on demand: all of its rows, or those of a few tokens."""
+"""The language-model head: logits of the whole vocabulary, or of a few tokens only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LmHead:
-    """Scores of hidden states, for the whole vocabulary or for a few tokens only.
+    """Logits of hidden states, for the whole vocabulary or for a few tokens only.
 
         logits = cap(scale * (hidden @ W[tokens].T + b[tokens] + LoRA[tokens]))
 
@@ -22,8 +22,9 @@ class LmHead:
     something else is caught by the capability probe, which compares with the model's own logits.
 
     Args:
-        model: its `get_output_embeddings()` is a linear layer, plain or with LoRA on it; of any
-            other module all rows are computed and the wanted ones taken.
+        model: of a plain linear `get_output_embeddings()`, or one with LoRA on it, only the rows
+            that are asked for are computed. Any other module computes all logits, from which
+            those are taken.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -43,9 +44,9 @@ class LmHead:
 
     def __call__(self, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [R, H] -> logits [R, V], or [R, C] for tokens int64 [C]."""
-        return self._finish(_rows(self.module, hidden, tokens))
+        return self._scaled(_logits(self.module, hidden, tokens))
 
-    def _finish(self, logits: torch.Tensor) -> torch.Tensor:
+    def _scaled(self, logits: torch.Tensor) -> torch.Tensor:
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -53,7 +54,7 @@ class LmHead:
         return logits
 
 
-def _rows(module: Any, hidden: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
+def _logits(module: Any, hidden: torch.Tensor, tokens: torch.Tensor | None) -> torch.Tensor:
     if is_plain(module):
         if tokens is None:
             return linear(hidden, module.weight, module.bias)
@@ -62,7 +63,7 @@ def _rows(module: Any, hidden: torch.Tensor, tokens: torch.Tensor | None) -> tor
     if tokens is None:
         return module(hidden)
     if _is_plain_lora(module):
-        return _lora_rows(module, hidden, tokens)
+        return _lora_logits(module, hidden, tokens)
     return module(hidden)[:, tokens]
 
 
@@ -74,8 +75,8 @@ def _is_plain_lora(module: Any) -> bool:
     )
 
 
-def _lora_rows(module: Any, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    out = _rows(module.base_layer, hidden, tokens)
+def _lora_logits(module: Any, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    out = _logits(module.base_layer, hidden, tokens)
     if module.disable_adapters or module.merged:
         return out
     for name in module.active_adapters:

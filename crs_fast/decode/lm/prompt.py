@@ -4,31 +4,45 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .capability import capability
 from .tree_model import TreeModel
+from .tree_state import TreeState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from .tree_view import TreeState
+
+class PaddedBatch(NamedTuple):
+    """Token sequences of unequal length, padded on the right.
+
+    ids int64 [B, P]
+    mask bool [B, P]: which of them are tokens
+    is_padded: whether any is not
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    is_padded: bool
 
 
 class Prompt:
     """A batch of token sequences and the model's cache of them.
 
     Prompts of unequal length are padded on the right, where causal attention needs no mask to
-    ignore it. Columns may be valid in some rows only: `mask` says where, and positions count valid
-    columns, so rows of a batch can take different turns.
+    ignore it. A cache position may hold a token in some rows only: `mask` says in which, and
+    position ids count tokens only, so rows of a batch can take different turns.
 
     Args:
         model: any decoder-only `AutoModelForCausalLM` that `capability` accepts.
         input_ids: int64 [B, P].
         attention_mask: int or bool [B, P], 1 at real tokens; None means all ones.
-        room: columns and tree slots that are expected to follow; more is possible.
-        compiled: run the decoder layers compiled (see `crs_fast.decode.lm.regions`).
+        room: cache positions that are expected to be needed behind the prompt, for tokens and for
+            trees; more is possible.
+        compiled: run the decoder layers compiled (see `crs_fast.decode.lm.compiled_layers`).
 
     Raises:
         ValueError: shapes disagree, a row has no token, or the model can't hold a token tree.
@@ -43,93 +57,88 @@ class Prompt:
         room: int = 0,
         compiled: bool = False,
     ) -> None:
-        from .capability import capability
-
         ids, mask = checked_inputs("Prompt", input_ids, attention_mask)
-        able = capability(model)
-        if able.attention is None:
-            raise ValueError(f"Prompt: the model must hold a token tree (got {able.reason})")
-        self._start(TreeModel(model, able.attention, compiled), *pad_right(ids, mask), room)
-
-    def _start(
-        self, lm: TreeModel, ids: torch.Tensor, mask: torch.Tensor, padded: bool, room: int
-    ) -> None:
-        from .cache import growing_cache
-
-        self.lm, self.padded = lm, padded
-        self.ids, self.mask = ids, mask  # [B, S], what the cache holds
-        self.cache = growing_cache(room)
-        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-        hidden = lm.columns(ids, None, positions, self.cache)
-        self.hidden = _last(hidden, mask)  # [B, H], after each row's last token
+        attention, reason = capability(model)
+        if attention is None:
+            raise ValueError(f"Prompt: the model must hold a token tree (got {reason})")
+        self._prefill(TreeModel(model, attention, compiled), pad_right(ids, mask), room)
 
     @classmethod
-    def of(
-        cls, lm: TreeModel, ids: torch.Tensor, mask: torch.Tensor, padded: bool, room: int = 0
-    ) -> Prompt:
-        """A prompt on a `TreeModel` that is there already, its rows padded on the right (`padded`:
-        whether any is). Nothing is checked and nothing waits for the device."""
+    def of(cls, lm: TreeModel, batch: PaddedBatch, room: int = 0) -> Prompt:
+        """A prompt for a `TreeModel` that is there already. Nothing is checked and nothing waits
+        for the device."""
         prompt = cls.__new__(cls)
-        prompt._start(lm, ids, mask, padded, room)
+        prompt._prefill(lm, batch, room)
         return prompt
+
+    def _prefill(self, lm: TreeModel, batch: PaddedBatch, room: int) -> None:
+        from .cache import growing_cache
+
+        self.lm = lm
+        self.ids, self.mask, self.is_padded = batch  # [B, S], what the cache holds
+        self.cache = growing_cache(room)
+        position_ids = torch.arange(self.length, device=self.ids.device).expand(self.ids.shape)
+        hidden = lm.append_sequence(self.ids, None, position_ids, self.cache)
+        self.hidden = _at_last_token(hidden, self.mask)  # [B, H]
 
     @property
     def length(self) -> int:
-        """Columns of the sequence, all of them cached."""
+        """S, positions of the sequence, all of them cached."""
         return self.ids.shape[1]
 
     @property
     def visible(self) -> torch.Tensor | None:
-        """The mask, or None where every column of every row is a token."""
-        return self.mask if self.padded else None
+        """The mask, or None where every position of every row holds a token."""
+        return self.mask if self.is_padded else None
 
     def logits(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """After each row's last token: [B, V], or [B, C] for tokens int64 [C]."""
         return self.lm.head(self.hidden, tokens)
 
     def append(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        """Feed columns ids [B, n], valid where mask bool [B, n] says (default everywhere)."""
+        """Feed ids [B, n], which are tokens where mask bool [B, n] says so (default everywhere)."""
         if mask is None:
             mask = torch.ones_like(ids, dtype=torch.bool)
         else:
-            self.padded |= not bool(mask.all())
+            self.is_padded |= not bool(mask.all())
         self.ids = torch.cat([self.ids, ids], 1)
         self.mask = torch.cat([self.mask, mask], 1)
-        positions = (self.mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        seen = None if self.visible is None else self.visible.long()
-        hidden = self.lm.columns(ids, seen, positions, self.cache)
-        fed = mask.any(1, keepdim=True)
-        self.hidden = torch.where(fed, _last(hidden, mask), self.hidden)
+        position_ids = (self.mask.long().cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        visible = None if self.visible is None else self.visible.long()
+        hidden = self.lm.append_sequence(ids, visible, position_ids, self.cache)
+        has_token = mask.any(1, keepdim=True)
+        self.hidden = torch.where(has_token, _at_last_token(hidden, mask), self.hidden)
 
-    def grow(self, ids: torch.Tensor, positions: torch.Tensor, tree: TreeState) -> torch.Tensor:
-        """Feed tree slots ids [B, M]; they join the cache but not the sequence (`crop` drops
-        them). Hidden states [B, M, H]."""
-        return self.lm.slots(ids, positions, tree, self.cache)
+    def grow(self, ids: torch.Tensor, position_ids: torch.Tensor, tree: TreeState) -> torch.Tensor:
+        """Feed one tree token per beam, ids [B, M]. They join the cache but not the sequence
+        (`crop` drops them). Returns hidden states [B, M, H]."""
+        return self.lm.append_tree(ids, position_ids, tree, self.cache)
 
-    def keep(self, ids: torch.Tensor, mask: torch.Tensor, slots: torch.Tensor) -> None:
-        """Make tree slots [B, n] the next columns, tokens ids [B, n], valid where mask [B, n]; the
-        other slots are dropped. `hidden` stays: feed a token before asking for logits."""
-        from .cache import move_columns
+    def keep(self, ids: torch.Tensor, mask: torch.Tensor, tree_positions: torch.Tensor) -> None:
+        """Make what stands at tree positions [B, n] the next part of the sequence, ids [B, n],
+        which are tokens where mask [B, n] says so, and drop the rest of the tree. `hidden` stays
+        as it was: feed a token before asking for logits."""
+        from .cache import move
 
-        move_columns(self.cache, slots + self.length, self.length)
+        move(self.cache, tree_positions + self.length, self.length)
         self.ids = torch.cat([self.ids, ids], 1)
         self.mask = torch.cat([self.mask, mask], 1)
-        self.padded |= not bool(mask.all())
+        self.is_padded |= not bool(mask.all())
 
     def crop(self, length: int | None = None) -> None:
-        """Forget tree slots and, where `length` is given, columns from there on."""
-        from .cache import crop_columns
+        """Forget the tree and, where `length` is given, the sequence from there on."""
+        from .cache import crop
 
         if length is not None:
             self.ids, self.mask = self.ids[:, :length], self.mask[:, :length]
-        crop_columns(self.cache, self.length)
+        crop(self.cache, self.length)
 
     def rewind(self, tokens: torch.Tensor) -> None:
-        """Keep each row's first `tokens` [B] tokens. `hidden` stays: feed a token before asking
-        for logits."""
+        """Keep each row's first `tokens` [B] tokens. `hidden` stays as it was: feed a token before
+        asking for logits."""
         self.mask = self.mask & (self.mask.cumsum(1) <= tokens[:, None])
         self.crop(int((self.mask.any(0).nonzero().amax()) + 1) if bool(self.mask.any()) else 0)
-        self.padded = not bool(self.mask.all())
+        self.is_padded = not bool(self.mask.all())
 
     def select(self, rows: list[int]) -> Prompt:
         """A prompt of some rows; the cache is copied unless all rows are taken."""
@@ -139,12 +148,12 @@ class Prompt:
         """A prompt with a cache of its own for some rows, in any order and any number of times."""
         from .cache import select_rows
 
-        chosen = copy.copy(self)
+        selected = copy.copy(self)
         index = torch.tensor(rows, device=self.ids.device)
-        chosen.ids, chosen.mask = self.ids[index], self.mask[index]
-        chosen.hidden = self.hidden[index]
-        chosen.cache = select_rows(self.cache, index)
-        return chosen
+        selected.ids, selected.mask = self.ids[index], self.mask[index]
+        selected.hidden = self.hidden[index]
+        selected.cache = select_rows(self.cache, index)
+        return selected
 
 
 def checked_inputs(
@@ -186,18 +195,18 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, 
     return ids, mask
 
 
-def pad_right(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """Each row's real tokens moved to its beginning, in order; and whether any padding is left."""
+def pad_right(ids: torch.Tensor, mask: torch.Tensor) -> PaddedBatch:
+    """Each row's real tokens moved to its beginning, in order. ids int64 and mask bool [B, P]."""
     if bool(mask.all()):
-        return ids, mask, False
+        return PaddedBatch(ids, mask, False)
     order = (~mask).to(torch.int8).argsort(dim=1, stable=True)
     order = order[:, : int(mask.sum(1).max())]
     mask = mask.gather(1, order)
-    return ids.gather(1, order), mask, not bool(mask.all())
+    return PaddedBatch(ids.gather(1, order), mask, not bool(mask.all()))
 
 
-def _last(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """hidden [B, n, H] at each row's last valid column: [B, H]."""
-    column = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    last = ((mask * column).amax(1) - 1).clamp(min=0)
+def _at_last_token(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """hidden [B, n, H] at the last position of each row where mask [B, n] is true: [B, H]."""
+    position = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    last = ((mask * position).amax(1) - 1).clamp(min=0)
     return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]

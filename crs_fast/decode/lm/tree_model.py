@@ -1,4 +1,4 @@
-"""What beams need of a language model: hidden states of columns and of tree slots, and its head."""
+"""What beam search needs of a language model: hidden states of a prompt and a tree, and logits."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .compiled_layers import enough_cases
 from .head import LmHead
-from .regions import enough_cases
-from .tree_view import TreeState, tree_view
+from .tree_state import TreeState
+from .tree_view import tree_view
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,9 +22,9 @@ class TreeModel:
 
     Args:
         model: any `AutoModelForCausalLM` that the capability probe accepts.
-        attention: "tree" sends slots through tree attention, "mask" through the model's own
+        attention: "tree" computes a tree's tokens by tree attention, "mask" by the model's own
             attention with a 4-D mask.
-        compiled: run decoder layers compiled (`regions.py`); attention must be "tree".
+        compiled: run decoder layers compiled (see `compiled_layers`); attention must be "tree".
     """
 
     def __init__(
@@ -38,25 +39,29 @@ class TreeModel:
         self.compiled = compiled
         self.view = tree_view(self.decoder, compiled) if attention == "tree" else None
 
-    def columns(
-        self, ids: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, cache: Cache
+    def append_sequence(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor, cache: Cache
     ) -> torch.Tensor:
-        """Append columns ids [B, n] to the cache; mask [B, S] over all columns, None where causal
-        attention is enough: hidden states [B, n, H]."""
-        if self.view is not None and mask is None and cache.get_seq_length() == 0:
-            return self._hidden(self.view, ids, None, positions, cache)
-        return self._hidden(self.decoder, ids, mask, positions, cache)
+        """Append tokens ids [B, n] to the cached sequence. Returns hidden states [B, n, H].
 
-    def slots(
-        self, ids: torch.Tensor, positions: torch.Tensor, tree: TreeState, cache: Cache
+        mask [B, S] says which of all cache positions, the new ones included, hold a token; None
+        where causal attention is enough.
+        """
+        if self.view is not None and mask is None and cache.get_seq_length() == 0:
+            return self._hidden(self.view, ids, None, position_ids, cache)
+        return self._hidden(self.decoder, ids, mask, position_ids, cache)
+
+    def append_tree(
+        self, ids: torch.Tensor, position_ids: torch.Tensor, tree: TreeState, cache: Cache
     ) -> torch.Tensor:
-        """Append tree slots ids [B, M] to the cache: hidden states [B, M, H]."""
+        """Append one token per beam, ids [B, M], to the cached tree. Returns hidden states
+        [B, M, H]."""
         if self.view is None:
             mask = _dense_mask(tree, cache.get_seq_length() + ids.shape[1], self._dtype())
-            return self._hidden(self.decoder, ids, mask, positions, cache)
+            return self._hidden(self.decoder, ids, mask, position_ids, cache)
         # A 4-D mask is used as it is, so an empty one keeps the model from building its own.
-        nothing = torch.empty(1, 1, 1, 0, dtype=self._dtype(), device=ids.device)
-        return self._hidden(self.view, ids, nothing, positions, cache, crs_fast_tree=tree)
+        empty = torch.empty(1, 1, 1, 0, dtype=self._dtype(), device=ids.device)
+        return self._hidden(self.view, ids, empty, position_ids, cache, crs_fast_tree=tree)
 
     def _dtype(self) -> torch.dtype:
         return next(self.decoder.parameters()).dtype
@@ -66,7 +71,7 @@ class TreeModel:
         decoder: Any,
         ids: torch.Tensor,
         mask: torch.Tensor | None,
-        positions: torch.Tensor,
+        position_ids: torch.Tensor,
         cache: Cache,
         **kwargs: Any,
     ) -> torch.Tensor:
@@ -74,19 +79,20 @@ class TreeModel:
             return decoder(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=positions,
+                position_ids=position_ids,
                 past_key_values=cache,
                 use_cache=True,
                 **kwargs,
             ).last_hidden_state
 
 
-def _dense_mask(tree: TreeState, columns: int, dtype: torch.dtype) -> torch.Tensor:
-    """0 where a slot sees a column and the lowest number elsewhere, [B, 1, M, S]."""
+def _dense_mask(tree: TreeState, length: int, dtype: torch.dtype) -> torch.Tensor:
+    """0 where a beam's token sees a cache position and the lowest number elsewhere, [B, 1, M, S],
+    with S = length."""
     batch, beams, _ = tree.ancestors.shape
-    visible = torch.zeros(batch, beams, columns, dtype=torch.bool, device=tree.ancestors.device)
-    prompt = True if tree.prompt_mask is None else tree.prompt_mask[:, None]
-    visible[..., : tree.prompt_length] = prompt
+    visible = torch.zeros(batch, beams, length, dtype=torch.bool, device=tree.ancestors.device)
+    prompt_visible = True if tree.prompt_mask is None else tree.prompt_mask[:, None]
+    visible[..., : tree.prompt_length] = prompt_visible
     visible.scatter_(2, tree.ancestors + tree.prompt_length, True)
     bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return bias.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]

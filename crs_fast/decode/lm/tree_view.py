@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import sys
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import torch
 
-from crs_fast.ops.tree_attention import tree_attention
-
+from .compiled_layers import CompiledLayer, CompiledPrompt, CompiledStep, is_layer
 from .linear import SkinnyLinear
-from .regions import CompiledPrompt, CompiledStep, Region, is_layer
+from .tree_state import TreeState
 
 NAME = "crs_fast_tree"
 # Arguments of attention functions that change nothing about what is attended to. A sliding window
@@ -24,55 +22,29 @@ _HARMLESS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class TreeState:
-    """What the slots of one step see; travels through the model as the argument `crs_fast_tree`.
-
-    ancestors int64 [B, M, T]: slots each beam sees, its own among them
-    prompt_length: columns of the prompt
-    prompt_mask bool [B, P]: which of them hold a token; None means all
-    """
-
-    ancestors: torch.Tensor
-    prompt_length: int
-    prompt_mask: torch.Tensor | None
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scale: float | None,
-        softcap: float | None,
-    ) -> torch.Tensor:
-        """Over all columns of a layer's cache."""
-        return tree_attention(
-            query, key, value, self.ancestors, self.prompt_length, self.prompt_mask, scale, softcap
-        )
-
-
 def tree_view(decoder: torch.nn.Module, compiled: bool = False) -> torch.nn.Module:
-    """A second module tree over the same parameters whose attention takes a `TreeState`.
+    """A second tree of modules over the same parameters, whose attention takes a `TreeState`.
 
-    Modules that hold a config are copied shallowly with a config of their own that names our
-    attention, and modules above them with their children replaced. So the model and its config
-    are never changed, and threads can share a model. Takes about 0.1 ms a layer (Llama, CPU), as
-    long as it would take to see whether a view kept from the call before still fits the model.
+    Modules that hold a config are copied shallowly and get a copy of the config that names our
+    attention; the modules above them are copied with their children replaced. So the model and its
+    config are never changed, and threads can share a model. Takes about 0.1 ms per layer (Llama,
+    CPU). A view kept from the call before would save nothing: to see whether it still fits the
+    model takes as long.
 
     Args:
-        compiled: each decoder layer is a `Region`.
+        compiled: make each decoder layer a `CompiledLayer`.
     """
     _register()
-    regions = count()
+    layer_numbers = count()
     modules: dict[int, torch.nn.Module] = {}
     configs: dict[int, Any] = {}
 
     def config_of(config: Any) -> Any:
         if id(config) not in configs:
-            ours = configs[id(config)] = copy.copy(config)
-            ours.__dict__["crs_fast_own_attention"] = config._attn_implementation or "eager"
+            config_copy = configs[id(config)] = copy.copy(config)
+            config_copy.__dict__["crs_fast_own_attention"] = config._attn_implementation or "eager"
             # Past the property, whose setter would reach into sub-configs, which are shared.
-            ours.__dict__["_attn_implementation_internal"] = NAME
+            config_copy.__dict__["_attn_implementation_internal"] = NAME
         return configs[id(config)]
 
     def view(module: torch.nn.Module) -> torch.nn.Module:
@@ -87,21 +59,23 @@ def tree_view(decoder: torch.nn.Module, compiled: bool = False) -> torch.nn.Modu
             name: None if child is None else view(child) for name, child in module._modules.items()
         }
         config = module.__dict__.get("config")
-        attends = hasattr(config, "_attn_implementation_internal")
-        if not attends and all(child is module._modules[name] for name, child in children.items()):
+        names_attention = hasattr(config, "_attn_implementation_internal")
+        if not names_attention and all(
+            child is module._modules[name] for name, child in children.items()
+        ):
             return module
-        ours = copy.copy(module)
-        ours.__dict__["_modules"] = children
-        if attends:
-            ours.__dict__["config"] = config_of(config)
+        module_copy = copy.copy(module)
+        module_copy.__dict__["_modules"] = children
+        if names_attention:
+            module_copy.__dict__["config"] = config_of(config)
         if compiled and is_layer(module):
-            return Region(ours, next(regions))
-        return ours
+            return CompiledLayer(module_copy, next(layer_numbers))
+        return module_copy
 
-    whole = view(decoder)
-    if compiled and next(regions) == 0:
+    decoder_view = view(decoder)
+    if compiled and next(layer_numbers) == 0:
         raise ValueError("compiled layers must be decoder layers of transformers (found none)")
-    return whole
+    return decoder_view
 
 
 def tree_attention_forward(
@@ -117,7 +91,7 @@ def tree_attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The attention function registered with transformers as "crs_fast_tree".
 
-    Without a tree it is the model's own. With one, the mask is the tree's.
+    Without a tree it calls the model's own attention. With one, the tree says what is masked.
 
     Raises:
         ValueError: the model asks for something tree attention doesn't know (sinks, biases).
@@ -125,7 +99,7 @@ def tree_attention_forward(
     if crs_fast_tree is None or isinstance(crs_fast_tree, CompiledPrompt):
         if crs_fast_tree is not None:
             crs_fast_tree.keys, crs_fast_tree.values = key, value
-        return _own(module)(
+        return _own_attention(module)(
             module, query, key, value, attention_mask, scaling=scaling,
             **({} if softcap is None else {"softcap": softcap}), **kwargs,
         )  # fmt: skip
@@ -139,7 +113,7 @@ def _own_name(config: Any) -> str:
     return getattr(config, "crs_fast_own_attention", None) or "sdpa"
 
 
-def _own(module: torch.nn.Module) -> Any:
+def _own_attention(module: torch.nn.Module) -> Any:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     name = _own_name(getattr(module, "config", None))
@@ -152,8 +126,8 @@ def _own_mask(*args: Any, config: Any = None, **kwargs: Any) -> Any:
     """The mask that the model's own attention wants. Without a registered mask function, the 2-D
     mask would silently become None.
 
-    SDPA wants none for a whole causal prompt; while a CUDA graph is recorded transformers would
-    build one all the same, and another kernel would be recorded than was warmed up.
+    SDPA wants no mask for a whole causal prompt. While a CUDA graph is recorded, transformers would
+    build one all the same, and the recorded kernel would not be the one that was warmed up.
     """
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
@@ -173,9 +147,9 @@ def _whole_and_causal(
 ) -> bool:
     """Whether a mask function's arguments (transformers 5) ask for a causal mask over nothing but
     the queries themselves."""
-    inside = local_size is None or kv_length < local_size
-    whole = q_length == kv_length and isinstance(q_offset, int) and q_offset == 0
-    return allow_is_causal_skip and attention_mask is None and inside and whole
+    fits_window = local_size is None or kv_length < local_size
+    is_whole = q_length == kv_length and isinstance(q_offset, int) and q_offset == 0
+    return allow_is_causal_skip and attention_mask is None and fits_window and is_whole
 
 
 def _register() -> None:

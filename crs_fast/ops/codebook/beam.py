@@ -4,43 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from . import check_finite, check_lookup
-
 BLOCK_ELEMENTS = 1 << 22
 
 
 @torch.no_grad()
-def beam_lookup(
+def search(
     x: torch.Tensor, codebooks: torch.Tensor, beams: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Like `residual_lookup`, keeping the `beams` best prefixes at every level.
-
-        for l in range(L):
-            score(prefix + k) = |x - words of prefix - codebooks[l, k]|^2
-            keep the `beams` lowest              # ties to the better prefix, then the lower code
-
-    In float64, in blocks of rows. With one beam the codes are `residual_lookup`'s; with
-    K ** (L - 1) the best there are.
-
-    Args:
-        x: float [N, D].
-        codebooks: float [L, K, D], on x's device.
-        beams: prefixes to keep, at least 1.
-
-    Returns:
-        codes int64 [N, L] of the lowest score, residual [N, D] (float64 where an input is, else
-        float32).
-
-    Raises:
-        ValueError: as `residual_lookup`, or beams below 1.
-
-    Source: Babenko & Lempitsky 2014, "Additive quantization", section 3.1; faiss's default.
-    """
-    check_lookup("beam_lookup", x, codebooks, "exact")
-    for name, value in (("x", x), ("codebooks", codebooks)):
-        check_finite("beam_lookup", name, value)
-    if beams < 1:
-        raise ValueError(f"beam_lookup: beams must be at least 1 (got {beams})")
+    """Codes and residual as `beam_lookup` returns them."""
     levels, num_codes, dim = codebooks.shape
     books = codebooks.double()
     out = torch.promote_types(torch.promote_types(x.dtype, codebooks.dtype), torch.float32)

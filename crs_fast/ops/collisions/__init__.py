@@ -1,4 +1,4 @@
-"""Giving colliding items SIDs of their own, in C++ where it is built."""
+"""Giving colliding items SIDs of their own: what the op computes, and every check."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 
 from crs_fast import _native
 
+from . import native as kernel
 from . import reference
 
 
@@ -27,27 +28,58 @@ def place_colliding(
     Args:
         x: float64 [N, D]; books: float64 [L, K, D].
         sids: int64 [N, L] in [0, K), as encoded.
-        groups: int64 arrays, each all rows of one SID.
+        groups: int64 arrays, not empty, each all rows of one SID.
         occupied: int64 [M, L], distinct SIDs that rows outside x hold. N + M <= K ** L.
 
     Returns:
         sids int64 [N, L]: rows of groups given anew, the others as they were.
+
+    Raises:
+        ValueError: arrays of another dtype or shape, codes outside [0, K), rows outside x, or more
+            items than SIDs.
     """
+    _check(x, books, sids, groups, occupied)
     native = _native.load()
     if native is None or not groups:
         return reference.place_colliding(x, books, sids, groups, occupied)
-    x, books, occupied = (np.ascontiguousarray(a) for a in (x, books, occupied))
-    sids = sids.copy(order="C")
-    members = np.concatenate(groups).astype(np.int64)
-    ends = np.cumsum([len(group) for group in groups], dtype=np.int64)
-    items, dim = x.shape
-    levels, codes, _ = books.shape
-    found = native.resolve_collisions(
-        x.ctypes.data, books.ctypes.data, items, levels, codes, dim, sids.ctypes.data,
-        occupied.ctypes.data, len(occupied), members.ctypes.data, ends.ctypes.data, len(ends),
-    )  # fmt: skip
-    if not found:
-        raise RuntimeError(
-            "place_colliding: no SID is free (a defect: N + M <= K ** L was checked)"
+    return kernel.place_colliding(native, x, books, sids, groups, occupied)
+
+
+def _check(x, books, sids, groups, occupied) -> None:
+    if books.ndim != 3:
+        raise ValueError(f"place_colliding: books must be [L, K, D] (got {list(books.shape)})")
+    levels, codes, dim = books.shape
+    for name, array, dtype, shape, axes in (
+        ("books", books, np.float64, books.shape, "[L, K, D]"),
+        ("x", x, np.float64, (len(x), dim), "[N, D]"),
+        ("sids", sids, np.int64, (len(x), levels), "[N, L]"),
+        ("occupied", occupied, np.int64, (len(occupied), levels), "[M, L]"),
+    ):
+        if array.dtype != dtype or array.shape != shape:
+            raise ValueError(
+                f"place_colliding: {name} must be {np.dtype(dtype)} {axes} "
+                f"(got {array.dtype} {list(array.shape)})"
+            )
+    for name, array in (("sids", sids), ("occupied", occupied)):
+        if array.size and not 0 <= array.min() <= array.max() < codes:
+            raise ValueError(
+                f"place_colliding: {name} must lie in 0 .. {codes - 1} "
+                f"(got {array.min()} .. {array.max()})"
+            )
+    for group in groups:
+        if group.dtype != np.int64 or group.ndim != 1 or not len(group):
+            raise ValueError(
+                "place_colliding: groups must be int64 [n], not empty "
+                f"(got {group.dtype} {list(group.shape)})"
+            )
+    rows = np.concatenate(groups) if groups else np.empty(0, np.int64)
+    if rows.size and not 0 <= rows.min() <= rows.max() < len(x):
+        raise ValueError(
+            f"place_colliding: groups must lie in 0 .. {len(x) - 1} "
+            f"(got {rows.min()} .. {rows.max()})"
         )
-    return sids
+    if len(x) + len(occupied) > codes**levels:
+        raise ValueError(
+            f"place_colliding: x and occupied must hold at most K ** L = {codes**levels} items "
+            f"(got {len(x) + len(occupied)})"
+        )

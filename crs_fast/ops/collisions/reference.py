@@ -16,13 +16,13 @@ def place_colliding(
 ) -> np.ndarray:
     """See `ops.collisions.place_colliding`."""
     sids = sids.copy()
-    held = {tuple(sid) for sid in occupied.tolist()}
+    taken = {tuple(sid) for sid in occupied.tolist()}
     moving = {item for group in groups for item in group.tolist()}
     waiting = [tuple(sids[group[0]].tolist()) for group in groups]
     settled = {tuple(s) for i, s in enumerate(sids.tolist()) if i not in moving}
-    tree = _Occupancy(held | settled | set(waiting), books.shape[1], books.shape[0])
+    tree = _Occupancy(taken | settled | set(waiting), books.shape[1], books.shape[0])
     for group, shared in zip(groups, waiting, strict=True):
-        if shared not in held:
+        if shared not in taken:
             tree.add(shared, -1)
         prefix = shared[:-1]
         rest = x[group] - sum(books[level, code] for level, code in enumerate(prefix))
@@ -34,12 +34,12 @@ def place_colliding(
 
 
 class _Occupancy:
-    """How many SIDs are held below every prefix."""
+    """How many SIDs are taken below every prefix."""
 
-    def __init__(self, held: set[tuple[int, ...]], num_codes: int, levels: int) -> None:
+    def __init__(self, taken: set[tuple[int, ...]], num_codes: int, levels: int) -> None:
         self.num_codes, self.levels = num_codes, levels
         self.counts: defaultdict[tuple[int, ...], int] = defaultdict(int)
-        for sid in held:
+        for sid in taken:
             self.add(sid, 1)
 
     def add(self, sid: tuple[int, ...], change: int) -> None:

@@ -1,28 +1,19 @@
-"""The trie ops: what they compute, and the checks before a pointer crosses.
+"""The trie ops: what they compute, and every check, before any kernel is chosen.
 
-The functions take the bundles of `tensors.py`; `torch.ops.crs_fast.*`, which `native.py`
+The functions take the bundles of `tensors.py`; `torch.ops.crs_fast.*`, which `dispatch.py`
 registers, take flat tensors.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from crs_fast import _native
-
-from . import native as kernels
-from . import reference, reference_build
-from .reference import NORMALIZE
-from .tensors import FilterTensors, TokenTensors, TrieTensors
-
-DTYPES = tuple(kernels.DTYPES)
-_CODES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-_POLL_SECONDS = 0.1
+from ..dtypes import NATIVE_FLOATS, name_of
+from . import dispatch
+from .tensors import NORMALIZE, FilterTensors, TokenTensors, TrieTensors
 
 
 def trie_build(
@@ -52,53 +43,12 @@ def trie_build(
         )
     if sids.shape[1] < 1:
         raise ValueError("trie_build: sids must have at least one level (got L = 0)")
-    items, levels = sids.shape
+    items = sids.shape[0]
     if not 0 <= num_sorted <= items:
         raise ValueError(
             f"trie_build: num_sorted must lie in 0 .. {items}, the rows of sids (got {num_sorted})"
         )
-    native = _native.load()
-    if native is None:
-        built = reference_build.trie_build(sids, num_sorted)
-        if progress is not None:
-            progress(1.0)
-        return built
-    sids = sids.contiguous()
-    builder = native.TrieBuilder(sids.data_ptr(), items, levels, num_sorted)
-    with _watched(builder, progress):
-        builder.sort()
-        trie = TrieTensors(
-            torch.empty(builder.num_codes, dtype=_CODES[builder.code_bytes]),
-            torch.empty(levels, builder.words, dtype=torch.int64),
-            torch.empty(levels, builder.words, dtype=torch.int32),
-            torch.empty(builder.num_starts, dtype=torch.int32),
-            torch.empty(levels + 1, 2, dtype=torch.int64),
-        )
-        order = torch.empty(items, dtype=torch.int32)
-        builder.fill(*(t.data_ptr() for t in (*trie, order)))
-    return trie, order
-
-
-@contextmanager
-def _watched(builder: Any, progress: Callable[[float], Any] | None) -> Iterator[None]:
-    """Report the progress of a builder, which works with the interpreter's lock released."""
-    if progress is None:
-        yield
-        return
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            progress(builder.progress())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watcher.join()
-    progress(1.0)
+    return dispatch.build(sids, num_sorted, progress)
 
 
 def trie_walk(trie: TrieTensors, codes: torch.Tensor) -> torch.Tensor:
@@ -130,32 +80,23 @@ def trie_rows(
 
     Returns:
         int64 [n, L] on the trie's device, -1 pads.
+
+    Raises:
+        ValueError: positions outside 0 .. N - 1, or tensors of another dtype, shape or device.
     """
+    num_items = int(trie.level[-1, 1])
     if items is not None:
         _check("trie_rows", "items", items, trie.codes, (torch.int64,), 1)
-    native = _native.load()
-    if native is None or trie.bits.is_cuda:
-        if items is None:
-            items = torch.arange(int(trie.level[-1, 1]), device=trie.bits.device)
-        rows = reference.trie_rows(trie, items)
-        return rows if out is None else out.copy_(rows)
-    held = int(trie.level[-1, 1])
-    if items is not None and items.numel() and not 0 <= int(items.min()) <= int(items.max()) < held:
-        raise ValueError(
-            f"trie_rows: items must lie in 0 .. {held - 1} "
-            f"(got {int(items.min())} .. {int(items.max())})"
-        )
-    size = held if items is None else items.numel()
+        _check_range("trie_rows", "items", items, num_items)
+    shape = (num_items if items is None else items.numel(), trie.num_levels)
     if out is None:
-        out = torch.empty(size, trie.num_levels, dtype=torch.int64)
-    elif out.shape != (size, trie.num_levels) or not _plain(out, trie.codes, torch.int64):
+        out = torch.empty(shape, dtype=torch.int64, device=trie.codes.device)
+    elif out.shape != shape or not _plain(out, trie.codes, torch.int64):
         raise ValueError(
-            f"trie_rows: out must be contiguous int64 [{size}, {trie.num_levels}] on the trie's "
-            f"device (got {out.dtype} {tuple(out.shape)} on {out.device})"
+            f"trie_rows: out must be contiguous int64 {list(shape)} on the trie's device "
+            f"{trie.codes.device} (got {out.dtype} {tuple(out.shape)} on {out.device})"
         )
-    items = None if items is None else items.contiguous()
-    address = 0 if items is None else items.data_ptr()
-    native.trie_rows(kernels.trie_view(native, trie), address, size, out.data_ptr())
+    dispatch.rows(trie, items, out)
     return out
 
 
@@ -220,7 +161,7 @@ def trie_step(
 
         lp(m, c)  = logits[m, column[c]] / temperature - logsumexp(vocab | level | legal)
         candidate = scores[m] + lp(m, c)        for every legal child c of nodes[m]
-        keep the num_beams best a request; ties to the lower parent, then the lower code
+        keep the num_beams best per request; ties to the lower parent, then the lower code
 
     A leaf, and the end of a SID that prefixes a longer one, continue at no cost with code -1.
 
@@ -233,13 +174,13 @@ def trie_step(
         normalize: what the log-softmax runs over: "vocab" (all V columns, as HF beam search),
             "level" (columns of the level's codes) or "legal" (legal children).
         temperature: > 0.
-        filters: one bitmap a request.
+        filters: one bitmap per request.
 
     Returns:
         scores float32, nodes, parents and codes int64, each [B, num_beams]. Where fewer legal
         continuations than beams exist the rest has score -inf, node -1, parent 0, code -1.
     """
-    _check("trie_step", "logits", logits, trie.codes, DTYPES, 2)
+    _check("trie_step", "logits", logits, trie.codes, NATIVE_FLOATS, 2)
     _check("trie_step", "scores", scores, trie.codes, (torch.float32,), 2)
     _check("trie_step", "nodes", nodes, trie.codes, (torch.int64,), 2)
     if nodes.shape != scores.shape or logits.shape[0] != scores.numel():
@@ -258,11 +199,11 @@ def trie_step(
     _check_filters("trie_step", filters, trie)
     if filters is not None and filters.words.shape[0] != scores.shape[0]:
         raise ValueError(
-            f"trie_step: filters must hold one bitmap a request, {scores.shape[0]} "
+            f"trie_step: filters must hold one bitmap per request, {scores.shape[0]} "
             f"(got {filters.words.shape[0]})"
         )
     words, rank = filters if filters is not None else (None, None)
-    best, following, parents, codes = kernels.step(
+    best, following, parents, codes = dispatch.step(
         logits, scores, nodes, *trie, *tokens, words, rank, num_beams, normalize, temperature
     )
     return best, following, parents, codes
@@ -276,7 +217,7 @@ def _check_mask(
     tokens: TokenTensors,
     filters: FilterTensors | None,
 ) -> None:
-    _check(op, "logits", logits, trie.codes, DTYPES, 2)
+    _check(op, "logits", logits, trie.codes, NATIVE_FLOATS, 2)
     _check(op, "nodes", nodes, trie.codes, (torch.int64,), 1)
     if nodes.shape[0] != logits.shape[0]:
         raise ValueError(
@@ -303,15 +244,22 @@ def _check(
     ndim: int,
 ) -> None:
     if tensor.dtype not in dtypes:
-        expected = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        got = str(tensor.dtype).removeprefix("torch.")
-        raise ValueError(f"{op}: {name} must be {expected} (got {got})")
+        expected = ", ".join(map(name_of, dtypes))
+        raise ValueError(f"{op}: {name} must be {expected} (got {name_of(tensor.dtype)})")
     if tensor.ndim != ndim:
         raise ValueError(f"{op}: {name} must have {ndim} dimensions (got {tuple(tensor.shape)})")
     if tensor.device != beside.device:
         raise ValueError(
             f"{op}: {name} must be on the trie's device {beside.device} (got {tensor.device})"
         )
+
+
+def _check_range(op: str, name: str, positions: torch.Tensor, size: int) -> None:
+    if positions.numel() == 0:
+        return
+    least, most = torch.stack(positions.aminmax()).tolist()
+    if not 0 <= least <= most < size:
+        raise ValueError(f"{op}: {name} must lie in 0 .. {size - 1} (got {least} .. {most})")
 
 
 def _check_tokens(op: str, logits: torch.Tensor, trie: TrieTensors, tokens: TokenTensors) -> None:
@@ -345,7 +293,7 @@ def _check_filters(op: str, filters: FilterTensors | None, trie: TrieTensors) ->
     words, rank = filters
     if words.shape[1] != trie.bits.shape[1] or rank.shape != words.shape:
         raise ValueError(
-            f"{op}: filters must be made for this trie, with {trie.bits.shape[1]} words a bitmap "
+            f"{op}: filters must be made for this trie, with {trie.bits.shape[1]} words per bitmap "
             f"(got {tuple(words.shape)} and {tuple(rank.shape)})"
         )
     if not (_plain(words, trie.codes, torch.int64) and _plain(rank, trie.codes, torch.int32)):

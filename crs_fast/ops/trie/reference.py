@@ -1,85 +1,84 @@
 """Plain-PyTorch oracle of every trie op, and the fallback where no kernel was built.
 
-Nothing here imports a wrapper. The ops never synchronise with the host.
+Nothing here imports a wrapper. All but `trie_build` never wait for the device.
 """
 
 from __future__ import annotations
 
 import torch
 
+from .nodes import allowed, before, begin_of, begins, ending, pack, span, unpack
 from .tensors import END, NO_NODE, NODE_BITS, FilterTensors, TokenTensors, TrieTensors
 
-NORMALIZE = ("vocab", "level", "legal")
-_LOW = (1 << NODE_BITS) - 1
+_HIGHEST = torch.iinfo(torch.int32).max
+# A depth with fewer nodes than one in so many items keeps a table of where they begin.
+_SPARSE = 32
 
 
-def unpack(
-    trie: TrieTensors, nodes: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Depth, first item and item after the last of nodes int64 [...]."""
-    depth, begin = nodes >> (2 * NODE_BITS), nodes & _LOW
-    end = torch.where(nodes == 0, trie.level[-1, 1], begin + (nodes >> NODE_BITS & _LOW))
-    return depth, begin, end
+def trie_build(sids: torch.Tensor, num_sorted: int = 0) -> tuple[TrieTensors, torch.Tensor]:
+    """Trie and order of sids int64 [N, L]; see `crs_fast.ops.trie.trie_build`."""
+    _check_rows(sids)
+    items = sids.shape[0]
+    order = torch.arange(items)
+    for column in sids.unbind(1)[::-1]:  # from the last level on, each time stable
+        order = order[column[order].sort(stable=True).indices]
+    if bool((order[order < num_sorted].diff() < 0).any()):
+        raise ValueError(f"trie_build: the first num_sorted = {num_sorted} rows must be in order")
+
+    rows = sids[order]
+    differs = torch.ones_like(rows, dtype=torch.bool)  # from the item before, in levels up to here
+    differs[1:] = (rows[1:] != rows[:-1]).cumsum(1) > 0
+    begins_node = (
+        differs & (rows != END)
+    ).t()  # [L, N]: items at which a node of depth l + 1 begins
+    nodes = begins_node.sum(1)
+    sparse = nodes * _SPARSE <= items
+    first = torch.stack([nodes, nodes * sparse], 1)
+    level = torch.nn.functional.pad(first.cumsum(0), (0, 0, 1, 0))  # [L + 1, 2]
+    level[:-1, 1][~sparse] = -1
+    level[-1, 1] = items
+
+    codes = rows.t()[begins_node].to(_narrowest(int(sids.max()) if items else END))
+    starts = begins_node[sparse].nonzero()[:, 1].to(torch.int32)
+    return TrieTensors(codes, *_ranked(begins_node), starts, level), order.to(torch.int32)
 
 
-def _pack(depth: torch.Tensor, begin: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-    return torch.where(depth == 0, 0, depth << (2 * NODE_BITS) | (end - begin) << NODE_BITS | begin)
+def _ranked(marks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """marks bool [L, N] as words int64 [L, W] and the marks before each, int32; position N has a
+    word."""
+    levels, items = marks.shape
+    words = items // 64 + 1
+    marks = torch.nn.functional.pad(marks, (0, words * 64 - items)).view(levels, words, 64)
+    count = marks.sum(2)
+    bits = (marks.long() << torch.arange(64)).sum(2)
+    return bits, (count.cumsum(1) - count).to(torch.int32)
 
 
-def popcount(bits: torch.Tensor) -> torch.Tensor:
-    """Set bits of each int64."""
-    bits = bits - (bits >> 1 & 0x5555555555555555)
-    bits = (bits & 0x3333333333333333) + (bits >> 2 & 0x3333333333333333)
-    bits = bits + (bits >> 4) & 0x0F0F0F0F0F0F0F0F
-    return bits * 0x0101010101010101 >> 56
+def _narrowest(highest: int) -> torch.dtype:
+    if highest <= torch.iinfo(torch.uint8).max:
+        return torch.uint8
+    return torch.int16 if highest <= torch.iinfo(torch.int16).max else torch.int32
 
 
-def _before(
-    words: torch.Tensor, rank: torch.Tensor, row: torch.Tensor, item: torch.Tensor
-) -> torch.Tensor:
-    """Set bits before position `item` of bitmap `row`."""
-    word, bit = item >> 6, item & 63
-    below = words[row, word] & ((torch.ones_like(item) << bit) - 1)
-    return rank[row, word].long() + popcount(below)
-
-
-def _begin_of(trie: TrieTensors, level: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    """Where the k-th node of depth level + 1 begins, which must exist (else anything)."""
-    low, high = torch.zeros_like(k), torch.full_like(k, trie.rank.shape[1] - 1)
-    for _ in range(trie.rank.shape[1].bit_length()):  # the last word with rank <= k
-        middle = (low + high + 1) // 2
-        right = trie.rank[level, middle] <= k
-        low, high = torch.where(right, middle, low), torch.where(right, high, middle - 1)
-    word, skip = trie.bits[level, low], k - trie.rank[level, low]
-    bit = torch.zeros_like(k)
-    for width in (32, 16, 8, 4, 2, 1):  # halve the word until one bit is left
-        lower = popcount(word >> bit & (1 << width) - 1)
-        right = skip >= lower
-        bit, skip = torch.where(right, bit + width, bit), torch.where(right, skip - lower, skip)
-    return low * 64 + bit
-
-
-def _begins(trie: TrieTensors, level: torch.Tensor, item: torch.Tensor) -> torch.Tensor:
-    return (trie.bits[level, item >> 6] >> (item & 63) & 1).bool()
-
-
-def _span(trie: TrieTensors, nodes: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Of nodes [...]: level of their children, whether they may have any, begin, end, and the
-    first and last child's index within their depth."""
-    depth, begin, end = unpack(trie, nodes)
-    level = depth.clamp(max=trie.num_levels - 1)
-    inner = (depth < trie.num_levels) & (begin < end)
-    first = _before(trie.bits, trie.rank, level, begin)
-    last = _before(trie.bits, trie.rank, level, end)
-    return level, inner, begin, end, first, torch.where(inner, last, first)
-
-
-def ending(trie: TrieTensors, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The items whose SID ends at each of nodes [...], as begin and end; empty where none does."""
-    level, inner, begin, end, first, last = _span(trie, nodes)
-    ends = (inner & ~_begins(trie, level, begin)) | (nodes >> (2 * NODE_BITS) == trie.num_levels)
-    stop = torch.where(first < last, _begin_of(trie, level, first), end)
-    return begin, torch.where(ends, stop, begin)
+def _check_rows(sids: torch.Tensor) -> None:
+    items, levels = sids.shape
+    if items >= 1 << NODE_BITS:
+        raise ValueError(f"trie_build: sids must have fewer than 2^28 rows (got {items})")
+    if levels > 127:
+        raise ValueError(f"trie_build: sids must have at most 127 levels (got {levels})")
+    outside = (sids < END) | (sids > _HIGHEST)
+    after = (sids[:, 1:] != END) & (sids[:, :-1] == END)
+    bad = (sids[:, 0] == END) | outside.any(1) | after.any(1)
+    if not bool(bad.any()):
+        return
+    row = int(bad.nonzero()[0])
+    problem = "must have no code after padding"
+    if int(sids[row, 0]) == END:
+        problem = "must hold at least one code (got only padding)"
+    elif bool(outside[row].any()):
+        got = int(sids[row][outside[row]][0])
+        problem = f"must hold codes in [0, 2^31 - 1], -1 pads (got {got})"
+    raise ValueError(f"trie_build: sids[{row}] {problem}")
 
 
 def trie_walk(trie: TrieTensors, codes: torch.Tensor) -> torch.Tensor:
@@ -95,7 +94,7 @@ def trie_walk(trie: TrieTensors, codes: torch.Tensor) -> torch.Tensor:
 
 def _child(trie: TrieTensors, nodes: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """The node each code leads to, by binary search among the sorted codes of the children."""
-    level, _, _, end, first, last = _span(trie, nodes.clamp(min=0))
+    level, _, _, end, first, last = span(trie, nodes.clamp(min=0))
     base = trie.level[level, 0]
     low, high = first, last
     for _ in range(trie.codes.numel().bit_length()):
@@ -103,8 +102,8 @@ def _child(trie: TrieTensors, nodes: torch.Tensor, codes: torch.Tensor) -> torch
         right = (middle < high) & (_code(trie, base + middle) < codes)
         low, high = torch.where(right, middle + 1, low), torch.where(right, high, middle)
     found = (low < last) & (_code(trie, base + low) == codes) & (nodes >= 0)
-    stop = torch.where(low + 1 < last, _begin_of(trie, level, low + 1), end)
-    return torch.where(found, _pack(level + 1, _begin_of(trie, level, low), stop), NO_NODE)
+    stop = torch.where(low + 1 < last, begin_of(trie, level, low + 1), end)
+    return torch.where(found, pack(level + 1, begin_of(trie, level, low), stop), NO_NODE)
 
 
 def _code(trie: TrieTensors, at: torch.Tensor) -> torch.Tensor:
@@ -120,34 +119,13 @@ def trie_rows(trie: TrieTensors, items: torch.Tensor) -> torch.Tensor:
     out = []
     for number in range(trie.num_levels):
         level = torch.full_like(items, number)
-        k = _before(trie.bits, trie.rank, level, items) + _begins(trie, level, items) - 1
-        at = torch.where(k < 0, -1, _begin_of(trie, level, k.clamp(min=0)))
+        k = before(trie.bits, trie.rank, level, items) + begins(trie, level, items) - 1
+        at = torch.where(k < 0, -1, begin_of(trie, level, k.clamp(min=0)))
         # A SID that ended has no node here: the last one belongs to items before its prefix.
         ended = ended | (at < begin)
         out.append(torch.where(ended, END, _code(trie, trie.level[level, 0] + k.clamp(min=0))))
         begin = at
     return torch.stack(out, 1)
-
-
-def allowed(
-    trie: TrieTensors, filters: FilterTensors | None, which: torch.Tensor, nodes: torch.Tensor
-) -> torch.Tensor:
-    """Whether some allowed item is below each node."""
-    if filters is None:
-        return torch.ones_like(nodes, dtype=torch.bool)
-    _, begin, end = unpack(trie, nodes)
-    return _before(*filters, which, end) > _before(*filters, which, begin)
-
-
-def continues(
-    trie: TrieTensors, filters: FilterTensors | None, which: torch.Tensor, nodes: torch.Tensor
-) -> torch.Tensor:
-    """Whether some code may follow each node: an allowed item is below it whose SID goes on."""
-    _, stop = ending(trie, nodes)
-    _, _, end = unpack(trie, nodes)
-    if filters is None:
-        return stop < end
-    return _before(*filters, which, end) > _before(*filters, which, stop)
 
 
 def _continuations(
@@ -156,17 +134,17 @@ def _continuations(
     """What may follow nodes [...], padded: next nodes, codes, logits columns (-1 where none) and
     whether the entry exists, each [..., 1 + C]. Entry 0 ends the SID, or waits after its end."""
     width = tokens.column.shape[1]
-    level, _, _, end, first, last = (x[..., None] for x in _span(trie, nodes))
+    level, _, _, end, first, last = (x[..., None] for x in span(trie, nodes))
     k = first + torch.arange(width + 1, device=nodes.device)
-    bounds = torch.where(k < last, _begin_of(trie, level, k), end)  # [..., C + 1]
-    child = _pack(level + 1, bounds[..., :-1], bounds[..., 1:])
+    bounds = torch.where(k < last, begin_of(trie, level, k), end)  # [..., C + 1]
+    child = pack(level + 1, bounds[..., :-1], bounds[..., 1:])
     code = _code(trie, trie.level[level, 0] + k[..., :-1])
     known = (k < last)[..., :-1] & (code < width)
     column = torch.where(known, tokens.column[level, code.clamp(0, width - 1)], -1)
 
     whole = (nodes >> (2 * NODE_BITS) == trie.num_levels)[..., None]
     stop_begin, stop_end = (x[..., None] for x in ending(trie, nodes))
-    stop = torch.where(whole, nodes[..., None], _pack(level + 1, stop_begin, stop_end))
+    stop = torch.where(whole, nodes[..., None], pack(level + 1, stop_begin, stop_end))
     none = torch.full_like(stop, -1)
     return (
         torch.cat([stop, child], -1),

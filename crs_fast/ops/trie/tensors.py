@@ -11,6 +11,8 @@ END = -1
 ROOT = 0
 # A node as int64: 7 bits of depth, 28 of size (in items), 28 of begin; the root is 0.
 NODE_BITS = 28
+# What the log-softmax of `trie_step` runs over.
+NORMALIZE = ("vocab", "level", "legal")
 
 
 class TrieTensors(NamedTuple):
@@ -60,7 +62,7 @@ class TrieTensors(NamedTuple):
 
 
 class FilterTensors(NamedTuple):
-    """Which items are allowed, one bitmap a request.
+    """Which items are allowed: one bitmap per request.
 
     words int64 [F, W]: bit i % 64 of word i // 64 is item i in sorted SID order
     rank int32 [F, W]: allowed items before each word

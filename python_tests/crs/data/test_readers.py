@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -434,3 +435,52 @@ def test_real_inspired_table_has_the_same_dialogues(data_root, tmp_path):
         pairs = zip(tables.splits[split], lines.splits[split], strict=True)
         # One text of dev differs between the two copies.
         assert sum(letters(a) != letters(b) for a, b in pairs) == (split == "valid")
+
+
+def folder_with_turn(folder, text, items):
+    """A data set of two films whose second dialogue has one turn."""
+    write_items(folder / "items.jsonl", [Item("m17", "Heat"), Item("m40", "The Heat")])
+    good = {"dialogue_id": "d1", "turns": [{"role": "seeker", "text": "hi"}]}
+    turn = {"role": "seeker", "text": text, "items": items}
+    lines = [json.dumps(good), json.dumps({"dialogue_id": "d2", "turns": [turn]})]
+    write(folder / "train.jsonl", "\n".join(lines))
+    return folder
+
+
+def test_mentions_in_any_order_are_sorted(tmp_path):
+    items = [
+        {"item_id": "m17"},
+        {"item_id": "m40", "start": 13, "end": 21},
+        {"item_id": "m17", "start": 0, "end": 4},
+    ]
+    folder = folder_with_turn(
+        tmp_path, "Heat, and not The Heat", items[:1] + items[2:] + items[1:2]
+    )
+    (turn,) = load_dataset(folder).splits["train"][1].turns
+    expected = (Mention("m17", 0, 4), Mention("m40", 13, 21), Mention("m17"))
+    assert turn.mentions == expected
+    assert Turn("seeker", "Heat, and not The Heat", expected[::-1]).mentions == expected
+
+
+@pytest.mark.parametrize(
+    ("spans", "why"),
+    [
+        ([(4, 12), (8, 12)], "must not overlap (got 'm40' at 4:12 and 'm17' at 8:12)"),
+        ([(8, 12), (4, 12)], "must not overlap (got 'm17' at 4:12 and 'm40' at 8:12)"),
+        ([(4, 12), (4, 12)], "must not overlap (got 'm40' at 4:12 and 'm17' at 4:12)"),
+        ([(4, 13)], "must be spans inside the text, 0 <= start < end <= 12 (got 'm40' at 4:13)"),
+        ([(-1, 3)], "must be spans inside the text, 0 <= start < end <= 12 (got 'm40' at -1:3)"),
+        ([(4, 4)], "must be spans inside the text, 0 <= start < end <= 12 (got 'm40' at 4:4)"),
+    ],
+)
+def test_mentions_that_can_not_be_are_named_with_their_line(tmp_path, spans, why):
+    ids = ("m40", "m17")
+    items = [
+        {"item_id": i, "start": start, "end": end}
+        for i, (start, end) in zip(ids, spans, strict=False)
+    ]
+    folder = folder_with_turn(tmp_path, "See The Heat", items)
+    with pytest.raises(
+        ValueError, match=re.escape(f"train.jsonl, line 2 must be readable: Turn: mentions {why}")
+    ):
+        load_dataset(folder)

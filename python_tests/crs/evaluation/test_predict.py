@@ -8,10 +8,11 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM, MistralConfig, MistralForCausalLM
 
 from crs_fast.crs.checkpoint import Bundle
+from crs_fast.crs.control_tokens import CHAT, REC
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue
 from crs_fast.crs.evaluation.batched_turns import chains, chunks, walk
 from crs_fast.crs.evaluation.predict import predict, predict_in_words
-from crs_fast.crs.sequence import CHAT, GCRS, REC, Layout
+from crs_fast.crs.sequence import GCRS, Layout
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
 

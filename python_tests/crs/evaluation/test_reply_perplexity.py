@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from crs_fast.crs.control_tokens import CHAT, REC, new_tokens
 from crs_fast.crs.evaluation.predictions import (
     blank_predictions,
     read_predictions,
@@ -12,8 +13,7 @@ from crs_fast.crs.evaluation.predictions import (
 )
 from crs_fast.crs.evaluation.reply_perplexity import note_gold_nll
 from crs_fast.crs.evaluation.score import text_figures
-from crs_fast.crs.sequence import CHAT, GCRS, REC, Layout
-from crs_fast.crs.training.embedding_init import new_tokens
+from crs_fast.crs.sequence import GCRS, Layout
 
 from ..tiny_system import ITEMS
 from .test_predict import MODELS, SPLIT, bundle

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from benchmarks.recommendation.arms.retrieval import RetrievalHead
+from crs_fast.crs.backbones import merge_lora
+from crs_fast.crs.control_tokens import new_tokens
 from crs_fast.crs.sequence import Instance
-from crs_fast.crs.training.embedding_init import new_tokens
-from crs_fast.crs.training.lora import add_lora, merge_lora
-from crs_fast.crs.training.train import TrainConfig, train_instances
+from crs_fast.crs.training.config import TrainConfig
+from crs_fast.crs.training.lora import add_lora
+from crs_fast.crs.training.train import train_instances
 
 from ..tiny_system import ITEMS, dialogues, system
 

@@ -13,13 +13,12 @@ import torch
 from benchmarks.recommendation.arms.retrieval import RetrievalHead
 from benchmarks.recommendation.reproduce import Plan, make_setting
 from crs_fast.crs import backbones
-from crs_fast.crs.backbones import load_backbone, tiny_backbone
+from crs_fast.crs.backbones import in_four_bits, load_backbone, merge_lora, tiny_backbone
 from crs_fast.crs.checkpoint import save_bundle
-from crs_fast.crs.sequence import ControlTokens
-from crs_fast.crs.training import lora as lora_module
-from crs_fast.crs.training.embedding_init import new_tokens
-from crs_fast.crs.training.lora import add_lora, in_four_bits, merge_lora
-from crs_fast.crs.training.train import TrainConfig, train, train_instances
+from crs_fast.crs.control_tokens import ControlTokens, new_tokens
+from crs_fast.crs.training.config import TrainConfig
+from crs_fast.crs.training.lora import add_lora
+from crs_fast.crs.training.train import train, train_instances
 from crs_fast.trie import SidTrie, SidVocab
 
 from ..tiny_system import ITEMS, SIDS, TEXTS, dialogues, system
@@ -117,7 +116,7 @@ def test_packed_weights_are_unpacked_before_the_merge(monkeypatch):
         return model
 
     model.dequantize = dequantize
-    monkeypatch.setattr(lora_module, "in_four_bits", lambda model: True)
+    monkeypatch.setattr(backbones, "in_four_bits", lambda model: True)
     merged = merge_lora(tuned)
     weight = merged.model.layers[0].mlp.up_proj.weight
     torch.testing.assert_close(weight, base + 1 + update, rtol=1e-5, atol=1e-5)

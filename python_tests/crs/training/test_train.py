@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from crs_fast.crs.control_tokens import new_tokens
 from crs_fast.crs.data.dialogue import SEEKER, CrsDataset, Dialogue, Turn
-from crs_fast.crs.training.embedding_init import init_sid_rows, new_tokens
+from crs_fast.crs.training.config import TrainConfig
+from crs_fast.crs.training.embedding_init import init_sid_rows
 from crs_fast.crs.training.packing import collate, next_token_loss, pack, packing_is_exact
-from crs_fast.crs.training.train import TrainConfig, train
+from crs_fast.crs.training.train import train
 
 from ..tiny_system import ITEMS, SIDS, dialogues, system
 

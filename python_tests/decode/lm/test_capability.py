@@ -12,7 +12,7 @@ import transformers
 
 from crs_fast.decode import Prompt, capability, recommend
 from crs_fast.decode.lm.capability import sliding_window
-from crs_fast.decode.search import SearchRequest
+from crs_fast.decode.search_request import SearchRequest
 from crs_fast.trie import ItemFilter, SidTrie
 from python_tests.helpers import random_sids, tiny_model
 

@@ -2,14 +2,19 @@ import pytest
 import torch
 
 from crs_fast import _native
-from crs_fast.ops.codebook import blocked as blocked_lookup
-from crs_fast.ops.codebook import reference, residual_codes, residual_lookup, residual_statistics
+from crs_fast.ops.codebook import (
+    eager,
+    reference,
+    residual_codes,
+    residual_lookup,
+    residual_statistics,
+)
 
 
 def _agrees(x: torch.Tensor, books: torch.Tensor) -> None:
     """Every implementation that takes these inputs gives the oracle's codes and residual."""
     want_codes, want_residual = reference.residual_lookup(x, books)
-    in_torch = blocked_lookup.lookup(x, books, exact=True)
+    in_torch = eager.lookup(x, books, exact=True)
     for codes, residual, *_ in (residual_lookup(x, books), in_torch):
         assert codes.dtype == torch.int64
         assert torch.equal(codes, want_codes)
@@ -20,9 +25,11 @@ def _agrees(x: torch.Tensor, books: torch.Tensor) -> None:
 def _rechecked(x: torch.Tensor, books: torch.Tensor) -> int:
     """(Row, level) pairs that the native kernel measured again in float64."""
     codes = torch.empty(len(x), len(books), dtype=torch.int64)
-    finite, count = _native.load().residual_lookup(
-        x.data_ptr(), 0, *x.shape, x.stride(0), books.data_ptr(), *books.shape[:2], True, 1,
-        codes.data_ptr(), 0, 0, 0,
+    native = _native.load()
+    finite, count = native.residual_lookup(
+        x=x.data_ptr(), dtype=native.DType.float32, rows=len(x), dim=x.shape[1],
+        row_stride=x.stride(0), books=books.data_ptr(), levels=len(books), codes=books.shape[1],
+        exact=True, threads=1, out=codes.data_ptr(), residual=0, counts=0, sums=0,
     )  # fmt: skip
     assert finite
     return count
@@ -52,13 +59,13 @@ def test_mean_100():
 def test_mean_100_needs_few_rechecks(monkeypatch):
     x, books = _random(700, 48, 1, 32)
     measured = []
-    recheck = blocked_lookup.Level._recheck
+    recheck = eager.Level._recheck
     monkeypatch.setattr(
-        blocked_lookup.Level,
+        eager.Level,
         "_recheck",
         lambda self, rest, close: measured.append(len(rest)) or recheck(self, rest, close),
     )
-    blocked_lookup.lookup(x + 100, books + 100, exact=True)
+    eager.lookup(x + 100, books + 100, exact=True)
     assert sum(measured) < 70
     assert _rechecked(x + 100, books + 100) < 7
 
@@ -124,23 +131,23 @@ def test_dtypes(dtype):
 
 def test_blocks_change_nothing(monkeypatch):
     x, books = _random(131, 16, 3, 32)
-    whole = blocked_lookup.lookup(x, books, exact=True)
-    monkeypatch.setattr(blocked_lookup, "BLOCK_ELEMENTS", 64)
-    blocked = blocked_lookup.lookup(x, books, exact=True)
+    whole = eager.lookup(x, books, exact=True)
+    monkeypatch.setattr(eager, "BLOCK_ELEMENTS", 64)
+    blocked = eager.lookup(x, books, exact=True)
     assert torch.equal(whole[0], blocked[0])
     assert torch.equal(whole[1], blocked[1])
 
 
 def test_memory_never_holds_rows_by_codes(monkeypatch):
     largest = []
-    nearest = blocked_lookup.Level.nearest
+    nearest = eager.Level.nearest
     monkeypatch.setattr(
-        blocked_lookup.Level,
+        eager.Level,
         "nearest",
         lambda self, rest, exact: largest.append(len(rest)) or nearest(self, rest, exact),
     )
-    blocked_lookup.lookup(torch.randn(3000, 2), torch.randn(1, 8192, 2), exact=True)
-    assert max(largest) * 8192 <= blocked_lookup.BLOCK_ELEMENTS < 3000 * 8192
+    eager.lookup(torch.randn(3000, 2), torch.randn(1, 8192, 2), exact=True)
+    assert max(largest) * 8192 <= eager.BLOCK_ELEMENTS < 3000 * 8192
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
@@ -182,7 +189,7 @@ def test_equal_rows_get_equal_codes_anywhere_in_a_block():
 
 def test_fast_is_nearly_exact():
     x, books = _random(3000, 32, 4, 256)
-    for got in (residual_lookup(x, books, "fast"), blocked_lookup.lookup(x, books, exact=False)):
+    for got in (residual_lookup(x, books, "fast"), eager.lookup(x, books, exact=False)):
         agree = (got[0] == reference.residual_lookup(x, books)[0]).all(-1).float().mean()
         assert float(agree) > 0.995
         want = x.double() - books.double()[torch.arange(4), got[0]].sum(1)

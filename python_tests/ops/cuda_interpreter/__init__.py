@@ -15,11 +15,15 @@ import torch
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
 KERNELS = ["trie_mask", "trie_step", "trie_walk"]
-OTHERS = ["trie_build", "trie_mask", "trie_rows", "trie_step", "trie_walk", "bindings_trie"]
-OTHERS += ["codebook", "dispatch", "isa", "threads"]
+OTHERS = ["trie_build", "trie_mask", "trie_rows", "trie_step", "trie_walk"]
+OTHERS += ["bindings_constants", "bindings_trie", "codebook", "dispatch", "isa", "threads"]
+HEADERS = ["select"]
 MODULE = """
 #include "bindings.h"
-PYBIND11_MODULE(interpreted, m) { bind_trie(m); }
+PYBIND11_MODULE(interpreted, m) {
+  bind_constants(m);
+  bind_trie(m);
+}
 """
 
 
@@ -45,6 +49,9 @@ def compiler() -> str | None:
 def build(folder: Path) -> SimpleNamespace:
     """Compile into `folder`. Has `trie_walk`, `trie_mask` and `trie_step` of the native module."""
     (folder / "module.cpp").write_text(MODULE)
+    # Beside the kernels, so that they include these and not those of csrc/.
+    for name in HEADERS:
+        (folder / f"{name}.cuh").write_text(translated((CSRC / f"{name}.cuh").read_text()))
     for name in KERNELS:
         (folder / f"{name}_cuda.cpp").write_text(translated((CSRC / f"{name}.cu").read_text()))
     sources = [folder / "module.cpp", HERE / "interpreter.cpp"]
@@ -72,9 +79,10 @@ def build(folder: Path) -> SimpleNamespace:
         module.trie_step_cuda(args, workspace.data_ptr(), 0)
 
     names = ["Trie", "Filter", "Tokens", "MaskArgs", "StepArgs", "TrieBuilder"]
+    names += ["DType", "Normalize"]
     return SimpleNamespace(
         **{name: getattr(module, name) for name in names},
-        trie_walk=lambda *args: module.trie_walk_cuda(*args, 0),
+        trie_walk=lambda **args: module.trie_walk_cuda(**args, stream=0),
         trie_mask=lambda args: module.trie_mask_cuda(args, 0),
         trie_step=step,
     )

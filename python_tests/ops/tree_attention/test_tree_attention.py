@@ -11,8 +11,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
-from crs_fast.ops.tree_attention import _attend, tree_attention
+from crs_fast.ops.tree_attention import tree_attention
 from crs_fast.ops.tree_attention import triton as kernel
+from crs_fast.ops.tree_attention.dispatch import _attend
 from crs_fast.ops.tree_attention.reference import tree_attention as oracle
 
 from .cases import CASES, tree
@@ -70,6 +71,45 @@ def test_refusals():
         tree_attention(query, key, value, ancestors, prompt, torch.ones(2, 1).bool())
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("query", lambda t: t.long(), "query must be float32, .* float64 .got int64"),
+        ("query", lambda t: t[0], r"query must have shape \[B, H, M, D\]"),
+        ("key", lambda t: t.half(), "key must be float32 .got float16"),
+        ("key", lambda t: t[..., :3], r"key must have shape .* with B = 2, D = 16"),
+        ("value", lambda t: t.long(), "value must be float32, .* .got int64"),
+        ("value", lambda t: t[:, :, 1:], "value must have shape .* with B = 2, G = 2, S = 30"),
+        ("ancestors", lambda t: t.int(), "ancestors must be int64 .got int32"),
+        ("ancestors", lambda t: t.to("meta"), "ancestors must be on the query's device cpu"),
+        ("prompt_mask", lambda t: t.long(), "prompt_mask must be bool .got int64"),
+        ("prompt_mask", lambda t: t.to("meta"), "prompt_mask must be on the query's device cpu"),
+        ("prompt_length", lambda n: -1, "prompt_length must lie in 0 .. 30"),
+        ("softcap", lambda _: 0.0, "softcap must be above 0 .got 0.0"),
+    ],
+)
+def test_refuses_what_no_kernel_can_read(name, change, message):
+    names = ("query", "key", "value", "ancestors", "prompt_length", "prompt_mask")
+    arguments = dict(zip(names, tree(CASES[1], padded=True), strict=True))
+    arguments[name] = change(arguments.get(name))
+    if name == "prompt_length":
+        arguments["prompt_mask"] = None
+    with pytest.raises(ValueError, match=f"tree_attention: {message}"):
+        tree_attention(**arguments)
+
+
+def test_float64_and_values_of_another_dtype():
+    """Under autocast rotary embeddings leave queries and keys in float32, values in bfloat16."""
+    query, key, value, *rest = tree(CASES[2], 4)
+    wanted = oracle(query, key, value, *rest)
+    in_float64 = tree_attention(query.double(), key.double(), value.double(), *rest)
+    assert in_float64.dtype == torch.float64
+    torch.testing.assert_close(in_float64.float(), wanted, atol=1e-5, rtol=1e-5)
+    mixed = tree_attention(query, key, value.bfloat16(), *rest)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed, wanted, atol=3e-2, rtol=3e-2)
+
+
 COMPILE = """
 import os, re, subprocess, sys, tempfile, torch, triton
 from triton.backends.nvidia import compiler as nvidia
@@ -109,7 +149,7 @@ def test_it_compiles_for_a_device_that_is_not_here(dtype, width, size):
 
 
 def test_the_kernel_is_launched_on_the_querys_device():
-    query = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
+    query = SimpleNamespace(is_cuda=True, dtype=torch.float16, device=torch.device("cuda", 1))
     with (
         mock.patch("torch.cuda.device") as device,
         mock.patch("crs_fast.ops.tree_attention.triton.tree_attention") as kernel,

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crs_fast import _native
 from crs_fast.ops import (
     FilterTensors,
     trie_build,
@@ -16,6 +17,7 @@ from crs_fast.ops import (
     trie_step,
     trie_walk,
 )
+from crs_fast.ops.trie import nodes as trie_nodes
 from crs_fast.ops.trie import reference
 from crs_fast.trie import ItemFilter, SidTrie
 from python_tests.helpers import CASES, DTYPES, BruteForce, clear_places, random_sids, vocab_of
@@ -47,7 +49,7 @@ def test_nodes_cover_their_items(name, sids):
     assert ordered == sorted(BruteForce(sids).sids)
     prefixes = sorted(BruteForce(sids).prefixes(), key=len)
     nodes = walk_all(trie, prefixes)
-    depth, begin, end = reference.unpack(trie.tensors, nodes)
+    depth, begin, end = trie_nodes.unpack(trie.tensors, nodes)
     assert depth.tolist() == [len(p) for p in prefixes]
     for prefix, first, last in zip(prefixes, begin.tolist(), end.tolist(), strict=True):
         below = [i for i, sid in enumerate(ordered) if sid[: len(prefix)] == prefix]
@@ -326,7 +328,7 @@ def test_large_tries_agree_with_their_rows(codes, ragged):
     prefixes[::7, 0] = codes - 1
     nodes = trie_walk(trie.tensors, prefixes)
     assert torch.equal(nodes, reference.trie_walk(trie.tensors, prefixes))
-    _, begin, end = reference.unpack(trie.tensors, nodes)
+    _, begin, end = trie_nodes.unpack(trie.tensors, nodes)
     for row in range(0, 3000, 101):
         prefix = [c for c in prefixes[row].tolist() if c >= 0]
         below = [i for i, o in enumerate(order) if sids[o, : len(prefix)].tolist() == prefix]
@@ -374,7 +376,7 @@ def test_a_row_that_is_no_distribution_gives_no_beam(value):
 
 
 def test_progress_is_reported(monkeypatch):
-    monkeypatch.setattr("crs_fast.ops.trie._POLL_SECONDS", 0.001)
+    monkeypatch.setattr("crs_fast.ops.trie.native._POLL_SECONDS", 0.001)
     seen = []
     trie, _ = trie_build(random_sids(0, 200_000, 6, 50), progress=seen.append)
     assert seen[-1] == 1.0
@@ -439,3 +441,20 @@ def test_ops_refuse_tensors_that_no_kernel_can_read():
         trie_build(torch.zeros(3, 1, dtype=torch.int64), num_sorted=-1)
     with pytest.raises(ValueError, match="rows must be in order"):
         trie_build(torch.tensor([[2], [0], [1]]), num_sorted=3)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_rows_are_refused_in_the_same_words_without_a_kernel(native, monkeypatch):
+    trie = SidTrie.from_sids(CASES[2][1]).tensors
+    if not native:
+        monkeypatch.setattr(_native, "load", lambda: None)
+    for items in ([4], [0, -1], [10**12]):
+        with pytest.raises(ValueError, match=r"trie_rows: items must lie in 0 \.\. 3 \(got "):
+            trie_rows(trie, torch.tensor(items))
+    with pytest.raises(ValueError, match=r"trie_rows: out must be contiguous int64 \[2, 3\]"):
+        trie_rows(trie, torch.tensor([1, 2]), torch.empty(1, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"trie_rows: out must be contiguous int64"):
+        trie_rows(trie, out=torch.empty(3, 4, dtype=torch.int64).T)
+    out = torch.empty(2, 3, dtype=torch.int64)
+    assert trie_rows(trie, torch.tensor([3, 0]), out) is out
+    assert out.tolist() == [[4, 1, 2], [0, 1, 2]]

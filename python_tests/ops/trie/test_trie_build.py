@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from crs_fast import _native
 from crs_fast.ops import trie_build
-from crs_fast.ops.trie import reference_build
+from crs_fast.ops.trie import reference
 from crs_fast.trie import SidTrie
 from python_tests.helpers import CASES, random_sids
 
@@ -22,7 +22,7 @@ def same(mine, theirs) -> None:
 
 
 def both(sids, num_sorted=0) -> None:
-    same(trie_build(sids, num_sorted), reference_build.trie_build(sids, num_sorted))
+    same(trie_build(sids, num_sorted), reference.trie_build(sids, num_sorted))
 
 
 @pytest.mark.parametrize("items", [0, 1, 7, 63, 64, 65, 128, 129, 5000, 70_000])
@@ -74,7 +74,7 @@ def test_any_rows(rows):
 )
 def test_both_refuse_in_the_same_words(sids, num_sorted):
     said = []
-    for build in (trie_build, reference_build.trie_build):
+    for build in (trie_build, reference.trie_build):
         with pytest.raises(ValueError, match="trie_build: ") as caught:
             build(torch.tensor(sids), num_sorted)
         said.append(str(caught.value))

@@ -6,7 +6,7 @@ import torch
 
 from crs_fast import _native
 from crs_fast.ops import trie_mask_, trie_step, trie_walk
-from crs_fast.ops.trie import reference
+from crs_fast.ops.trie import NORMALIZE, reference
 from crs_fast.trie import ItemFilter, SidTrie, TrieSlot
 from python_tests.helpers import DTYPES, clear_places, random_sids, vocab_of
 
@@ -78,7 +78,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("normalize", reference.NORMALIZE)
+@pytest.mark.parametrize("normalize", NORMALIZE)
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("shape", STEPS, ids=str)
 def test_cuda_step_equals_the_reference(shape, ties, normalize, dtype, device):

@@ -2,10 +2,11 @@
 
 Compiled with its cache, each layer would be a case of its own (dynamo takes the layer's index for
 a constant), and past the recompilation limit the rest would silently run eagerly. So a compiled
-layer gets no cache. In a prompt's pass its attention leaves keys and values in a `CompiledPrompt`;
-in a tree's pass one op, opaque to the compiler, writes and reads the cache, which it finds by the
-number in a `CompiledStep`. All layers of a kind share one compilation for prompts and one for
-steps, whatever the prompt's length, and one that can't be compiled whole is an error.
+layer gets no cache. While it reads a prompt, its attention leaves keys and values in a
+`CompiledPrompt`. While it reads a tree step, one op that the compiler can't look into writes and
+reads the cache, which it finds by the number in a `CompiledStep`. All layers of a kind share one
+compilation for prompts and one for tree steps, whatever the prompt's length. A layer that can't be
+compiled whole is an error.
 """
 
 from __future__ import annotations
@@ -15,16 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from crs_fast.ops.tree_attention import fake_tree_attention
 
-if TYPE_CHECKING:
-    from .tree_view import TreeState
+from .tree_state import TreeState
 
-# Kinds of passes and shapes a layer may be compiled for. Dynamo's own limit is 8.
+# How many kinds of calls and shapes a layer may be compiled for. Dynamo's own limit is 8.
 _CASES = 64
 
 LIBRARY = torch.library.Library("crs_fast", "FRAGMENT")
@@ -44,8 +44,8 @@ class CompiledPrompt:
 
 @dataclass
 class CompiledStep:
-    """The number of a `_Step` under way, int64 [] on the CPU: a value that no compilation depends
-    on."""
+    """The number under which a `_LayerStep` stands in `_steps`, int64 [] on the CPU: a value that
+    no compilation depends on."""
 
     number: torch.Tensor
 
@@ -57,33 +57,34 @@ class CompiledStep:
         scale: float | None,
         softcap: float | None,
     ) -> torch.Tensor:
-        """Over all columns of the layer's cache, once `key` and `value` are in its last."""
+        """Attention over the layer's whole cache, after `key` and `value` are written to its
+        end."""
         return torch.ops.crs_fast.cached_tree_attention(
             query, key, value, self.number, scale, softcap
         )
 
 
 @dataclass
-class _Step:
-    """One layer's part of one tree step: what slots see, and the cache's keys and values, the last
-    columns of which are to be written."""
+class _LayerStep:
+    """One layer's part of one tree step: what the new tokens see, and the cache's keys and values,
+    of which the last positions are still to be written."""
 
     tree: TreeState
     keys: torch.Tensor
     values: torch.Tensor
 
 
-# Each is here while its layer runs, under a number that nothing else gets: no state is shared.
-_steps: dict[int, _Step] = {}
+# Each is here while its layer runs, under a number that nothing else gets: threads share no step.
+_steps: dict[int, _LayerStep] = {}
 _numbers = count()
 
 
-class Region(torch.nn.Module):
+class CompiledLayer(torch.nn.Module):
     """A decoder layer that runs compiled.
 
     Args:
         layer: a decoder layer of a tree view.
-        index: of its cache.
+        index: of the layer's part of the cache.
     """
 
     def __init__(self, layer: torch.nn.Module, index: int) -> None:
@@ -96,7 +97,7 @@ class Region(torch.nn.Module):
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
-        except AttributeError:  # what decoders ask their layers for, the attention's type say
+        except AttributeError:  # decoders ask their layers for attributes, such as attention_type
             return getattr(super().__getattr__("layer"), name)
 
     def forward(
@@ -119,8 +120,8 @@ class Region(torch.nn.Module):
             past_key_values.update(prompt.keys, prompt.values, self.index)
             return out
         cached, number = past_key_values.layers[self.index], next(_numbers)
-        columns = cached.extended(hidden_states.shape[1], cached.keys, cached.values)
-        _steps[number] = _Step(crs_fast_tree, *columns)
+        keys, values = cached.extended(hidden_states.shape[1], cached.keys, cached.values)
+        _steps[number] = _LayerStep(crs_fast_tree, keys, values)
         try:
             return run(CompiledStep(torch.tensor(number)))
         finally:
@@ -136,7 +137,7 @@ def is_layer(module: torch.nn.Module) -> bool:
 
 @contextmanager
 def enough_cases() -> Iterator[None]:
-    """Room for all kinds of passes in dynamo's cache."""
+    """Inside, dynamo may compile a layer for as many kinds of calls as we need."""
     import torch._dynamo.config as config
 
     with config.patch(recompile_limit=max(_CASES, config.recompile_limit)):

@@ -1,9 +1,9 @@
-"""Every mention as a target: beside the items that a recommender turn owes, a model also learns to
-name each item of the dialogue, the seeker's too, where it stands in the text.
+"""Every mention as a target: a model also learns to name each item of a dialogue where it stands in
+the text, the seeker's items too, and not only those that recommender turns recommend.
 
     Instance("User: I loved <BOI>", "<a_3><b_7><c_1><d_0><EOI>")
 
-On the trunk of its dialogue such a branch costs a SID's tokens and no more.
+Packed onto its dialogue's trunk, such a branch costs a SID's tokens and no more.
 """
 
 from __future__ import annotations

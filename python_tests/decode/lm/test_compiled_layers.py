@@ -39,10 +39,10 @@ def both(model, trie, vocab, prompt, **how):
 def traced(monkeypatch):
     from functools import cache, partial
 
-    from crs_fast.decode.lm import regions
+    from crs_fast.decode.lm import compiled_layers
 
     monkeypatch.setattr(
-        regions,
+        compiled_layers,
         "_compiled",
         cache(partial(torch.compile, fullgraph=True, backend="aot_eager")),
     )

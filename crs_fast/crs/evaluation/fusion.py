@@ -1,0 +1,156 @@
+"""A system's ranking fused with the items named before: a hybrid of a model that knows the
+catalogue and a rule that models of few parameters or few steps are slow to learn. Nothing is
+trained.
+
+Two rules. Reciprocal rank fusion (Cormack et al. 2009, doi 10.1145/1571941.1572114) adds up
+1 / (60 + rank) over both lists, so it needs neither scores nor a weight to tune. The odds of
+repeating take each side for what it knows: how often training dialogues come back to the item named
+last, next to last, and so on, against how likely the model finds each item given that it is new.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from crs_fast.crs.data.dialogue import Dialogue
+from crs_fast.crs.evaluation.baselines import recent_first
+from crs_fast.crs.evaluation.predictions import MessageRanking, Prediction
+from crs_fast.crs.evaluation.targets import RecTurn, recommendation_targets
+
+RULES = ("ranks", "odds")
+LONGEST = 50
+PLACES = 10  # recency ranks with odds of their own; what is older shares the last one's
+
+
+def reciprocal_rank_fusion(rankings: Sequence[Sequence[str]], k: int = 60) -> list[str]:
+    """All items of some rankings by the sum of 1 / (k + rank), ranks from 1. Ties go to the one met
+    first, rankings in order."""
+    scores: Counter[str] = Counter()
+    for ranking in rankings:
+        scores.update({item: 1 / (k + rank) for rank, item in enumerate(ranking, start=1)})
+    return sorted(scores, key=lambda item: -scores[item])
+
+
+def fused_by_ranks(prediction: Prediction) -> Prediction:
+    """The prediction with its ranking and the items named before under reciprocal rank fusion. One
+    that ranks nothing stays so."""
+    own, copied = prediction.ranking, recent_first(prediction.named)
+    return _reranked(prediction, own and reciprocal_rank_fusion([own, copied]))
+
+
+def repeat_odds(turns: Sequence[RecTurn]) -> list[float]:
+    """How often a turn recommends the item named last, next to last, ..., [`PLACES`]: of the turns
+    before which so many items were named, the share whose targets hold it. The last entry is of all
+    older items together; 0 where there is no such turn."""
+    turns_at, hits = Counter[int](), Counter[int]()
+    for turn in turns:
+        for age, item in enumerate(recent_first(turn.named)):
+            place = min(age, PLACES - 1)
+            turns_at[place] += 1
+            hits[place] += item in turn.targets
+    return [hits[place] / max(turns_at[place], 1) for place in range(PLACES)]
+
+
+def ranked_by_odds(
+    model: Mapping[str, float], copied: Sequence[str], odds: Sequence[float]
+) -> list[str]:
+    """All items of a model and a dialogue, best first: one named before stands by its odds of being
+    repeated, a new one by the probability that none is, times the model's own given that it is a
+    new item. Ties go to the model's order.
+
+    Args:
+        model: the probability of each item that it ranks, best first.
+        copied: items named before, the latest first.
+        odds: see `repeat_odds`.
+    """
+    chance = {item: odds[min(age, len(odds) - 1)] for age, item in enumerate(copied)}
+    new = {item: p for item, p in model.items() if item not in chance}
+    on_named = sum(model.values()) - sum(new.values())
+    # What the model leaves for new items; never less than what it gives those that are listed.
+    rest = max(1 - on_named, sum(new.values())) or 1.0
+    none_repeated = math.prod(1 - p for p in chance.values())
+    final = chance | {item: none_repeated * p / rest for item, p in new.items()}
+    return sorted(dict.fromkeys([*model, *copied]), key=lambda item: -final[item])
+
+
+def fused_by_odds(prediction: Prediction, odds: Sequence[float]) -> Prediction:
+    """The prediction `ranked_by_odds`. One that ranks nothing stays so.
+
+    Raises:
+        ValueError: a ranking without scores.
+    """
+    own, copied = prediction.ranking, recent_first(prediction.named)
+    if not own:
+        return _reranked(prediction, own)
+    if prediction.scores is None:
+        raise ValueError(
+            "fuse_with_copying: predictions must have scores (got none in dialogue "
+            f"{prediction.dialogue_id}, turn {prediction.turn}: answer it again)"
+        )
+    model = dict(zip(own, map(math.exp, prediction.scores), strict=True))
+    return _reranked(prediction, ranked_by_odds(model, copied, odds))
+
+
+def _reranked(prediction: Prediction, ranking: list[str] | None) -> Prediction:
+    """With another ranking, and without its reply, which spoke of its own top item. New-only
+    figures are of the search without named items, as before."""
+    return replace(
+        prediction,
+        ranking=ranking and ranking[:LONGEST],
+        new_ranking=prediction.without_named() if ranking else prediction.new_ranking,
+        scores=None,
+        reply=None,
+        reply_items=[],
+        invalid_items=0,
+        gold_nll=None,
+    )
+
+
+def fuse_with_copying(
+    predictions: Sequence[Prediction], rule: str = "odds", train: Sequence[Dialogue] = ()
+) -> list[Prediction]:
+    """A system's predictions with every ranking fused with the items named before. Replies are
+    dropped, because they speak of the system's own top item.
+
+        "ranks"   score(item) = sum over both lists of 1 / (60 + rank)
+        "odds"    score(named item) = how often training dialogues repeat the item named last,
+                                      next to last, ...
+                  score(new item)   = P(nothing is repeated) * P(item | it is new)
+
+    Args:
+        predictions: what the system answered; "odds" needs their `scores`.
+        rule: one of `RULES`.
+        train: training dialogues, which "odds" counts repetitions in.
+
+    Raises:
+        ValueError: an unknown rule, or "odds" without scores or without training dialogues.
+    """
+    if rule not in RULES:
+        raise ValueError(f"fuse_with_copying: rule must be one of {RULES} (got {rule!r})")
+    if rule == "ranks":
+        return [_with_messages(prediction, fused_by_ranks) for prediction in predictions]
+    if not train:
+        raise ValueError("fuse_with_copying: train must hold dialogues with 'odds' (got none)")
+    odds = repeat_odds(recommendation_targets(train))
+    by_odds = partial(fused_by_odds, odds=odds)
+    return [_with_messages(prediction, by_odds) for prediction in predictions]
+
+
+def _with_messages(prediction: Prediction, fuse: Callable[[Prediction], Prediction]) -> Prediction:
+    """A prediction fused, and its rankings inside the turn with it."""
+    messages = {}
+    for number, said in prediction.messages.items():
+        asked = replace(
+            prediction,
+            ranking=said.ranking,
+            new_ranking=said.new_ranking,
+            scores=said.scores,
+            named=said.named,
+        )
+        fused = fuse(asked)
+        messages[number] = MessageRanking(fused.ranking, fused.new_ranking, named=said.named)
+    return replace(fuse(prediction), messages=messages)

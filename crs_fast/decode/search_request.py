@@ -1,0 +1,69 @@
+"""One request for recommendations: everything a caller asks for, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from crs_fast.ops import FilterTensors
+from crs_fast.ops.trie import NORMALIZE
+from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
+
+
+@dataclass(frozen=True)
+class SearchRequest:
+    """What a caller asks for a batch of prompts. `batch` is their number; the other fields are the
+    arguments of `recommend`.
+
+    Raises:
+        ValueError: `num_beams` < 1, an unknown `normalize`, a temperature that is not above 0, a
+            vocabulary that lacks codes of the trie, filters of another catalogue or for another
+            number of prompts.
+    """
+
+    trie: SidTrie
+    vocab: Vocabulary | None
+    batch: int
+    num_beams: int = 50
+    normalize: str = "vocab"
+    temperature: float = 1.0
+    filters: ItemFilter | None = None
+    cuda_graph: bool = False
+    compile_layers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_beams < 1:
+            raise ValueError(f"recommend: num_beams must be at least 1 (got {self.num_beams})")
+        if self.normalize not in NORMALIZE:
+            raise ValueError(
+                f"recommend: normalize must be one of {NORMALIZE} (got {self.normalize!r})"
+            )
+        if not self.temperature > 0:
+            raise ValueError(f"recommend: temperature must be above 0 (got {self.temperature})")
+        if self.filters is not None and self.filters.num_requests not in (1, self.batch):
+            raise ValueError(
+                f"recommend: filters must hold one filter for all or one a prompt, {self.batch} "
+                f"(got {self.filters.num_requests})"
+            )
+        # Refuse a vocabulary that lacks codes of the trie, and filters of another catalogue.
+        _ = self.vocabulary, self.bitmaps
+
+    @property
+    def tree_size(self) -> int:
+        """Tokens that a prompt's tree holds at most; the last level's are not fed."""
+        return self.num_beams * (self.trie.num_levels - 1)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Which token stands for which code, also where `vocab` is None."""
+        return self.trie.vocabulary(self.vocab, "recommend")
+
+    @cached_property
+    def bitmaps(self) -> FilterTensors | None:
+        """The filters as one bitmap per prompt, on the trie's device."""
+        filters = self.filters
+        if filters is None:
+            return None
+        if filters.num_requests == 1 and self.batch > 1:
+            filters = ItemFilter.stack([filters] * self.batch)
+        return filters.over(self.trie).tensors

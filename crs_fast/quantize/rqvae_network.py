@@ -1,0 +1,189 @@
+"""The network of an RQ-VAE: an autoencoder whose latent is coded by residual quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from crs_fast.ops.codebook import residual_codes, residual_statistics
+from crs_fast.ops.codebook.eager import statistics
+from crs_fast.quantize.gradients import GRADIENTS, rotation, straight_through
+from crs_fast.quantize.residual import ResidualQuantizer, ResidualQuantizerConfig
+from crs_fast.quantize.sinkhorn import sinkhorn_codes
+
+UPDATES = ("gradient", "ema")
+
+
+class RQVAEConfig(ResidualQuantizerConfig):
+    """Configuration of `RQVAE`; 4 levels of 64 codes, latent 32, 7 layers, learning rate, weight
+    decay and batch are the paper's, the rest is open there and chosen here.
+
+    Args:
+        latent_dim: width of the latent the codebooks live in.
+        hidden_dims: widths between input and latent; one layer more than entries.
+        epochs: passes over the items; None takes as many as make 500 steps.
+        warmup: share of the steps that train the autoencoder alone, before the codebooks start
+            from k-means of its latents.
+        commitment: weight of the commitment loss. The customary 0.25 pins the latents to the
+            codewords: on ReDial's items it leaves 82 % of the variance, 0.02 leaves 71 %.
+        reset_every: steps between two re-seedings of codes that no item used since the last;
+            0 never does.
+        lr, weight_decay, batch_size: of AdamW.
+        codebook_update: "gradient", or "ema": codewords are moving averages of what they code.
+        decay: of those averages.
+        gradient: what passes through the quantizer: "straight_through" or "rotation" (Fifty et
+            al. 2024).
+        sinkhorn: above 0, training assigns the last level by `sinkhorn_codes` with this epsilon,
+            so that all its codes are used alike (LC-Rec); encoding takes the nearest always.
+        patience: stop once the mean loss of so many steps is not below that of as many before
+            them; 0 never does.
+    """
+
+    model_type = "crs_fast_rqvae"
+
+    def __init__(
+        self,
+        latent_dim: int = 32,
+        hidden_dims: Sequence[int] = (512, 256, 256, 128, 128, 64),
+        epochs: int | None = None,
+        warmup: float = 0.2,
+        commitment: float = 0.02,
+        reset_every: int = 50,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+        batch_size: int = 1024,
+        codebook_update: str = "gradient",
+        decay: float = 0.99,
+        gradient: str = "straight_through",
+        sinkhorn: float = 0.0,
+        patience: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        for name, value, known in (
+            ("codebook_update", codebook_update, UPDATES),
+            ("gradient", gradient, GRADIENTS),
+        ):
+            if value not in known:
+                raise ValueError(f"RQVAEConfig: {name} must be one of {known} (got {value!r})")
+        self.codebook_update, self.decay, self.gradient = codebook_update, decay, gradient
+        self.sinkhorn, self.patience = sinkhorn, patience
+        self.latent_dim, self.hidden_dims = latent_dim, list(hidden_dims)
+        self.epochs, self.warmup = epochs, warmup
+        self.commitment, self.reset_every = commitment, reset_every
+        self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
+        super().__init__(**kwargs)
+
+
+class RQVAEOutput(NamedTuple):
+    """loss and reconstruction_loss: scalars; codes: int64 [n, L]; rests: latents [L, n, D'] that
+    each level had to code; sums: float64 [L, K, D'], those latents summed by code (training with
+    codebook_update="ema" only)."""
+
+    loss: torch.Tensor
+    reconstruction_loss: torch.Tensor
+    codes: torch.Tensor
+    rests: torch.Tensor
+    sums: torch.Tensor | None = None
+
+
+class RQVAENetwork(ResidualQuantizer):
+    """Encoder, codebooks and decoder, with the loss that trains them; `RQVAE` fits it."""
+
+    config_class = RQVAEConfig
+    encoder: nn.Sequential
+    decoder: nn.Sequential
+    mean: torch.Tensor
+    scale: torch.Tensor
+    ema_weights: torch.Tensor
+    ema_totals: torch.Tensor
+
+    def _build(self, input_dim: int) -> None:
+        widths = [input_dim, *self.config.hidden_dims, self.config.latent_dim]
+        self.encoder, self.decoder = _mlp(widths), _mlp(widths[::-1])
+        self.codebooks = self._new_codebooks(self.config.latent_dim)
+        # One scale for all columns keeps the embeddings' geometry and makes the loss unit-free.
+        self.register_buffer("mean", torch.zeros(input_dim))
+        self.register_buffer("scale", torch.ones(()))
+        if self.config.codebook_update == "ema":
+            # Persistent, like everything: training may go on after a reload.
+            self.codebooks.requires_grad_(False)
+            self.register_buffer("ema_weights", torch.zeros(self.codebooks.shape[:2]))
+            self.register_buffer("ema_totals", torch.zeros(self.codebooks.shape))
+
+    def _normalised(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)
+
+    def _embed(self, x: torch.Tensor) -> torch.Tensor:
+        return _apply(self.encoder, self._normalised(x))
+
+    def _unembed(self, z: torch.Tensor) -> torch.Tensor:
+        return _apply(self.decoder, z) * self.scale.double() + self.mean.double()
+
+    def forward(self, x: torch.Tensor) -> RQVAEOutput:
+        """The training loss of embeddings float32 [n, D]."""
+        config, books = self.config, self.codebooks.detach()
+        target = self._normalised(x)
+        z = self.encoder(target)
+        codes, sums = self._assign(z.detach(), books)
+        rests = self._rests(z.detach(), codes)
+        if config.sinkhorn and self.training:
+            codes[:, -1] = sinkhorn_codes(rests[-1], books[-1], config.sinkhorn)
+            if sums is not None:
+                sums[-1:] = statistics(rests[-1], books[-1:], codes[:, -1:])[1]
+        loss, rest = z.new_zeros(()), z
+        for level in range(config.levels):
+            word = self.codebooks[level][codes[:, level]]  # [n, D']
+            if config.codebook_update == "gradient":
+                loss = loss + F.mse_loss(word, rest.detach())
+            loss = loss + config.commitment * F.mse_loss(rest, word.detach())
+            rest = rest - word.detach()
+        through = rotation if config.gradient == "rotation" else straight_through
+        quantized = through(z, z.detach() - rest.detach())
+        reconstruction = F.mse_loss(self.decoder(quantized), target)
+        return RQVAEOutput(reconstruction + loss, reconstruction, codes, rests, sums)
+
+    def _assign(
+        self, z: torch.Tensor, books: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.training and self.config.codebook_update == "ema":
+            codes, _, _, sums = residual_statistics(z, books)
+            return codes, sums
+        return residual_codes(z, books), None
+
+    def _rests(self, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """What each level had to code, [L, n, D']."""
+        rests = [z]
+        for level in range(self.config.levels - 1):
+            rests.append(rests[-1] - self.codebooks[level].detach()[codes[:, level]])
+        return torch.stack(rests)
+
+
+def _mlp(widths: Sequence[int]) -> nn.Sequential:
+    """Linear layers with LeakyReLU between them.
+
+    Orthogonal weights and a mild slope start near a linear projection. ReLU with He weights loses
+    the input in the narrow layers: on ReDial's items the plain autoencoder then leaves 83 % of the
+    variance after 300 steps, this one 59 % (32 principal components: 61 %).
+    """
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        linear = nn.Linear(a, b)
+        nn.init.orthogonal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.LeakyReLU(0.5)]
+    return nn.Sequential(*layers[:-1])
+
+
+def _apply(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
+    """An MLP in float64: its float32 rounding then hardly ever depends on batch or threads."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            x = F.linear(x, layer.weight.double(), layer.bias.double())
+        else:
+            x = layer(x)
+    return x

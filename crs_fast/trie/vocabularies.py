@@ -1,0 +1,33 @@
+"""Vocabularies from their saved descriptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .sid_vocab import SidVocab
+from .title_vocab import TitleVocab
+from .token_ids import TokenIds
+from .vocabulary import Vocabulary
+
+_SIDS = "sids"  # their descriptions name no kind
+_KINDS: dict[str, type[Vocabulary]] = {
+    _SIDS: SidVocab,
+    TitleVocab.KIND: TitleVocab,
+    TokenIds.KIND: TokenIds,
+}
+
+
+def vocabulary_from_dict(description: Mapping[str, Any]) -> Vocabulary:
+    """The vocabulary that `Vocabulary.to_dict` described.
+
+    Raises:
+        ValueError: an unknown kind of vocabulary.
+    """
+    arguments = dict(description)
+    kind = arguments.pop("kind", _SIDS)
+    if kind not in _KINDS:
+        raise ValueError(
+            f"vocabulary_from_dict: kind must be one of {sorted(_KINDS)} (got {kind!r})"
+        )
+    return _KINDS[kind](**arguments)
