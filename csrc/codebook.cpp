@@ -266,7 +266,10 @@ LookupResult residual_lookup(const LookupArgs& args) {
   const Buffer<double> sums(args.sums ? slabs * table : 0);
   const Buffer<int64_t> counts(args.sums ? slabs * args.levels * args.codes : 0);
 
-  const int64_t threads = clamp(args.threads, 1, clamp(slabs, 1, args.threads));
+  // A thread more for every so many products: for less, waking it costs more than it brings.
+  constexpr int64_t kProductsPerThread = 1 << 21;
+  const int64_t worth = args.rows * table / kProductsPerThread;
+  const int64_t threads = clamp(worth < slabs ? worth : slabs, 1, args.threads);
   std::vector<Worker> workers;
   workers.reserve(threads);
   for (int64_t i = 0; i < threads; ++i) workers.emplace_back(args, block, levels.front().padded);
