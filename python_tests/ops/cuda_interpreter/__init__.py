@@ -82,7 +82,7 @@ def build(folder: Path) -> SimpleNamespace:
     names += ["DType", "Normalize"]
     return SimpleNamespace(
         **{name: getattr(module, name) for name in names},
-        trie_walk=lambda **args: module.trie_walk_cuda(**args, stream=0),
+        trie_walk=lambda threads, **args: module.trie_walk_cuda(**args, stream=0),
         trie_mask=lambda args: module.trie_mask_cuda(args, 0),
         trie_step=step,
     )
