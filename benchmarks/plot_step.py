@@ -1,9 +1,9 @@
-"""Step time against catalogue size: `python benchmarks/plot_step.py --out docs/step_vs_n.svg`.
+"""Plots step time by catalogue size: `python benchmarks/plot_step.py --out docs/step_vs_n.svg`.
 
-Two questions. With the number of legal children per beam fixed (a tree that fans out by 4 at every
-depth, so that a larger catalogue is a deeper one), does a step depend on N? And at depth 1 of
-random SIDs, where the number of children grows with N, what does a legal child cost? Prints a table
-and, as the last line, JSON.
+It answers two questions. Does a step depend on N if the number of legal children per beam is fixed
+(in a tree that fans out by 4 at every depth, so that a larger catalogue is deeper)? And what does a
+legal child cost at depth 1 of random SIDs, where the number of children grows with N? It prints a
+table and, as the last line, JSON.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def random_sids(items: int, levels: int) -> torch.Tensor:
 
 
 def fanned_sids(items: int, levels: int) -> torch.Tensor:
-    """Distinct SIDs whose codes below the first are among FAN: every node there has FAN children
-    until the items run out; the first level takes what is left over."""
+    """Distinct SIDs with FAN different codes on each level but the first, so that every node below
+    the first level has FAN children until the items run out. The first level has all CODES."""
     index = torch.randperm(items, generator=torch.Generator().manual_seed(0))
     first = torch.arange(items) % CODES
     rest = torch.arange(items) // CODES
-    columns = [first]
+    level_codes = [first]
     for _ in range(levels - 1):
-        columns.append(rest % FAN)
+        level_codes.append(rest % FAN)
         rest //= FAN
-    return torch.stack(columns, 1)[index]
+    return torch.stack(level_codes, 1)[index]
 
 
 def step_time(sids: torch.Tensor, depth: int, normalize: str, repeats: int) -> tuple[float, float]:
-    """Microseconds of a step from random prefixes, and the mean number of legal children there."""
+    """Microseconds per step from random prefixes, and their mean number of legal children."""
     trie = SidTrie.from_sids(sids)
     tokens = SidVocab(torch.arange(CODES).expand(trie.num_levels, CODES)).tensors()
     generator = torch.Generator().manual_seed(1)

@@ -1,11 +1,12 @@
-"""ReDial's item catalogue under RQ-VAE, RQ-KMeans and faiss's residual quantizer:
+"""Compares RQ-VAE, RQ-KMeans and faiss's residual quantizer on ReDial's item catalogue:
 
     python benchmarks/redial_quantizers.py --root <folder that holds redial/>
 
-Embeds the items' texts with MiniLM (kept in --cache, since that takes minutes on a CPU), fits each
-quantizer, and prints a table and, as the last line, JSON. Reconstruction errors are mean squared
-distances between the unit-length embeddings and what their codes decode to, before repair. With
-`--out benchmarks/results/quantizers.json`, tables.py puts the figures into docs/benchmarks.md.
+It embeds the items' texts with MiniLM (kept in --cache, since this takes minutes on a CPU), fits
+each quantizer, and prints a table and, as the last line, JSON. Reconstruction errors are mean
+squared distances between the unit-length embeddings and what their codes decode to, before
+collisions are resolved. With `--out benchmarks/results/quantizers.json`, tables.py puts the figures
+into docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _RATES = ("collision_rate", "collision_rate_after", "largest_bucket")
 
 
 class Faiss:
-    """faiss.ResidualQuantizer behind the methods a report needs."""
+    """faiss.ResidualQuantizer with the methods that `quantization_report` needs."""
 
     def __init__(self, levels: int, codes: int, beam: int) -> None:
         import faiss

@@ -155,6 +155,24 @@ def resolve_collisions(
 ) -> bool:
     """Whether every row found a free SID."""
 
+def text_table(
+    *, text: Address, offsets: Address, count: int, slots: Address, num_slots: int
+) -> int:
+    """The position of a text that stands before it too, or -1."""
+
+def text_find(
+    *,
+    text: Address,
+    offsets: Address,
+    count: int,
+    slots: Address,
+    num_slots: int,
+    wanted: Address,
+    wanted_offsets: Address,
+    num_wanted: int,
+    positions: Address,
+) -> None: ...
+
 # Only where CUDA kernels were built; `stream` is a cudaStream_t.
 def trie_walk_cuda(
     *, trie: Trie, codes: Address, rows: int, length: int, nodes: Address, stream: Address

@@ -20,10 +20,28 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from .quantize import RQVAE as RQVAE
     from .quantize import RQKMeans as RQKMeans
     from .quantize import resolve_collisions
-    from .trie import ItemFilter, SidTrie, SidVocab, TrieSlot
+    from .trie import (
+        ItemFilter,
+        Named,
+        SidIndex,
+        SidTrie,
+        SidVocab,
+        TrieSlot,
+        find_items,
+        load_index,
+    )
 
 _HOMES = {
-    "trie": ("ItemFilter", "SidTrie", "SidVocab", "TrieSlot"),
+    "trie": (
+        "ItemFilter",
+        "Named",
+        "SidIndex",
+        "SidTrie",
+        "SidVocab",
+        "TrieSlot",
+        "find_items",
+        "load_index",
+    ),
     "decode": ("RecommendOutput", "SidLogitsProcessor"),
     "decode.beam_search": ("beam_search",),
     "decode.recommend": ("recommend",),
@@ -38,8 +56,10 @@ _ROOMS = ("crs", "decode", "ops", "quantize", "trie")
 # transformers, which a star import must not load.
 __all__ = [
     "ItemFilter",
+    "Named",
     "RecommendOutput",
     "Recommender",
+    "SidIndex",
     "SidLogitsProcessor",
     "SidTrie",
     "SidVocab",
@@ -49,6 +69,8 @@ __all__ = [
     "beam_search",
     "crs",
     "decode",
+    "find_items",
+    "load_index",
     "ops",
     "quantize",
     "recommend",

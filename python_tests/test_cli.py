@@ -2,13 +2,18 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from crs_fast.cli import main
+from crs_fast.cli import main, quickstart, quickstart_report
 from crs_fast.crs.backbones import tiny_backbone
 from crs_fast.crs.data import write_dialogues, write_items
+from crs_fast.crs.data.dialogue import CrsDataset, Dialogue, Item, Mention, Turn
+from crs_fast.crs.evaluation.evaluate import Evaluation
+from crs_fast.crs.evaluation.predictions import Prediction
 from crs_fast.crs.recommender import Recommender
 from python_tests.crs.tiny_system import ITEMS, TEXTS, dialogues
 
@@ -148,6 +153,92 @@ def test_no_time_to_train(command, capsys):
     assert "argument --minutes: must be above 0 (got 0)" in capsys.readouterr().err
 
 
+@pytest.fixture
+def small_quickstart(monkeypatch):
+    """The quickstart in seconds: few dialogues, a smaller model, one timed round."""
+    monkeypatch.setattr(quickstart, "TRAIN_DIALOGUES", 30)
+    monkeypatch.setattr(quickstart, "TEST_DIALOGUES", 6)
+    monkeypatch.setattr(quickstart, "COMPARE_SECONDS", 0)
+    shape = dict(hidden_size=32, layers=1, heads=2, vocab_size=400)
+    monkeypatch.setattr(quickstart, "SHAPE", shape)
+
+
+def test_quickstart_twice_in_one_folder(small_quickstart, tmp_path, capsys, monkeypatch):
+    argv = ["quickstart", "--out", str(tmp_path), "--minutes", "0.02"]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    gain, done = said.index("crs_fast.recommend"), said.index("s] done")
+    assert gain < said.index("s] training")
+    end = said[done:].splitlines()[1:]
+    assert len(end) <= 25
+    assert f"look at   {tmp_path / 'recall.png'}" in end
+    assert "items named that do not exist: 0" in end
+    assert (tmp_path / "recall.png").stat().st_size > 1000
+    conversation = (tmp_path / "conversation.txt").read_text()
+    assert conversation.strip() in said
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    figures = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+    for name, share in summary["recall@10"].items():
+        assert share == figures["recommendation"]["paper"][name]["recall@10"]
+    assert summary["failed"] == []
+    assert summary["constraint"] == json.loads((tmp_path / "constraint.json").read_text())
+    assert summary["constraint"]["mask_speedup"] > 0
+
+    # The picture fails: all else is done again, and no picture of the first run stays behind, but
+    # what the command did not write does.
+    (tmp_path / "evaluation" / "notes.txt").write_text("mine")
+
+    def fails(methods, path):
+        raise ImportError("no matplotlib")
+
+    monkeypatch.setattr(quickstart_report, "plot_recall", fails)
+    assert main(argv) == 1
+    failure = "the picture: ImportError: no matplotlib"
+    assert f"left out {failure}" in capsys.readouterr().out.splitlines()
+    assert json.loads((tmp_path / "summary.json").read_text())["failed"] == [failure]
+    assert not (tmp_path / "recall.png").exists()
+    assert (tmp_path / "conversation.txt").is_file()
+    assert (tmp_path / "evaluation" / "notes.txt").is_file()
+    assert Recommender.from_pretrained(tmp_path / "model").titles["f001"] == "Star Wars (1977)"
+
+
+def test_quickstart_replaces_no_folder_of_others(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.txt").write_text("mine")
+    assert main(["quickstart", "--out", str(tmp_path)]) == 2
+    assert "quickstart: out/model must be empty or hold a bundle" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_conversation_shows_the_gold_films_and_their_ranks():
+    films = [Item(f"i{n}", f"Film {n}", 2000 + n) for n in range(5)]
+
+    def told(number, *turns):
+        return Dialogue(str(number), tuple(turns))
+
+    seeker = Turn("seeker", "A comedy?")
+    gold = Turn("recommender", "Film 2!", (Mention("i2", 0, 6),))
+    dataset = CrsDataset(
+        "d", tuple(films), {"test": (told(0, seeker, gold), told(1, seeker, gold))}
+    )
+    best = [f"x{n}" for n in range(10)]
+    predictions = [
+        Prediction(0, 1, "0", ["i2"], [], ranking=[*best, "i2"], reply="See <movie>."),
+        Prediction(1, 1, "1", ["i2"], [], ranking=["i4", "i2"], reply="See <movie>."),
+    ]
+    predictions[1].reply_items = ["i4"]
+    evaluation = Evaluation("d", "test", 0.0, {}, {}, {}, {}, predictions)
+    lines = quickstart_report.conversation(evaluation, dataset).splitlines()
+    assert "The first of 1 (out of 2)" in lines[0]
+    assert [" ".join(line.split()) for line in lines[2:]] == [
+        "seeker A comedy?",
+        "gold reply Film 2!",
+        "model See Film 4 (2004).",
+        "1. Film 4 (2004) 2. Film 2 (2002)",
+        "gold item Film 2 (2002): rank 2 of 5",
+    ]
+
+
 @pytest.mark.parametrize("command", ["chat", "evaluate --data starter"])
 @pytest.mark.parametrize(
     ("given", "gpu", "expected"),
@@ -195,3 +286,11 @@ def test_bad_input_is_one_line(argv, message, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     error = capsys.readouterr().err.strip().splitlines()
     assert error[-1].startswith(message)
+
+
+def test_help_is_quick():
+    """Parsing loads no torch, so that `crs-fast --help` answers at once."""
+    code = (
+        "import sys; from crs_fast.cli import _parser; _parser(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,13 +14,24 @@ PACKAGE = Path(crs_fast.__file__).parent
 MAY_IMPORT = {
     "_native": set(),
     "_files": set(),
+    "_text": set(),
     "ops": {"_native"},
     "trie": {"ops", "_files"},
-    "quantize": {"ops", "_files"},
+    "quantize": {"ops", "_files", "_text"},
     "decode": {"trie", "ops"},
-    "crs": {"decode", "trie", "quantize", "_files"},
+    "crs": {"decode", "trie", "quantize", "_files", "_text"},
     "integrations": {"crs", "decode", "trie"},
-    "cli": {"integrations", "crs", "decode", "trie", "quantize", "ops", "_files", "_native"},
+    "cli": {
+        "integrations",
+        "crs",
+        "decode",
+        "trie",
+        "quantize",
+        "ops",
+        "_files",
+        "_text",
+        "_native",
+    },
 }
 ANYONE = {"_version", "__init__"}
 
@@ -28,7 +39,7 @@ ANYONE = {"_version", "__init__"}
 # Files of crs, each of which may import those of its own line and of the lines before.
 CRS_ORDER = (
     ("data",),
-    ("control_tokens", "sequence"),
+    ("control_tokens", "text_tokens", "sequence"),
     ("backbones", "checkpoint"),
     ("turn",),
     ("recommender",),

@@ -115,7 +115,7 @@ def _instances(
     dataset = load_dataset(source)
     some = dataset.splits["train"][:dialogues]
     model, tokenizer = tiny_backbone([turn.text for d in some for turn in d.turns], **shape)
-    vocab = SidVocab.extend(tokenizer, model, 4, 64)
+    vocab = SidVocab.extend(tokenizer, model, 4, 64, special=True)
     control = ControlTokens.extend(tokenizer, model)
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(64, (len(dataset.items), 4), generator=generator).tolist()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks import static_peer
-from crs_fast.cli.bench import PythonTrie
+from benchmarks.python_trie import PythonTrie
 from crs_fast.decode import SidLogitsProcessor
 from crs_fast.ops import trie_build, trie_mask, trie_mask_, trie_rows, trie_step, trie_walk
 from crs_fast.ops.trie import reference

@@ -1,1 +1,1 @@
-"""The paper's experiment on top of the library: methods, plans, result tables."""
+"""The paper's experiment on top of the library: its methods, how they run, and result tables."""

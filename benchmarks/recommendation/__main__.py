@@ -1,4 +1,4 @@
-"""The way in of `python -m benchmarks.recommendation`."""
+"""Runs the command `python -m benchmarks.recommendation`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""Answering a split in parts: a run that is cut off goes on with the part it was at.
+"""Answers a split in parts, so that a run that is cut off goes on with the part it was at.
 
-<folder>/parts/<first dialogue>/<way>.jsonl    of a part that is whole
-<folder>/<way>.jsonl                           all parts, one after the other
+<folder>/parts/<first dialogue>/<decoding>.jsonl    a part that is complete
+<folder>/<decoding>.jsonl                           all parts, one after the other
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from crs_fast._files import replacing, write_text
 from crs_fast.crs.data.dialogue import Dialogue
 from crs_fast.crs.evaluation.predictions import Prediction, write_predictions
 
-PART = 256  # dialogues: enough to fill a GPU's batches
+PART = 256  # dialogues per part, enough to fill a GPU's batches
 
 
 def answer_in_parts(
@@ -22,8 +22,9 @@ def answer_in_parts(
     dialogues: Sequence[Dialogue],
     folder: Path,
 ) -> None:
-    """Write `<way>.jsonl` for each way of decoding ("predictions" for the way ""); parts that are
-    there already, of an earlier call, are not answered again. `forget_parts` when all is done."""
+    """Write one file per decoding, `<decoding>.jsonl` ("predictions.jsonl" for the decoding "").
+    Parts that an earlier call has answered are not answered again. Call `forget_parts` when all
+    is done."""
     parts = [folder / "parts" / str(first) for first in range(0, len(dialogues), PART)]
     for part in parts:
         if part.is_dir():
@@ -33,12 +34,12 @@ def answer_in_parts(
         answers = answer(dialogues[first : first + PART])
         with replacing(part) as partial:
             partial.mkdir()
-            for way, predictions in answers.items():
-                write_predictions(partial / f"{way or 'predictions'}.jsonl", predictions)
+            for decoding, predictions in answers.items():
+                write_predictions(partial / f"{decoding or 'predictions'}.jsonl", predictions)
     for name in sorted({file.name for part in parts for file in part.iterdir()}):
         write_text(folder / name, "".join((part / name).read_text() for part in parts))
 
 
 def forget_parts(folder: Path) -> None:
-    """Delete what `answer_in_parts` keeps to go on from."""
+    """Delete the parts that `answer_in_parts` keeps for going on."""
     shutil.rmtree(folder / "parts", ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks.recommendation`: every method on the same turns."""
+"""The command `python -m benchmarks.recommendation`: runs every method on the same turns."""
 
 from __future__ import annotations
 
@@ -40,17 +40,21 @@ def _parser() -> argparse.ArgumentParser:
         "--methods",
         "--arms",
         dest="arms",
-        help="names joined by commas; + adds an ablation's change (retrieval+co-mention), +copy or "
-        "+copy-odds last fuses a ranking with copying; without it all that need no special data",
+        help="names joined by commas; + adds an ablation's change (retrieval+co-mention); +copy or "
+        "+copy-odds at the end fuses the ranking with copying; default: all methods that need no "
+        "special data",
     )
     parser.add_argument("--seeds", type=int, default=1, help="runs per method")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--tokens", type=int, help="training tokens per run")
     budget.add_argument("--minutes", type=above_zero, help="training time of all runs together")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3], help="tried on validation")
-    parser.add_argument("--limit", type=int, help="only the first so many dialogues")
+    parser.add_argument("--limit", type=int, help="answer only the first so many dialogues")
     parser.add_argument(
-        "--split", default="test", choices=("valid", "test"), help="valid to choose, test to report"
+        "--split",
+        default="test",
+        choices=("valid", "test"),
+        help="valid to choose between methods, test to report",
     )
     parser.add_argument(
         "--hold-out",
@@ -84,12 +88,12 @@ def run(args: Namespace) -> int:
 
     out = Path(args.out or f"reproduce_{Path(args.data).name}_{Path(args.model).name}")
     arms = choose_arms(args.arms)
-    known = _budget(args, out, any(arm.trains for arm in arms))
+    tokens = _budget(args, out, any(arm.trains for arm in arms))
     plan = Plan(
         data=args.data,
         model=args.model,
         arms=tuple(arm.name for arm in arms),
-        tokens=1 if known is None else known,  # until the speed is known
+        tokens=1 if tokens is None else tokens,  # 1 until the training speed is measured
         root=args.root,
         seeds=args.seeds,
         learning_rates=tuple(args.lr),
@@ -101,14 +105,14 @@ def run(args: Namespace) -> int:
         sids=SidConfig(args.levels, args.codes, args.method, args.encoder),
         training=TrainConfig(context_dropout=args.context_dropout, **training_config(args)),
     )
-    if known is None:
+    if tokens is None:
         plan = replace(plan, tokens=tokens_for(plan, args.minutes))
     start = time.perf_counter()
 
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - start:6.0f} s] {text}", flush=True)
 
-    say(f"{plan.tokens} training tokens a run")
+    say(f"{plan.tokens} training tokens per run")
     reproduce(plan, out, say, args.keep_models)
     if not first_process():
         return 0
@@ -119,14 +123,14 @@ def run(args: Namespace) -> int:
 
 
 def _budget(args: Namespace, out: Path, trains: bool) -> int | None:
-    """The tokens asked for, else those of the experiment that is there already, 0 where nothing
-    trains; None where they follow from the time given."""
+    """The training tokens per run: those given, else those of the experiment that `out` holds, or 0
+    if no method trains. None if they follow from `--minutes`."""
     if args.tokens is not None:
         return int(args.tokens)
     config = out / "config.json"
-    known = int(json.loads(config.read_text())["tokens"]) if config.is_file() else 0
-    if known or not trains:
-        return known
+    earlier = int(json.loads(config.read_text())["tokens"]) if config.is_file() else 0
+    if earlier or not trains:
+        return earlier
     if args.minutes is None:
         raise ValueError("reproduce: --tokens or --minutes must be given (got neither)")
     return None

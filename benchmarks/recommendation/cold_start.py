@@ -1,5 +1,5 @@
-"""Items held out on purpose: they leave every training dialogue and the quantizer's fit, and get
-SIDs from the frozen quantizer, as an item would that joins the catalogue after training."""
+"""Holds items out of training. They leave every training dialogue and the quantizer's fit, and get
+their SIDs from the frozen quantizer, like an item that joins the catalogue after training."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from crs_fast.crs.evaluation.targets import recommendation_targets
 def hold_out(
     dataset: CrsDataset, share: float, seed: int = 0, split: str = "test"
 ) -> tuple[CrsDataset, frozenset[str]]:
-    """Hold out a share of the items that are targets in a split and named in training.
+    """Hold out a share of the items that are targets in a split and also named in training.
 
-    A training dialogue that names one ends before that turn, so that no context holds it either.
+    A training dialogue that names such an item ends before that turn, so that no context holds the
+    item either.
 
     Args:
         share: in (0, 1); at least one item is held out.
 
     Returns:
-        The data set with its "train" split cut, and the ids of the items held out.
+        The data set with its "train" split cut, and the ids of the held-out items.
 
     Raises:
-        ValueError: share outside (0, 1), or no item to hold out.
+        ValueError: share is outside (0, 1), or there is no item to hold out.
     """
     if not 0 < share < 1:
         raise ValueError(f"hold_out: share must lie in (0, 1) (got {share})")
@@ -40,8 +41,8 @@ def hold_out(
 
 
 def without(dialogues: Iterable[Dialogue], held: frozenset[str]) -> tuple[Dialogue, ...]:
-    """Dialogues to train on: each ends before the first turn that names an item held out, and those
-    of which nothing is left are gone."""
+    """The dialogues to train on: each ends before the first turn that names a held-out item, and
+    dialogues without any turn left are dropped."""
     return tuple(cut for d in dialogues if (cut := _before(d, held)).turns)
 
 

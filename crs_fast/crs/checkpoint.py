@@ -1,12 +1,13 @@
-"""A trained system as one directory, checked piece against piece when it is read.
+"""A trained recommender as one directory. When it is read, its parts are checked against each
+other.
 
     config.json, model.safetensors, tokenizer*   the model; `AutoModelForCausalLM` loads it too
     sids/trie.safetensors                        the catalogue's SIDs, or titles (`SidTrie.save`)
     items.jsonl                                  the item table
-    crs_fast.json                                what must fit together: token ids, checksums
+    crs_fast.json                                the manifest: token ids and checksums to compare
 
-A LoRA adapter is merged into the model before it is saved, so a reader needs no PEFT; the
-adapter alone stands in the training checkpoints.
+A LoRA adapter is merged into the model before saving, so that loading needs no PEFT. The adapter
+itself is in the training checkpoints.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ FORMAT_VERSION = 1
 MANIFEST = "crs_fast.json"
 TRIE = "sids/trie.safetensors"
 ITEMS = "items.jsonl"
-KEPT = ("training",)  # what a run leaves beside the bundle and saving must not delete
+KEPT = ("training",)  # a folder of the training run, which saving must not delete
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Everything a recommender needs. `items` stand in catalogue order."""
+    """Everything that a recommender needs. `items` are in catalogue order."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -69,18 +70,18 @@ def save_bundle(
     quantizer: str | None = None,
     max_length: int = 768,
 ) -> Path:
-    """Write a model directory, whole or not at all. An earlier bundle there is replaced; its
-    `training/` stays.
+    """Write a model directory, either completely or not at all. An earlier bundle there is
+    replaced, but its folder `training/` is kept.
 
     Args:
         path: the directory.
-        backbone: model and tokenizer; a PEFT model is merged first.
+        backbone: model and tokenizer; the adapter of a PEFT model is merged first.
         items: the catalogue; the trie must hold the same items.
         quantizer: `fingerprint()` of the quantizer that made the SIDs, or None.
-        max_length: of the sequences the model was trained on.
+        max_length: maximum length of the sequences that the model was trained on.
 
     Raises:
-        ValueError: the parts don't fit together, or `path` holds something else.
+        ValueError: the parts do not fit together, or `path` holds something other than a bundle.
     """
     path = Path(path)
     model, tokenizer = backbone
@@ -108,7 +109,7 @@ def save_bundle(
             "sha256": {name: _sha256(partial / name) for name in (TRIE, ITEMS)},
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        # mkdtemp and safetensors let nobody else read.
+        # mkdtemp and safetensors create files that only their owner may read.
         mask = umask()
         for entry in (partial, *partial.rglob("*")):
             entry.chmod((0o777 if entry.is_dir() else 0o666) & ~mask)
@@ -122,13 +123,13 @@ def check_folder(argument: str, path: Path) -> None:
     """Refuse a path that saving a bundle must not replace.
 
     Args:
-        argument: who asks, and what the path is called there.
+        argument: the function and the argument that the error names.
 
     Raises:
-        ValueError: it is no folder, or holds something else.
+        ValueError: the path is a file, or a folder that holds something other than a bundle.
     """
-    held = {entry.name for entry in path.iterdir()} - set(KEPT) if path.is_dir() else set()
-    if path.is_file() or (held and MANIFEST not in held):
+    entries = {entry.name for entry in path.iterdir()} - set(KEPT) if path.is_dir() else set()
+    if path.is_file() or (entries and MANIFEST not in entries):
         raise ValueError(f"{argument} must be empty or hold a bundle (got {path})")
 
 
@@ -152,17 +153,17 @@ def load_bundle(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Bundle:
-    """Read a model directory and refuse one whose parts don't belong together.
+    """Read a model directory; refuse it if its parts do not belong together.
 
     Args:
-        quantizer: `fingerprint()` the SIDs must have been made with; None takes any.
-        dtype: of the weights; None keeps the saved one.
+        quantizer: `fingerprint()` of the quantizer that must have made the SIDs; None accepts any.
+        dtype: dtype of the weights; None keeps the saved one.
         device: where the model goes, the CPU if None. The trie stays on the CPU.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: another format version, a file that was changed or exchanged, a tokenizer with
-            other ids, an embedding without the new rows, SIDs of another quantizer.
+        ValueError: the format version is another, a file was changed or exchanged, the tokenizer
+            has other ids, the embedding lacks the new rows, or the SIDs are of another quantizer.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -234,13 +235,13 @@ def _check_tokenizer(
 
 
 def _check_items(op: str, trie: SidTrie, items: Sequence[Item]) -> None:
-    held = {str(item_id) for item_id in trie.item_ids.tolist()}
+    in_trie = {str(item_id) for item_id in trie.item_ids.tolist()}
     listed = {item.item_id for item in items}
-    if held != listed or len(listed) != len(items):
-        odd = sorted(held ^ listed)[:3]
+    if in_trie != listed or len(listed) != len(items):
+        in_one = sorted(in_trie ^ listed)[:3]
         raise ValueError(
             f"{op}: the trie and the item table must hold the same items "
-            f"(got {len(held)} and {len(items)}; in one only: {odd})"
+            f"(got {len(in_trie)} and {len(items)}; in one only: {in_one})"
         )
 
 

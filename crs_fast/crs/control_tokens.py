@@ -1,6 +1,6 @@
-"""The tokens that say what a response is: its mode, and where its words begin.
+"""The control tokens of a response: its mode, and `<RESP>`, where its words begin.
 
-A mode is "chat" or "rec", or a finer way of one of them, such as "rec:explain".
+A mode is "chat" or "rec", or one of these with an intent, such as "rec:explain".
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ MODES = (CHAT, REC)
 
 
 def split_mode(mode: str) -> tuple[str, str]:
-    """ "rec:explain" -> "rec" and "explain"; the intent of "rec" is ""."""
+    """Split "rec:explain" into "rec" and "explain"; the intent of "rec" is ""."""
     coarse, _, intent = mode.partition(":")
     return coarse, intent
 
 
 def likelier_mode(rec_probability: float) -> str:
-    """REC above 0.5, else CHAT."""
+    """REC if its probability is above 0.5, else CHAT."""
     return REC if rec_probability > 0.5 else CHAT
 
 
 @dataclass(frozen=True, slots=True)
 class ControlTokens:
-    """Token ids of `<RESP>`, `<MODE=CHAT>` and `<MODE=REC>`, and of finer modes by their names:
-    `fine["rec:explain"]` is `<MODE=REC:explain>`."""
+    """The token ids of `<RESP>`, `<MODE=CHAT>` and `<MODE=REC>`, and of finer modes by name:
+    `fine["rec:explain"]` is the id of `<MODE=REC:explain>`."""
 
     resp: int
     chat: int
@@ -50,16 +50,17 @@ class ControlTokens:
         model: PreTrainedModel | None = None,
         fine: Sequence[str] = (),
     ) -> ControlTokens:
-        """Add the control tokens to a tokenizer, and rows for them to a model (both in place).
+        """Add the control tokens to a tokenizer, and their embedding rows to a model, both in
+        place.
 
         Raises:
-            ValueError: a finer mode that is neither "chat:<intent>" nor "rec:<intent>".
+            ValueError: a finer mode is neither "chat:<intent>" nor "rec:<intent>".
         """
         parts = [split_mode(mode) for mode in fine]
-        if odd := [m for m, (c, i) in zip(fine, parts, strict=True) if c not in MODES or not i]:
+        if wrong := [m for m, (c, i) in zip(fine, parts, strict=True) if c not in MODES or not i]:
             raise ValueError(
                 "ControlTokens.extend: fine must hold names 'chat:<intent>' or 'rec:<intent>' "
-                f"(got {odd[0]!r})"
+                f"(got {wrong[0]!r})"
             )
         names = [f"<MODE={coarse.upper()}:{intent}>" for coarse, intent in parts]
         resp, chat, rec, *rest = add_special_tokens(tokenizer, model, (*CONTROL, *names))
@@ -67,48 +68,48 @@ class ControlTokens:
 
     @property
     def modes(self) -> dict[str, int]:
-        """Every mode's token by its name, "chat" and "rec" first."""
+        """The token id of every mode by its name; "chat" and "rec" come first."""
         return {CHAT: self.chat, REC: self.rec, **self.fine}
 
     @property
     def tokens(self) -> list[int]:
-        """All control tokens."""
+        """The ids of all control tokens."""
         return [self.resp, *self.modes.values()]
 
     def rec_probability(self, logits: torch.Tensor) -> torch.Tensor:
-        """How likely REC is in all its ways together, against CHAT in all of its.
+        """The probability of REC against CHAT, each with all its intents together.
 
         Args:
-            logits: [n, M], of the tokens of `modes`.
+            logits: [n, M], the logits of the tokens in `modes`.
 
         Returns:
             float32 [n].
         """
-        ways = [at for at, mode in enumerate(self.modes) if split_mode(mode)[0] == REC]
-        return logits.float().softmax(1)[:, ways].sum(1)
+        rec_modes = [at for at, mode in enumerate(self.modes) if split_mode(mode)[0] == REC]
+        return logits.float().softmax(1)[:, rec_modes].sum(1)
 
     def likeliest_intents(self, logits: torch.Tensor) -> list[str | None]:
-        """The likeliest intent of each row, under CHAT and REC together; ties go to the first by
-        name. None where there are no finer modes.
+        """The likeliest intent per context, with CHAT and REC taken together; ties go to the first
+        name in alphabetical order. All are None if there are no finer modes.
 
         Args:
-            logits: [n, M], of the tokens of `modes`.
+            logits: [n, M], the logits of the tokens in `modes`.
         """
         if not self.fine:
             return [None] * len(logits)
-        ways: dict[str, list[int]] = {}
+        modes_of: dict[str, list[int]] = {}
         for at, mode in enumerate(self.modes):
             if intent := split_mode(mode)[1]:
-                ways.setdefault(intent, []).append(at)
-        names = sorted(ways)
-        chances = logits.float().softmax(1)
-        sums = chances.new_zeros(len(chances), len(names))  # [n, I]
-        for column, name in enumerate(names):
-            sums[:, column] = chances[:, ways[name]].sum(1)
-        return [names[i] for i in sums.argmax(1).tolist()]
+                modes_of.setdefault(intent, []).append(at)
+        intents = sorted(modes_of)
+        probabilities = logits.float().softmax(1)
+        sums = probabilities.new_zeros(len(probabilities), len(intents))  # [n, I]
+        for i, intent in enumerate(intents):
+            sums[:, i] = probabilities[:, modes_of[intent]].sum(1)
+        return [intents[i] for i in sums.argmax(1).tolist()]
 
 
 def new_tokens(vocab: Vocabulary, control: ControlTokens) -> list[int]:
-    """Ids of every token added for SIDs and modes, sorted."""
+    """The ids of all tokens that were added for SIDs and modes, sorted."""
     frame = [token for token in (vocab.begin, vocab.end) if token is not None]
     return sorted({*vocab.code_tokens().tolist(), *frame, *control.tokens})

@@ -1,4 +1,4 @@
-"""`Recommender`: a trained directory that answers messages."""
+"""`Recommender` answers messages with the model in a trained directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from crs_fast.crs.checkpoint import Bundle, load_bundle
 from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Mention, Turn, merge_turns
-from crs_fast.crs.data.entity_linking import TitleIndex
+from crs_fast.crs.data.entity_linking import MAX_CHARACTERS, TitleIndex
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
 
@@ -27,12 +27,12 @@ class Response:
     """One recommender turn.
 
     mode: "chat" or "rec"
-    items: (item id, title, score) best first; scores are sums of log-probs, 0.0 for an
-        item the caller gave. Empty in mode "chat"
-    text: the reply, titles in place of semantic IDs
-    rec_probability: how likely the model found "rec" against "chat"
-    named: items the reply names, in order
-    invalid_items: fragments of semantic IDs in the reply that are no item
+    items: (item id, title, score), best first. A score is a sum of log-probabilities, or 0.0 for
+        an item that the caller gave. Empty in mode "chat"
+    text: the reply, with titles in place of semantic IDs
+    rec_probability: the model's probability of "rec" against "chat"
+    named: ids of the items that the reply names, in order
+    invalid_items: number of fragments of semantic IDs in the reply that are no item
     """
 
     mode: str
@@ -44,10 +44,10 @@ class Response:
 
 
 class Recommender:
-    """A trained system: model, tokenizer, trie and item table of one directory.
+    """A trained recommender: model, tokenizer, trie and item table of one directory.
 
-    Make one with `Recommender.from_pretrained(dir)`. Holds no state of a conversation: that is what
-    a `TurnCache` is for.
+    Make one with `Recommender.from_pretrained(dir)`. It holds no state of a conversation; a
+    `TurnCache` does.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -62,12 +62,12 @@ class Recommender:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Recommender:
-        """Load a directory that training wrote; see `load_bundle` for what is refused."""
+        """Load a directory that training wrote; `load_bundle` lists the errors."""
         return cls(load_bundle(directory, dtype=dtype, device=device))
 
     @cached_property
     def index(self) -> TitleIndex:
-        """Finds the catalogue's titles in free text."""
+        """The index that finds the catalogue's titles in free text."""
         return TitleIndex(self.bundle.items)
 
     def respond(
@@ -87,33 +87,35 @@ class Recommender:
         temperature: float = 1.0,
         top_p: float = 1.0,
     ) -> Any:
-        """The next recommender turn: intent, then items, then words, on one prefill.
+        """Write the next recommender turn: its mode, then items, then words, from one prefill.
 
         Args:
             messages: [{"role": "user" | "assistant", "content": text}, ...], or a batch of such
                 lists. Titles in the text are linked to items unless the message brings its own
-                "items": [{"item_id", "start", "end"}, ...] (offsets may be absent).
+                "items": [{"item_id", "start", "end"}, ...] (offsets may be absent). A message
+                has at most 1,000,000 characters.
             mode: "chat" or "rec" forces the intent; None lets the model choose.
-            num_items: how many items to return at most, in mode "rec".
-            exclude: item ids that must not be recommended, nor named in the reply; for a batch one
-                collection a request.
-            item: force mode "rec" and this item, or these; the model writes the text.
-            num_named: how many of the items found stand before the reply, best first. Training
-                shows the model one, so more is more than it has learned.
+            num_items: the most items to return in mode "rec".
+            exclude: item ids that may be neither recommended nor named in the reply; for a batch,
+                one collection per request.
+            item: forces mode "rec" with this item, or with these; the model writes the text.
+            num_named: how many of the recommended items stand before the reply, best first. In
+                training it is one, so a larger number is outside what the model has learned.
             num_beams: width of the beam search over items, at least `num_items`.
             normalize: see `crs_fast.recommend`.
-            cache: a `TurnCache` kept over the turns of one dialogue (or batch): only what was said
-                since the last turn is read.
-            max_new_tokens: of the reply; an item that is open then is finished.
+            cache: a `TurnCache` that is kept over the turns of one dialogue (or batch). Then the
+                model reads only what was said since the last turn.
+            max_new_tokens: the most tokens of the reply; an item that is open then is finished.
             do_sample, temperature, top_p: how the reply's words are chosen (greedy by default).
 
         Returns:
-            A `Response`, or a list of them for a batch. Where exclusion leaves no item, the mode is
+            A `Response`, or a list of them for a batch. If `exclude` leaves no item, the mode is
             "chat".
 
         Raises:
-            ValueError: an unknown role or mode, an item with mode "chat", no message, an item id
-                that is not in the catalogue, or more items than beams.
+            ValueError: a role or mode is unknown, an item is given with mode "chat", there is no
+                message or one that is too long, an item id is not in the catalogue, or `num_items`
+                exceeds `num_beams`.
         """
         single = not messages or isinstance(messages[0], Mapping)
         batch: list[Messages] = [messages] if single else list(messages)
@@ -125,8 +127,8 @@ class Recommender:
         levels = self.bundle.vocab.num_levels
         reply = 2 + named * (levels + 2) + max_new_tokens
         reserve = min(reply, builder.max_length // 2)
-        # The tree's slots, all levels' but the last, are dropped before a reply is written; its
-        # last item may need some tokens more.
+        # The search needs tree positions for all levels but the last. They are dropped before the
+        # reply is written, which may exceed max_new_tokens to finish its last item.
         room = max(2 + num_beams * (levels - 1), reply + levels + 1)
         contexts = [builder.context(self.turns(one), reserve=reserve) for one in batch]
         turns = TurnBatch(self.bundle, contexts, cache, room=room)
@@ -134,8 +136,8 @@ class Recommender:
         trie = self.bundle.trie
         filters = [trie.filter(deny=list(ids)) if ids else None for ids in excluded]
         items = self._items(turns, modes, given, filters, num_items, num_beams, normalize)
-        modes = [REC if found else CHAT for found in items]
-        prefixes = [self._prefix([i for i, _, _ in found[:named]]) for found in items]
+        modes = [REC if ranking else CHAT for ranking in items]
+        prefixes = [self._prefix([i for i, _, _ in ranking[:named]]) for ranking in items]
         replies = turns.write(
             prefixes,
             max_new_tokens=max_new_tokens,
@@ -151,7 +153,7 @@ class Recommender:
         return responses[0] if single else responses
 
     def _prefix(self, item_ids: list[str]) -> list[int]:
-        """How a reply that names these items begins; without any it is a chat reply."""
+        """The tokens with which a reply about these items begins; without items, a chat reply."""
         builder, control = self.bundle.builder, self.bundle.control
         if not item_ids:
             return builder.prefix(CHAT)
@@ -159,7 +161,7 @@ class Recommender:
         return [control.rec, *blocks, control.resp]
 
     def turns(self, messages: Messages) -> tuple[Turn, ...]:
-        """Messages as turns, titles linked to items."""
+        """The messages as turns, with titles linked to items."""
         return merge_turns([self._turn(message) for message in messages])
 
     def _turn(self, message: Message) -> Turn:
@@ -168,6 +170,11 @@ class Recommender:
             raise ValueError(
                 f"respond: a message must have a role of {sorted(ROLES)} and a content string "
                 f"(got {dict(message)!r})"
+            )
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(
+                f"respond: a message must have at most {MAX_CHARACTERS} characters "
+                f"(got {len(text)})"
             )
         given = message.get("items")
         if given is None:
@@ -189,7 +196,7 @@ class Recommender:
             raise ValueError("respond: messages must hold at least one message (got none)")
         if len(excluded) != len(batch):
             raise ValueError(
-                f"respond: exclude must hold one collection a request, {len(batch)} "
+                f"respond: exclude must hold one collection per request, {len(batch)} "
                 f"(got {len(excluded)})"
             )
         if mode is not None and (mode not in MODES or (mode == CHAT and items)):
@@ -207,8 +214,8 @@ class Recommender:
                 "respond: num_named must be at least 1 and at most num_items "
                 f"(got {num_named} and {num_items})"
             )
-        wanted = [i for ids in excluded for i in ids or ()] + items
-        unknown = [i for i in wanted if i not in self.titles]
+        given = [i for ids in excluded for i in ids or ()] + items
+        unknown = [i for i in given if i not in self.titles]
         if unknown:
             raise ValueError(
                 f"respond: exclude and item must be ids of the catalogue (got {unknown[0]!r})"
@@ -229,19 +236,19 @@ class Recommender:
         num_beams: int,
         normalize: str,
     ) -> list[list[tuple[str, str, float]]]:
-        """(id, title, score) of each request's items, best first; [] in mode "chat"."""
+        """For each request, (id, title, score) of its items, best first; [] in mode "chat"."""
         if given:
             return [[(item, self.titles[item], 0.0) for item in given] for _ in modes]
         rows = [row for row, mode in enumerate(modes) if mode == REC]
-        found: list[list[tuple[str, str, float]]] = [[] for _ in modes]
+        rankings: list[list[tuple[str, str, float]]] = [[] for _ in modes]
         if not rows:
-            return found
-        mine = _stacked([filters[row] for row in rows])
-        out = turns.rank(rows, num_beams=num_beams, normalize=normalize, filters=mine)
+            return rankings
+        stacked = _stacked([filters[row] for row in rows])
+        out = turns.rank(rows, num_beams=num_beams, normalize=normalize, filters=stacked)
         for row, ids, scores in zip(rows, out.items, out.item_scores, strict=True):
             pairs = list(zip(map(str, ids), scores, strict=True))[:num_items]
-            found[row] = [(i, self.titles[i], score) for i, score in pairs]
-        return found
+            rankings[row] = [(i, self.titles[i], score) for i, score in pairs]
+        return rankings
 
     def _response(
         self,
@@ -257,5 +264,5 @@ class Recommender:
 
 
 def _stacked(filters: Sequence[ItemFilter | None]) -> ItemFilter | None:
-    """One filter a request; None where nobody has one."""
+    """The filters of all requests as one; None if no request has a filter."""
     return None if all(f is None for f in filters) else ItemFilter.stack(filters)

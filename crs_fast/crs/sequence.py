@@ -5,9 +5,9 @@
     User: the nineties
     Assistant:<MODE=REC><BOI><a_1><b_2><EOI><RESP> you may like <BOI><a_1><b_2><EOI><eos>
 
-Everything up to the last `Assistant:` is the context, what follows is the response. Only the
-response carries a mode and a target; past turns stand as plain utterances, so a context only ever
-grows and the next turn's cache is good up to here.
+Everything up to the last `Assistant:` is the context; what follows is the response. Only the
+response carries a mode and a target. Past turns are plain utterances, so a context only grows, and
+the next turn can reuse the cache of this context.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from crs_fast.crs.control_tokens import CHAT, REC, ControlTokens, split_mode
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue, Turn
+from crs_fast.crs.text_tokens import TextTokens
 from crs_fast.trie import SidTrie, Vocabulary
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ LABELS = {SEEKER: "User:", RECOMMENDER: "Assistant:"}
 
 
 def trie_sids(trie: SidTrie, vocab: Vocabulary | None = None) -> dict[str, list[int]]:
-    """Codes of every item of a trie, padding left out, in the trie's own item order. Titles end in
-    `vocab.end` inside the trie already; it is left out, too."""
+    """The codes of every item of a trie without padding, in the trie's item order. In a trie of
+    titles each title ends in `vocab.end`, which is left out too."""
     sids = trie.sids()
     if vocab is not None and vocab.end is not None:
         sids = sids.masked_fill(vocab.encode(sids) == vocab.end, -1)
@@ -40,8 +41,8 @@ def trie_sids(trie: SidTrie, vocab: Vocabulary | None = None) -> dict[str, list[
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One training instance: `response` is what the loss is taken on. `item_id` is the target,
-    None for a reply without items."""
+    """One training instance. The loss is taken on `response`. `item_id` is the target, or None for
+    a reply without items."""
 
     turn_index: int
     item_id: str | None
@@ -51,8 +52,9 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Which parts a response has. All three are GCRS; `words` alone is an ordinary language model
-    that names items inside its text; `item` alone is a recommender that says nothing."""
+    """Which parts a response has. With all three it is GCRS. With `words` alone the model is an
+    ordinary language model that names items inside its text; with `item` alone it recommends
+    without words."""
 
     mode: bool = True
     item: bool = True
@@ -63,24 +65,25 @@ GCRS = Layout()
 
 
 def _line(text: str) -> str:
-    # A line break inside an utterance would let people write turns of the other role.
+    # With a line break inside an utterance, a user could write turns of the other role.
     return text.replace("\r", " ").replace("\n", " ")
 
 
 class SequenceBuilder:
-    """Turns into token ids and back.
+    """Converts turns to token ids, and token ids back to text and items.
 
     Args:
-        tokenizer: holds the tokens of `vocab` and `control`.
-        vocab: code tokens; `begin` and `end` must be set.
+        tokenizer: a tokenizer that has the tokens of `vocab` and `control`, as special tokens, so
+            that nobody can type an item or a mode.
+        vocab: the tokens of codes; `begin` and `end` must be set.
         control: ids of the control tokens.
-        sids: codes of every item of the catalogue; -1 (padding of a ragged row) is left out.
-        max_length: context and response together have at most so many tokens.
+        sids: the codes of every item of the catalogue; -1, which pads a shorter SID, is left out.
+        max_length: the most tokens that context and response may have together.
         layout: the parts of a response.
 
     Raises:
-        ValueError: `vocab` has no begin or end, the tokenizer has no end-of-sequence token, or
-            `max_length` is too short for a SID and a reply.
+        ValueError: `vocab` has no begin or no end, its tokens are no special tokens, the tokenizer
+            has no end-of-sequence token, or `max_length` is too small for a SID and a reply.
     """
 
     def __init__(
@@ -102,16 +105,29 @@ class SequenceBuilder:
         self.eos: int = int(eos)
         self.begin, self.end = vocab.begin, vocab.end
         self._sid_tokens = {self.begin, self.end, *vocab.code_tokens().tolist()}
+        self._check_typed_text()
         self._codes = self._code_tokens(sids)
         self._items: dict[tuple[int, ...], str] = {}
         for item_id, codes in self._codes.items():
             self._items.setdefault(codes, item_id)
+        reserved = {self.begin, self.end, self.eos, *control.tokens, *self._sid_tokens}
+        self._pieces = TextTokens(tokenizer, reserved)
         self._labels = {role: self.text(label) for role, label in LABELS.items()}
         self._newline = self.text("\n")
         shortest = len(self.prompt) + vocab.num_levels + 8
         if max_length < shortest:
             raise ValueError(
                 f"SequenceBuilder: max_length must be at least {shortest} (got {max_length})"
+            )
+
+    def _check_typed_text(self) -> None:
+        added = self.tokenizer.added_tokens_decoder
+        plain = [t for t in sorted(self._sid_tokens) if t not in added or not added[t].special]
+        if plain:
+            name = self.tokenizer.convert_ids_to_tokens(plain[0])
+            raise ValueError(
+                "SequenceBuilder: tokens of vocab must be special tokens, else people could "
+                f"type items (got {name!r}, a plain token); use SidVocab.extend(…, special=True)"
             )
 
     def _code_tokens(self, sids: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
@@ -135,7 +151,7 @@ class SequenceBuilder:
 
     @property
     def prompt(self) -> list[int]:
-        """Tokens of `Assistant:`, the end of every context."""
+        """The token ids of `Assistant:`, with which every context ends."""
         return self._labels[RECOMMENDER]
 
     def text(self, text: str) -> list[int]:
@@ -145,12 +161,7 @@ class SequenceBuilder:
 
     def _texts(self, texts: list[str]) -> list[list[int]]:
         """`text` of many, in one call of the tokenizer: a call costs more than a line."""
-        if not texts:
-            return []
-        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True)
-        return [
-            list(ids) if text else [] for text, ids in zip(texts, encoded["input_ids"], strict=True)
-        ]
+        return self._pieces.encode(texts)
 
     def item(self, item_id: str) -> list[int]:
         """`[begin, codes..., end]`.
@@ -165,18 +176,19 @@ class SequenceBuilder:
         return [self.begin, *self._codes[item_id], self.end]
 
     def item_of(self, tokens: Sequence[int]) -> str | None:
-        """The item whose `[begin, codes..., end]` these tokens are, the first where several share
-        their codes; None where they are no item's."""
+        """The item whose `[begin, codes..., end]` these tokens are, or None. If several items share
+        their codes, it is the first of them."""
         whole = len(tokens) > 2 and tokens[0] == self.begin and tokens[-1] == self.end
         return self._items.get(tuple(tokens[1:-1])) if whole else None
 
     def utterance(self, turn: Turn) -> list[int]:
-        """The turn's text, after one space, with located mentions as SIDs. Mentions of items
-        outside the catalogue stay text; line breaks become spaces."""
+        """The turn's text after one space, with SIDs in place of the mentions whose position in the
+        text is known. Mentions of items outside the catalogue stay text; line breaks become
+        spaces."""
         return self._utterances([turn])[0]
 
     def _utterances(self, turns: Sequence[Turn]) -> list[list[int]]:
-        """`utterance` of many."""
+        """`utterance` of many turns, with one call of the tokenizer."""
         parts = [self._parts(turn) for turn in turns]
         lines = iter(self._texts([p for of_turn in parts for p in of_turn if isinstance(p, str)]))
         return [
@@ -185,7 +197,8 @@ class SequenceBuilder:
         ]
 
     def _parts(self, turn: Turn) -> list[str | list[int]]:
-        """Text, a SID's tokens, text, ..., text."""
+        """The parts of an utterance: text, the tokens of a SID, text, and so on; it begins and ends
+        with text."""
         parts: list[str | list[int]] = []
         text = " "
         for piece, item_id in turn.pieces():
@@ -197,15 +210,15 @@ class SequenceBuilder:
         return [*parts, _line(text)]
 
     def turns(self, turns: Sequence[Turn]) -> list[list[int]]:
-        """Past turns, one by one: role label, utterance, line break."""
+        """The token ids of each past turn: role label, utterance, line break."""
         return list(map(self._past, turns, self._utterances(turns)))
 
     def _past(self, turn: Turn, utterance: list[int]) -> list[int]:
         return [*self._labels[turn.role], *utterance, *self._newline]
 
     def context(self, turns: Sequence[Turn], reserve: int = 0) -> list[int]:
-        """All of `turns` and the prompt `Assistant:`, the left cut off (never inside a SID) so
-        that `reserve` more tokens fit into `max_length`.
+        """All of `turns`, then the prompt `Assistant:`. The left end is cut off, never inside a
+        SID, so that `reserve` more tokens fit into `max_length`.
 
         Raises:
             ValueError: `reserve` leaves no room for the prompt.
@@ -223,16 +236,31 @@ class SequenceBuilder:
                 f"{self.max_length - len(self.prompt)} (got {reserve})"
             )
         past = self.turns(turns[: max(ends, default=0)])
-        return [self._cut_left([*chain(*past[:end]), *self.prompt], budget) for end in ends]
+        return [self._cut_left([*self._last(past[:end]), *self.prompt], budget) for end in ends]
+
+    def _last(self, past: Sequence[list[int]]) -> list[int]:
+        """The end of the past, at least all that a context can hold: a long dialogue is not put
+        together anew for every turn. An item is far shorter than what is kept, so that a cut in
+        the part that a context holds still sees whether it is inside one."""
+        kept: list[list[int]] = []
+        length = 0
+        for tokens in reversed(past):
+            kept.append(tokens)
+            length += len(tokens)
+            if length >= 2 * self.max_length:
+                break
+        return list(chain.from_iterable(reversed(kept)))
 
     def prefix(self, mode: str, item_id: str | None = None) -> list[int]:
-        """How a response begins: `<MODE=CHAT><RESP>`; `<MODE=REC><BOI>SID<EOI><RESP>`; or, for
-        mode "rec" without an item, `<MODE=REC><BOI>`, where the search for one starts. Parts that
-        the layout lacks are left out; without the item part the search starts in the words. A finer
-        mode of `control` stands where its coarse one would.
+        """The token ids with which a response begins.
+
+        This is `<MODE=CHAT><RESP>` or `<MODE=REC><BOI>SID<EOI><RESP>`; or, for mode "rec" without
+        an item, `<MODE=REC><BOI>`, from where an item is searched. Parts that the layout lacks are
+        left out; without the item part the search starts in the words. A finer mode takes the place
+        of its coarse one.
 
         Raises:
-            ValueError: an unknown mode, or an item with mode "chat".
+            ValueError: the mode is unknown, or an item is given with mode "chat".
         """
         modes, (coarse, _) = self.control.modes, split_mode(mode)
         if mode not in modes or (coarse == CHAT and item_id is not None):
@@ -249,9 +277,9 @@ class SequenceBuilder:
         return [*opening, *item, *words]
 
     def response(self, turn: Turn, item_id: str | None = None) -> list[int]:
-        """A recommender turn as the model should write it, with its mode (the finer one of its
-        intent, if there is a token for it) and target. One that would not fit into `max_length`
-        loses its right end."""
+        """A recommender turn as the model should write it, with its mode and its target. The mode
+        is the finer one of the turn's intent if there is a token for it. A response that does not
+        fit into `max_length` is cut off at its right end."""
         return self._response(turn, self.utterance(turn), item_id)
 
     def _response(self, turn: Turn, utterance: list[int], item_id: str | None) -> list[int]:
@@ -263,11 +291,12 @@ class SequenceBuilder:
         return self._cut_right([*prefix, *words, self.eos], budget)
 
     def instances(self, dialogue: Dialogue) -> list[Instance]:
-        """One instance for each distinct item of each recommender turn (those whose place in the
-        text is unknown too), and one for each recommender turn without items. A layout without
-        items has one instance a turn, one without words none where nothing is recommended."""
+        """The training instances of a dialogue: one per distinct item of each recommender turn
+        (also of items whose position in the text is unknown), and one per recommender turn without
+        items. A layout without the item has one instance per turn; a layout without words has none
+        for turns that recommend nothing."""
         out: list[Instance] = []
-        past: list[int] = []
+        past: list[list[int]] = []
         utterances = self._utterances(dialogue.turns)
         for index, (turn, utterance) in enumerate(zip(dialogue.turns, utterances, strict=True)):
             if turn.role == RECOMMENDER:
@@ -276,11 +305,12 @@ class SequenceBuilder:
                     targets = targets[:1]
                 if self.layout.words:
                     targets = targets or [None]
+                before = [*self._last(past), *self.prompt] if targets else []
                 for item_id in targets:
                     response = self._response(turn, utterance, item_id)
-                    context = self._cut_left(past + self.prompt, self.max_length - len(response))
+                    context = self._cut_left(before, self.max_length - len(response))
                     out.append(Instance(index, item_id, tuple(context), tuple(response)))
-            past += self._past(turn, utterance)
+            past.append(self._past(turn, utterance))
         return out
 
     def _cut_left(self, tokens: list[int], budget: int) -> list[int]:
@@ -296,38 +326,30 @@ class SequenceBuilder:
         return tokens[:stop]
 
     def _inside(self, tokens: list[int], at: int) -> bool:
-        """Whether a cut before `tokens[at]` would split an item: one begins further left and has
-        not ended."""
+        """Whether a cut before `tokens[at]` would split an item, one that begins further left and
+        has not ended there."""
         for token in reversed(tokens[:at]):
             if token in (self.begin, self.end):
                 return token == self.begin
         return False
 
     def decode(self, token_ids: Sequence[int], titles: Mapping[str, str]) -> str:
-        """Text with titles for whole SIDs. Special tokens, and SID fragments that are no item, are
-        left out; leading and trailing white space is stripped.
+        """The text of these tokens, with a title in place of each whole SID. Special tokens and
+        fragments of SIDs that are no item are left out. White space at both ends is stripped.
 
         Args:
-            token_ids: what the model wrote after `<RESP>`.
-            titles: what to show for an item; its id where it has no entry.
+            token_ids: the tokens that the model wrote after `<RESP>`.
+            titles: the text to show for each item; an item without an entry is shown by its id.
         """
-        parts = []
-        for tokens, item_id in self._segments(token_ids):
-            if item_id is not None:
-                parts.append(titles.get(item_id, item_id))
-            elif tokens:
-                parts.append(self._plain(tokens))
-        return "".join(parts).strip()
-
-    def _plain(self, tokens: list[int]) -> str:
-        text = self.tokenizer.decode(
-            tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
-        return str(text)
+        parts = [
+            tokens if item_id is None else titles.get(item_id, item_id)
+            for tokens, item_id in self._segments(token_ids)
+        ]
+        return self._pieces.decode(parts).strip()
 
     def sid_fragments(self, token_ids: Sequence[int]) -> tuple[list[str], int]:
-        """Items named by whole SIDs, in order, and the number of runs of SID tokens (begin, end,
-        codes) that are no item."""
+        """The items that whole SIDs name, in order, and the number of runs of SID tokens (begin,
+        end, codes) that are no item."""
         items: list[str] = []
         invalid = 0
         for tokens, item_id in self._segments(token_ids):
@@ -338,8 +360,8 @@ class SequenceBuilder:
         return items, invalid
 
     def _segments(self, token_ids: Sequence[int]) -> Iterator[tuple[list[int], str | None]]:
-        """(text tokens, None), (an item's tokens, item) and, for a run of SID tokens that is no
-        item, ([], None)."""
+        """Yield (tokens, None) for text, (tokens, item id) for an item, and ([], None) for a run of
+        SID tokens that is no item."""
         tokens = [int(token) for token in token_ids]
         at = 0
         while at < len(tokens):
@@ -362,8 +384,8 @@ class SequenceBuilder:
             at = stop
 
     def _item_end(self, tokens: list[int], at: int) -> int | None:
-        """Where the item that begins at `at` ends; None where none does. A title's tokens are words
-        elsewhere, so only the whole says that it is an item."""
+        """The end of the item that begins at `at`, or None if none begins there. The tokens of a
+        title are also ordinary words, so only the whole run shows that it is an item."""
         if tokens[at] != self.begin or self.end not in tokens[at:]:
             return None
         stop = tokens.index(self.end, at) + 1

@@ -1,4 +1,4 @@
-"""One recommender turn for a batch of contexts, on one prefill: mode, item, words."""
+"""One recommender turn for a batch of contexts, from one prefill: mode, then item, then words."""
 
 from __future__ import annotations
 
@@ -28,41 +28,42 @@ if TYPE_CHECKING:
 
 @dataclass
 class TurnCache:
-    """What the next turn of a dialogue (or of a batch of dialogues) can reuse: keys and values of
-    the tokens both contexts begin with. Give the same one to every `respond`; it holds one cache of
-    the model, is changed by each use, and serves one thread at a time."""
+    """What the next turn of a dialogue, or of a batch of dialogues, can reuse: the keys and values
+    of the tokens with which both contexts begin. Give the same cache to every `respond` of a
+    dialogue. Each use changes it, and only one thread may use it at a time."""
 
     prompt: Prompt | None = None
 
     @classmethod
     @torch.no_grad()
     def of(cls, bundle: Bundle, contexts: Sequence[Sequence[int]]) -> TurnCache:
-        """A cache that holds contexts already; empty for a model that can't hold a prompt."""
+        """A cache that is filled with these contexts; empty if the model cannot read token
+        trees."""
         ids, mask = _left_padded(bundle, contexts)
-        held = _holds(bundle.model, ids.shape[1])
-        return cls(Prompt(bundle.model, ids, mask) if held else None)
+        reads_trees = _holds(bundle.model, ids.shape[1])
+        return cls(Prompt(bundle.model, ids, mask) if reads_trees else None)
 
     def branch(self, rows: list[int]) -> TurnCache:
-        """A cache of its own for some rows of the batch, in any order and any number of times."""
+        """A new cache for some requests of the batch, in any order and with repetitions."""
         if self.prompt is None:
             return TurnCache()
-        self.prompt.crop()  # what a reply left behind
+        self.prompt.crop()  # drops what an earlier reply appended
         return TurnCache(self.prompt.copy(rows))
 
 
 class TurnBatch:
-    """Contexts ending in `Assistant:`, prefilled once; every question about the turn that follows
-    is answered from that cache.
+    """Contexts that end in `Assistant:` and are prefilled once. Mode, items and words of the turn
+    that follows are all computed from this cache.
 
-    A model that can't hold a token tree, or whose attention window is too short for one, is asked
-    by `generate` instead, a prefill a question.
+    A model that cannot read a token tree, or whose attention window is too short for one, uses
+    `generate` instead, with a prefill for each of them.
 
     Args:
         bundle: model, tokenizer, trie.
         contexts: token ids of each context, see `SequenceBuilder.context`.
-        cache: of the turn before; updated.
-        room: columns and tree slots that `rank` and `write` are expected to need behind the
-            contexts; more is possible, for a copy of what is cached.
+        cache: the cache of the turn before; it is updated.
+        room: how many positions and tree positions `rank` and `write` are expected to need after
+            the contexts. If they need more, the cache is copied into a larger one.
     """
 
     @torch.no_grad()
@@ -88,25 +89,25 @@ class TurnBatch:
         else:
             rows = [model(input_ids=self.ids.new_tensor([row])).logits[0, -1] for row in contexts]
             logits = torch.stack(rows)[:, modes]
-        self.rec_probability = control.rec_probability(logits)  # [B]: of REC against CHAT
+        self.rec_probability = control.rec_probability(logits)  # [B]
         self.intents = control.likeliest_intents(logits)
 
     def _prefilled(
         self, contexts: Sequence[Sequence[int]], cache: TurnCache | None, room: int
     ) -> Prompt:
-        """A prompt of the contexts, from the cache as far as that holds their beginnings."""
+        """The prompt of the contexts; what the cache holds of their beginnings is reused."""
         if cache is None:
             return Prompt(self.bundle.model, self.ids, self.mask, room=room)
-        prompt, cache.prompt = cache.prompt, None  # lost if what follows fails half-way
-        known = None
-        # Windows count columns, also those that hold no token of a row.
+        prompt, cache.prompt = cache.prompt, None  # dropped if what follows raises an error
+        cached_lengths = None
+        # An attention window counts all positions of the cache, also those without a token.
         if prompt is not None and _fits(self.bundle.model, prompt.length + self.ids.shape[1]):
-            known = _common(prompt, self.bundle.model, contexts)
-        if prompt is None or known is None:
+            cached_lengths = _common(prompt, self.bundle.model, contexts)
+        if prompt is None or cached_lengths is None:
             prompt = Prompt(self.bundle.model, self.ids, self.mask, room=room)
         else:
-            prompt.rewind(self.ids.new_tensor(known))
-            rest = [context[n:] for context, n in zip(contexts, known, strict=True)]
+            prompt.rewind(self.ids.new_tensor(cached_lengths))
+            rest = [context[n:] for context, n in zip(contexts, cached_lengths, strict=True)]
             prompt.append(*_left_padded(self.bundle, rest))
         cache.prompt = prompt
         return prompt
@@ -120,28 +121,29 @@ class TurnBatch:
         normalize: str = "vocab",
         filters: ItemFilter | None = None,
     ) -> RecommendOutput:
-        """Items for some rows (default all), as if their mode were REC."""
-        everyone = list(range(self.ids.shape[0]))
-        rows = everyone if rows is None else list(rows)
+        """Recommend items for some requests (default all), as if their mode were REC."""
+        rows = list(range(self.ids.shape[0])) if rows is None else list(rows)
         bundle = self.bundle
         trie = _placed(bundle.trie, self.ids.device)
         opening = self.ids.new_tensor(bundle.builder.prefix("rec"))
-        how: dict[str, Any] = dict(num_beams=num_beams, normalize=normalize, filters=filters)
+        search: dict[str, Any] = dict(num_beams=num_beams, normalize=normalize, filters=filters)
         self._forget()
-        columns = opening.numel() + trie.num_levels
-        if self.prompt is None or not _fits(self.bundle.model, self.prompt.length + columns):
+        positions = opening.numel() + trie.num_levels
+        if self.prompt is None or not _fits(self.bundle.model, self.prompt.length + positions):
             ids = torch.cat([self.ids[rows], opening.expand(len(rows), -1)], 1)
             mask = torch.nn.functional.pad(self.mask[rows], (0, opening.numel()), value=True)
-            return recommend(bundle.model, ids, mask, trie=trie, vocab=bundle.vocab, **how)
+            return recommend(bundle.model, ids, mask, trie=trie, vocab=bundle.vocab, **search)
         prompt = self.prompt.select(rows)
         prompt.append(opening.expand(len(rows), -1))
-        tree = BeamTree(prompt, trie, bundle.vocab, **how)
+        tree = BeamTree(prompt, trie, bundle.vocab, **search)
         if prompt is self.prompt:
-            self._tree = tree  # stays in the cache: `write` may go on from one of its paths
+            self._tree = (
+                tree  # it stays in the cache, so that `write` may continue one of its paths
+            )
         return tree.output
 
     def _forget(self) -> None:
-        """Back to the contexts alone."""
+        """Drop everything behind the contexts from the cache."""
         if self.prompt is not None:
             self.prompt.crop(self._length)
         self._tree = None
@@ -157,28 +159,29 @@ class TurnBatch:
         top_p: float = 1.0,
         filters: ItemFilter | None = None,
     ) -> list[list[int]]:
-        """The words after each row's prefix (`SequenceBuilder.prefix`), without end-of-sequence.
+        """Write the words after each request's prefix (`SequenceBuilder.prefix`), without
+        end-of-sequence.
 
-        SIDs in the text are constrained to the catalogue, and to each row's filter. One that is
-        open when `max_new_tokens` is reached is finished first, so a reply never ends inside an
-        item. Where the prefixes name items that `rank` has just found, their keys and values are
-        kept from the tree. Spends the prefill: call it last.
+        SIDs in the text are constrained to the catalogue and to each request's filter. A SID that
+        is open when `max_new_tokens` is reached is finished first, so a reply never ends inside an
+        item. If the prefixes name items that `rank` has just found, their keys and values are taken
+        from its token tree. This changes the prefill, so call it last.
         """
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         bundle = self.bundle
         longest = max_new_tokens + bundle.vocab.num_levels + 1
-        columns = max(map(len, prefixes)) + longest
+        positions = max(map(len, prefixes)) + longest
         cached: dict[str, Any] = {}
-        context, seen = self.ids, self.mask
-        if self.prompt is not None and _fits(self.bundle.model, self._length + columns):
+        context, context_mask = self.ids, self.mask
+        if self.prompt is not None and _fits(self.bundle.model, self._length + positions):
             prefixes = self._kept(self.prompt, prefixes)
-            seen = self.prompt.mask
-            # What a masked column held once, an open SID say, is not part of the text.
-            context = self.prompt.ids.masked_fill(~seen, self.pad)
+            context_mask = self.prompt.mask
+            # Token ids at masked positions (of an open SID, for example) are not part of the text.
+            context = self.prompt.ids.masked_fill(~context_mask, self.pad)
             cached = dict(past_key_values=self.prompt.cache)
         ids, mask = _left_padded(bundle, prefixes)
-        ids, mask = torch.cat([context, ids], 1), torch.cat([seen, mask], 1)
+        ids, mask = torch.cat([context, ids], 1), torch.cat([context_mask, mask], 1)
         start, control = ids.shape[1], bundle.control
         processor = SidLogitsProcessor(_placed(bundle.trie, ids.device), bundle.vocab, filters)
         sampling: dict[str, Any] = (
@@ -206,20 +209,20 @@ class TurnBatch:
         return [self._until_eos(row) for row in out[:, start:].tolist()]
 
     def _kept(self, prompt: Prompt, prefixes: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """Keep the tree's path to each row's item, if it has one for every row: what is left of
-        the prefixes to feed."""
+        """Keep the tree's path to each request's item in the cache, if the tree has one for every
+        request. Returns the tokens of the prefixes that are still to be fed."""
         opening = self.bundle.builder.prefix("rec")
-        ways = [
+        paths = [
             None if self._tree is None else _path(self._tree, row, opening, list(prefix))
             for row, prefix in enumerate(prefixes)
         ]
-        found = [way for way in ways if way is not None]
-        if self._tree is None or len(found) < len(ways):
+        kept = [path for path in paths if path is not None]
+        if self._tree is None or len(kept) < len(paths):
             self._forget()
             return prefixes
-        self._tree.keep(self.ids.new_tensor([beam for beam, _ in found]))
+        self._tree.keep(self.ids.new_tensor([beam for beam, _ in kept]))
         self._tree = None
-        return [prefix[fed:] for prefix, (_, fed) in zip(prefixes, found, strict=True)]
+        return [prefix[fed:] for prefix, (_, fed) in zip(prefixes, kept, strict=True)]
 
     def _until_eos(self, tokens: list[int]) -> list[int]:
         eos = self.bundle.builder.eos
@@ -233,7 +236,7 @@ def _left_padded(
     return ids.to(bundle.model.device), mask.to(bundle.model.device)
 
 
-# A catalogue's copy on the model's device: turn after turn asks it.
+# Each catalogue's copy on the model's device, kept because every turn needs it.
 _copies: weakref.WeakKeyDictionary[SidTrie, SidTrie] = weakref.WeakKeyDictionary()
 
 
@@ -246,18 +249,18 @@ def _placed(trie: SidTrie, device: torch.device) -> SidTrie:
     return copy
 
 
-def _holds(model: PreTrainedModel, columns: int) -> bool:
-    """Whether the model can hold a token tree behind so many columns."""
-    return capability(model).attention is not None and _fits(model, columns)
+def _holds(model: PreTrainedModel, positions: int) -> bool:
+    """Whether the model can read a token tree behind so many positions."""
+    return capability(model).attention is not None and _fits(model, positions)
 
 
-def _fits(model: PreTrainedModel, columns: int) -> bool:
+def _fits(model: PreTrainedModel, positions: int) -> bool:
     window = sliding_window(model)
-    return window is None or columns <= window
+    return window is None or positions <= window
 
 
 class _LongEnough:
-    """Stops a row at `length` tokens, or as soon after as its open SID is closed."""
+    """Stops a reply at `length` tokens or, if a SID is open there, as soon as it is closed."""
 
     def __init__(self, length: int, grammar: Grammar) -> None:
         self.length, self.grammar = length, grammar
@@ -271,8 +274,8 @@ class _LongEnough:
 def _path(
     tree: BeamTree, row: int, opening: list[int], prefix: list[int]
 ) -> tuple[int, int] | None:
-    """The beam whose fed tokens continue `opening` as `prefix` does, and how many tokens of the
-    prefix that covers; None without one."""
+    """The beam whose fed tokens continue `opening` as `prefix` does, and how many tokens of
+    `prefix` are then in the cache; None if there is no such beam."""
     lengths = (tree.output.sids[row, :, :-1] >= 0).sum(1).tolist()
     for beam, (tokens, n) in enumerate(zip(tree.beams.tokens[row].tolist(), lengths, strict=True)):
         path = [*opening, *tokens[:n]]
@@ -282,8 +285,8 @@ def _path(
 
 
 def _common(prompt: Prompt, model: Any, contexts: Sequence[Sequence[int]]) -> list[int] | None:
-    """How many tokens of each context the prompt holds, at least one less than all; None where the
-    prompt is of another model or batch, or holds nothing of them."""
+    """How many tokens of each context the prompt holds, at most all but the last; None if the
+    prompt is of another model or another batch size, or holds nothing of the contexts."""
     if prompt.lm.model is not model or prompt.ids.shape[0] != len(contexts):
         return None
     counts = [
@@ -294,7 +297,7 @@ def _common(prompt: Prompt, model: Any, contexts: Sequence[Sequence[int]]) -> li
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning."""
+    """The length of the common beginning of two sequences."""
     return next(
         (n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
     )

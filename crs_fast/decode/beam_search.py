@@ -45,11 +45,12 @@ def beam_search(
     num_return_sequences=50, trie=trie, vocab=vocab)`: the beams of `recommend`, as `generate`
     returns them.
 
-    The SID begins right after the prompt. A call that asks for what a token tree can't do gets
-    Hugging Face beam search with the same constraint, and a warning says so: logits processors
-    (penalties, banned words, minimum lengths), sampling, stopping criteria beyond length and
-    end-of-sequence, a cache that holds something, per-step outputs, model arguments the tree
-    doesn't know.
+    The SID begins right after the prompt. Sampling that the model's own generation config asks for
+    (Qwen-Instruct's does) is left out: beams are what was called for. A call that asks for what a
+    token tree can't do gets Hugging Face beam search with the same constraint, and a warning says
+    so: logits processors (penalties, banned words, minimum lengths), sampling, stopping criteria
+    beyond length and end-of-sequence, a cache that holds something, per-step outputs, model
+    arguments the tree doesn't know.
 
     Args:
         trie, vocab, normalize, temperature, filters, cuda_graph, compile_layers: as in `recommend`;
@@ -72,6 +73,8 @@ def beam_search(
             f"beam_search: max_new_tokens must be at least the trie's {levels} levels "
             f"(got {generation_config.max_length - length})"
         )
+    if generation_config.do_sample and model.generation_config.do_sample:
+        logits_processor, generation_config = _without_sampling(logits_processor, generation_config)
     num_beams = generation_config.num_beams
     # How often `generate` has repeated each prompt.
     copies = max(num_beams, generation_config.num_return_sequences)
@@ -106,6 +109,16 @@ def beam_search(
         out = answer(model, prompts, prompt_mask, request)
         tokens, scores = request.vocabulary.encode(out.sids), out.scores
     return _ranked(prompts, tokens.to(input_ids.device), scores, generation_config)
+
+
+def _without_sampling(
+    logits_processor: Any, config: GenerationConfig
+) -> tuple[list[Any], GenerationConfig]:
+    """The processors without those of sampling, and the config with it turned off."""
+    kept = [p for p in logits_processor if not type(p).__name__.endswith("Warper")]
+    config = copy.deepcopy(config)
+    config.do_sample = False
+    return kept, config
 
 
 def _ranked(
@@ -201,9 +214,11 @@ def _hugging_face(
     )
     shape = request.batch, request.num_beams
     tokens = out.sequences[:, length:].view(*shape, -1)
+    if tokens.shape[2] == 0:  # no beam was ever real
+        tokens = tokens.new_full((*shape, trie.num_levels), filler)
     scores = out.sequences_scores.view(shape)
     # Beams that were never real, and those of a filter that allows no item at all.
-    lost = (scores < LOST) | (tokens[..., 0] == filler)
+    lost = ~(scores >= LOST) | (tokens[..., 0] == filler)
     tokens = tokens.masked_fill((tokens == filler) | lost[..., None], -1)
     return tokens, scores.masked_fill(lost, float("-inf"))
 

@@ -52,7 +52,12 @@ class BeamScores:
         gains = self._normalized(scores / self.temperature, penalty, input_ids.shape[1])
         gains[:, self.filler] = 0.0
         gains = (gains + penalty).nan_to_num(nan=float("-inf"), neginf=float("-inf"))
-        return gains.masked_fill((nodes < 0)[:, None], float("-inf"))
+        gains = gains.masked_fill((nodes < 0)[:, None], float("-inf"))
+        # A row that can't go on waits at a score that marks it, since -inf everywhere can't be
+        # drawn from.
+        is_dead = (gains == float("-inf")).all(1)
+        gains[:, self.filler] = torch.where(is_dead, 10 * LOST, gains[:, self.filler])
+        return gains
 
     def _normalized(self, scores: torch.Tensor, penalty: torch.Tensor, length: int) -> torch.Tensor:
         if self.normalize == "vocab" and self.temperature == 1.0:
@@ -118,7 +123,7 @@ def generate_beams(
     codes = vocab.decode(tokens.masked_fill(tokens == filler, -1))
     totals = out.sequences_scores.view(shape)
     nothing = tokens[..., 0] == filler  # no item is allowed at all
-    totals = totals.masked_fill((totals < LOST) | nothing, float("-inf"))
+    totals = totals.masked_fill(~(totals >= LOST) | nothing, float("-inf"))
     codes, totals = codes.to(trie.device), totals.to(trie.device)
     nodes = trie_walk(trie.tensors, codes.flatten(0, 1)).view(shape)
-    return RecommendOutput.of(trie, codes, nodes, totals, request.filters)
+    return RecommendOutput.of(trie, codes, nodes, totals, request.filters, request.most_items)

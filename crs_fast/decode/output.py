@@ -36,7 +36,8 @@ class RecommendOutput:
     sids int64 [B, M, L]: -1 pads ragged SIDs and fills invalid beams
     scores float32 [B, M]: sums of log-probs, -inf for invalid beams
     items: for each request, the ids of the items its valid beams name, best first; several items
-        on one SID stand in catalogue order, filtered ones are left out
+        on one SID stand in catalogue order, filtered ones are left out; at most M with
+        `by="item"`
     item_scores: the score of each of `items`
     num_valid int64 [B]: valid beams; fewer than M when fewer items are allowed
     """
@@ -55,12 +56,16 @@ class RecommendOutput:
         nodes: torch.Tensor,
         scores: torch.Tensor,
         filters: ItemFilter | None,
+        most_items: int | None = None,
     ) -> RecommendOutput:
         """sids int64 [B, M, L], the nodes int64 [B, M] where they end and scores float32 [B, M],
-        -inf at invalid beams."""
+        -inf at invalid beams; at most `most_items` items each."""
         valid = scores > float("-inf")
         sids = sids.masked_fill(~valid[..., None], -1)
         items, item_scores = _items(trie, nodes.masked_fill(~valid, -1), scores, filters)
+        if most_items is not None:
+            items = [of_request[:most_items] for of_request in items]
+            item_scores = [of_request[:most_items] for of_request in item_scores]
         return cls(sids, scores, items, item_scores, valid.sum(1))
 
 

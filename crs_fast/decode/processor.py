@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 
 from crs_fast.ops import trie_mask
-from crs_fast.ops.trie.nodes import allowed, continues
+from crs_fast.ops.trie.nodes import allowed, continues, unpack
 from crs_fast.trie import Grammar, ItemFilter, SidTrie, Vocabulary
+
+from .begin_watch import BeginWatch
+
+# Generation rules that Hugging Face applies before a caller's processors, and that forbid tokens.
+_RULES = (
+    "no_repeat_ngram_size, bad_words_ids, suppress_tokens, min_new_tokens, forced_eos_token_id or "
+    "prefix_allowed_tokens_fn"
+)
+# Of a row's log-probs, whose logsumexp is 0, or less after penalties.
+_ROUNDING = 1e-2
+# So many tokens of a row at least are left by Hugging Face's top_k, top_p and the like in beam
+# sampling.
+_KEPT = 2
 
 
 class SidLogitsProcessor:
@@ -18,7 +33,16 @@ class SidLogitsProcessor:
     prompt, and `<BOI>`, where there is one, opens the later ones. After a whole SID comes `end`,
     else end-of-sequence. Stateless: everything is read from `input_ids` (see `Grammar`), so beam
     search, sampling, greedy search and rows in different states all work. Costs one host
-    synchronisation for each step, to report illegal prefixes.
+    synchronisation for each step, to report the errors below.
+
+    Other rules of the call can leave a row no token: `generate` would then write an item that does
+    not exist, so it is an error here. To keep items out, use `filters`, which never leads to a dead
+    end. Beam sampling fills up with dead beams where fewer continuations are drawn than there are
+    beams. They are skipped while live beams can take their places, and are an error at the last
+    code if it is not sure that all of them will.
+
+    A `generate` call in which no row ever held `<BOI>` was not constrained, and a warning says so
+    once.
 
     Args:
         trie: the catalogue.
@@ -30,8 +54,9 @@ class SidLogitsProcessor:
     Raises:
         ValueError: neither `vocab.begin` nor `prompt_length` says where the SID begins, or the
             vocabulary lacks codes of the trie. While decoding: a trie on another device than the
-            tokens, a row whose open SID is no prefix in the catalogue (or of no allowed item), or
-            that needs an end token where none is set.
+            tokens; a row whose open SID is no prefix in the catalogue (or of no allowed item), or
+            that needs an end token where none is set, or whose legal tokens' scores are all -inf,
+            or NaN; fewer live beams than must be returned.
     """
 
     def __init__(
@@ -52,6 +77,9 @@ class SidLogitsProcessor:
         self.filters = None if filters is None else filters.over(trie).tensors
         self._empty = None if self.filters is None else ~self.filters.words.bool().any(1)
         self.tokens = vocab.tensors(trie.device, eos_token_id)
+        self._watch = BeginWatch(vocab.begin) if prompt_length is None else None
+        if self._watch is not None:
+            weakref.finalize(self, self._watch.report)  # the last call, at the latest at exit
         self.grammar = Grammar(
             trie, vocab, prompt_length, vocab.begin, self.tokens.terminator, vocab.text_follows
         )
@@ -63,44 +91,134 @@ class SidLogitsProcessor:
                 "SidLogitsProcessor: trie must be on the device of input_ids, trie.to(device) with "
                 f"{str(input_ids.device)!r} (got {str(self.trie.device)!r})"
             )
+        if self._watch is not None:
+            self._watch.look(input_ids)
         nodes, inside = self.grammar.read(input_ids)
-        self._check(nodes, inside)
-        scores = trie_mask(scores, nodes, self.trie.tensors, self.tokens, self.filters)
+        which = self._which_filter(nodes)
+        masked = trie_mask(scores, nodes, self.trie.tensors, self.tokens, self.filters)
         if self._empty is not None and self.vocab.begin is not None:
             # Where the filter allows nothing, a SID that begins could only end at once.
-            rows = self._empty.repeat_interleave(len(scores) // len(self._empty))
-            scores[:, self.vocab.begin].masked_fill_(rows & (nodes < 0), -torch.inf)
-        return scores
-
-    def _check(self, nodes: torch.Tensor, inside: torch.Tensor) -> None:
-        """
-        Raises:
-            ValueError: as above, of the first row that can't go on.
-        """
-        requests = 1 if self.filters is None else self.filters.words.shape[0]
-        if requests == 0 or nodes.shape[0] % requests:
-            raise ValueError(
-                f"SidLogitsProcessor: filters must divide the {nodes.shape[0]} rows evenly "
-                f"(got {requests})"
-            )
-        which = torch.arange(nodes.shape[0], device=nodes.device) // max(
-            1, nodes.shape[0] // requests
-        )
+            rows = self._empty[which]
+            masked[:, self.vocab.begin].masked_fill_(rows & (nodes < 0), -torch.inf)
         at, trie = nodes.clamp(min=0), self.trie.tensors
         illegal = inside & (nodes < 0)
         illegal |= inside & (nodes > 0) & ~allowed(trie, self.filters, which, at)
         stuck = torch.zeros_like(illegal)
         if self.tokens.terminator < 0:
             stuck = inside & ~continues(trie, self.filters, which, at)
-        if not bool((illegal | stuck).any()):
+        hopeless = ~self._highest(masked, nodes).isfinite()
+        if bool((illegal | stuck | hopeless).any()):
+            dead = self._dead_beams(input_ids, scores, illegal)
+            self._check(masked, illegal & ~dead, stuck & ~dead, hopeless & ~illegal)
+            self._check_live_beams(input_ids, masked, dead)
+            # Their sums are -inf already. One token is left so that no softmax makes NaN of them.
+            masked[dead] = -torch.inf
+            masked[dead, self.tokens.num_columns - 1] = 0.0
+        return masked
+
+    def _which_filter(self, nodes: torch.Tensor) -> torch.Tensor:
+        """The filter of each row, int64 [R]; 0 where there are no filters."""
+        requests = 1 if self.filters is None else self.filters.words.shape[0]
+        if requests == 0 or nodes.shape[0] % requests:
+            raise ValueError(
+                f"SidLogitsProcessor: filters must divide the {nodes.shape[0]} rows evenly "
+                f"(got {requests})"
+            )
+        rows = torch.arange(nodes.shape[0], device=nodes.device)
+        return rows // max(1, nodes.shape[0] // requests)
+
+    def _highest(self, masked: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+        """The highest score of each row, [R]; NaN where a legal one is NaN."""
+        column, terminator = self.tokens.column, self.tokens.terminator
+        # Inside SIDs only the level's codes and the terminator may follow, which are few.
+        is_small = column.shape[1] * 4 < masked.shape[1]
+        if masked.is_cuda or not is_small or bool((nodes < 0).any()):
+            return masked.amax(1)
+        depth = unpack(self.trie.tensors, nodes)[0].clamp(max=column.shape[0] - 1)
+        highest = masked.gather(1, column[depth].clamp(min=0)).amax(1)
+        if terminator >= 0:
+            highest = torch.maximum(highest, masked[:, terminator])
+        return highest
+
+    def _dead_beams(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, illegal: torch.Tensor
+    ) -> torch.Tensor:
+        """Rows of `illegal` bool [R] that beam sampling has drawn at no probability. What a caller
+        did wrong looks alike, except that then no beam of the request is legal. So such a row must
+        hold log-probs, as in beam search, and share all that stands before its SID with a row
+        that is legal."""
+        start = self.grammar.starts(input_ids)  # [R]
+        is_beam = illegal & (scores.float().logsumexp(1) <= _ROUNDING)
+        dead = torch.zeros_like(illegal)
+        for row in is_beam.nonzero().flatten().tolist():
+            before = int(start[row])
+            siblings = (input_ids[:, :before] == input_ids[row, :before]).all(1)
+            dead[row] = bool((siblings & ~illegal & (start == before)).any())
+        return dead
+
+    def _check(
+        self,
+        masked: torch.Tensor,
+        illegal: torch.Tensor,
+        stuck: torch.Tensor,
+        hopeless: torch.Tensor,
+    ) -> None:
+        """
+        Raises:
+            ValueError: of the first row that can't go on.
+        """
+        problems = illegal | stuck | hopeless
+        if not bool(problems.any()):
             return
-        row = int((illegal | stuck).nonzero()[0])
+        row = int(problems.nonzero()[0])
         if bool(illegal[row]):
             raise ValueError(
                 f"SidLogitsProcessor: the open SID of row {row} must be the prefix of an allowed "
-                "item's (got an illegal prefix)"
+                "item's (got an illegal prefix). Where beam sampling beside guidance_scale or the "
+                "like has drawn it, use do_sample=False or custom_generate=crs_fast.beam_search"
+            )
+        if bool(stuck[row]):
+            raise ValueError(
+                f"SidLogitsProcessor: row {row} stands after a whole SID, so vocab.end, vocab.eos "
+                "or eos_token_id must be set (got none), or generation must stop there"
+            )
+        highest = masked[row].amax()
+        if float(highest) != float("-inf"):
+            raise ValueError(
+                f"SidLogitsProcessor: the scores of row {row} must be numbers "
+                f"(got {float(highest)} for a legal token)"
             )
         raise ValueError(
-            f"SidLogitsProcessor: row {row} stands after a whole SID, so vocab.end, vocab.eos or "
-            "eos_token_id must be set (got none), or generation must stop there"
+            f"SidLogitsProcessor: row {row} must have a legal token with a finite score (got -inf "
+            f"for all of them). Processors that run before forbid them, such as {_RULES}: switch "
+            "these off for this call, and keep items out by filters"
         )
+
+    def _check_live_beams(
+        self, input_ids: torch.Tensor, masked: torch.Tensor, dead: torch.Tensor
+    ) -> None:
+        """
+        Raises:
+            ValueError: a dead beam would be returned, because its SID has all its tokens, or might
+                be, because its siblings may not have enough last codes for all.
+        """
+        start, levels = self.grammar.starts(input_ids), self.trie.num_levels
+        legal = (masked > -torch.inf).sum(1).clamp(max=_KEPT)  # [R]
+        for row in dead.nonzero().flatten().tolist():
+            before = int(start[row])
+            written = input_ids.shape[1] - before
+            if written < levels - 1:
+                continue
+            siblings = (input_ids[:, :before] == input_ids[row, :before]).all(1)
+            live = (siblings & ~dead).nonzero().flatten()
+            # Beams of the same tokens have their probability once.
+            number = input_ids[live].unique(dim=0, return_inverse=True)[1]
+            kept = legal.new_zeros(live.numel()).index_copy(0, number, legal[live])
+            if written == levels - 1 and int(kept.sum()) >= int(siblings.sum()):
+                continue
+            raise ValueError(
+                "SidLogitsProcessor: beam sampling must draw a continuation for each beam (got "
+                f"{int((siblings & dead).sum())} dead beams of {int(siblings.sum())}, row {row} "
+                "the first). Use fewer beams, a higher top_k and top_p, do_sample=False, or "
+                "custom_generate=crs_fast.beam_search, which marks beams that are none"
+            )

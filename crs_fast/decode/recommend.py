@@ -39,6 +39,7 @@ def recommend(
     filters: ItemFilter | None = None,
     cuda_graph: bool = False,
     compile_layers: bool = False,
+    by: str = "sid",
 ) -> RecommendOutput:
     """The best items after a prompt, by beam search over the catalogue's semantic IDs.
 
@@ -69,14 +70,17 @@ def recommend(
         compile_layers: run the model's decoder layers compiled by `torch.compile`, which takes
             seconds on the first calls (see `lm.compiled_layers`). Where a model does not allow one
             of these two, the call does without it and a warning says so once.
+        by: what `num_beams` counts in `items`. "sid" lists all items of the M best SIDs, which are
+            more than M where items share a SID; "item" the best M of them. SIDs and scores are
+            the same.
 
     Returns:
         `RecommendOutput`. Ties go to the lower parent, then the lower code.
 
     Raises:
         ValueError: an encoder-decoder, bad shapes or types of input, `num_beams` < 1, an unknown
-            `normalize`, a temperature that is not above 0, a vocabulary that lacks codes of the
-            trie or names tokens that the model lacks, filters of another catalogue or number.
+            `normalize` or `by`, a temperature that is not above 0, a vocabulary that lacks codes of
+            the trie or names tokens that the model lacks, filters of another catalogue or number.
     """
     ids, mask = checked_inputs("recommend", input_ids, attention_mask)
     request = SearchRequest(
@@ -89,6 +93,7 @@ def recommend(
         filters=filters,
         cuda_graph=cuda_graph,
         compile_layers=compile_layers,
+        by=by,
     )
     return answer(model, ids, mask, request)
 
@@ -148,7 +153,9 @@ def _search(
 
 
 def _output(request: SearchRequest, beams: Beams) -> RecommendOutput:
-    return RecommendOutput.of(request.trie, beams.sids, beams.nodes, beams.scores, request.filters)
+    return RecommendOutput.of(
+        request.trie, beams.sids, beams.nodes, beams.scores, request.filters, request.most_items
+    )
 
 
 def _tree_attention(model: PreTrainedModel, mask: torch.Tensor, levels: int) -> str | None:

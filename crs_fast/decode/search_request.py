@@ -9,6 +9,9 @@ from crs_fast.ops import FilterTensors
 from crs_fast.ops.trie import NORMALIZE
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
 
+# What `num_beams` counts in the items that come out: SIDs, or items themselves.
+BY = ("sid", "item")
+
 
 @dataclass(frozen=True)
 class SearchRequest:
@@ -16,9 +19,9 @@ class SearchRequest:
     arguments of `recommend`.
 
     Raises:
-        ValueError: `num_beams` < 1, an unknown `normalize`, a temperature that is not above 0, a
-            vocabulary that lacks codes of the trie, filters of another catalogue or for another
-            number of prompts.
+        ValueError: `num_beams` < 1, an unknown `normalize` or `by`, a temperature that is not above
+            0, a vocabulary that lacks codes of the trie, filters of another catalogue or for
+            another number of prompts.
     """
 
     trie: SidTrie
@@ -30,6 +33,7 @@ class SearchRequest:
     filters: ItemFilter | None = None
     cuda_graph: bool = False
     compile_layers: bool = False
+    by: str = "sid"
 
     def __post_init__(self) -> None:
         if self.num_beams < 1:
@@ -38,6 +42,8 @@ class SearchRequest:
             raise ValueError(
                 f"recommend: normalize must be one of {NORMALIZE} (got {self.normalize!r})"
             )
+        if self.by not in BY:
+            raise ValueError(f"recommend: by must be one of {BY} (got {self.by!r})")
         if not self.temperature > 0:
             raise ValueError(f"recommend: temperature must be above 0 (got {self.temperature})")
         if self.filters is not None and self.filters.num_requests not in (1, self.batch):
@@ -52,6 +58,11 @@ class SearchRequest:
     def tree_size(self) -> int:
         """Tokens that a prompt's tree holds at most; the last level's are not fed."""
         return self.num_beams * (self.trie.num_levels - 1)
+
+    @property
+    def most_items(self) -> int | None:
+        """So many items at most come out for each prompt; None means all that the beams name."""
+        return self.num_beams if self.by == "item" else None
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -11,6 +11,7 @@ Importing this package registers `torch.ops.crs_fast.*`.
 from . import tree_attention  # its function has the folder's name
 from .codebook import beam_lookup, residual_codes, residual_lookup, residual_statistics
 from .collisions import place_colliding
+from .text_table import text_find, text_table
 from .trie import trie_build, trie_mask, trie_mask_, trie_rows, trie_step, trie_walk
 from .trie.tensors import FilterTensors, TokenTensors, TrieTensors
 
@@ -23,6 +24,8 @@ __all__ = [
     "residual_codes",
     "residual_lookup",
     "residual_statistics",
+    "text_find",
+    "text_table",
     "tree_attention",
     "trie_build",
     "trie_mask",

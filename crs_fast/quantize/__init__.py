@@ -1,6 +1,6 @@
-"""Item embeddings to semantic IDs: residual quantizers, collision resolution, their metrics.
+"""From item embeddings to semantic IDs: residual quantizers, collision resolution and metrics.
 
-The quantizers are `transformers` models, so they are loaded on first use.
+The quantizers are `transformers` models, so their modules are imported on first use.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LAZY = {
 }
 
 
-if not TYPE_CHECKING:  # else every misspelt name would pass as Any
+if not TYPE_CHECKING:  # a type checker that saw this would accept every misspelt name as Any
 
     def __getattr__(name: str) -> Any:
         if name not in _LAZY:
@@ -65,23 +65,26 @@ def build_sids(
     seed: int = 0,
     progress: bool = False,
 ) -> tuple[ResidualQuantizer, torch.Tensor, dict[str, Any]]:
-    """Fit a quantizer on a catalogue and give every item a semantic ID of its own.
+    """Fit a quantizer on a catalogue and give every item its own semantic ID.
 
         quantizer.fit(embeddings); sids = resolve_collisions(quantizer.encode(embeddings))
 
     Args:
-        embeddings: float [N, D], one row an item; torch, numpy or a numpy memory map.
-        levels: codes a SID has (L).
-        codes: codewords a level (K).
-        method: "rqvae" (the paper's) or "rqkmeans" (no network, seconds).
-        seed: same seed and embeddings, same SIDs.
+        embeddings: float [N, D], one row per item; a torch tensor, a numpy array or a numpy
+            memory map.
+        levels: number of codes in a SID (L).
+        codes: number of codewords per level (K).
+        method: "rqvae" (the paper's method) or "rqkmeans" (no network; takes seconds).
+        seed: the same seed and embeddings give the same SIDs.
         progress: show a progress bar.
 
     Returns:
-        The fitted quantizer, sids int64 [N, L] (all distinct) and `quantization_report`'s dict.
+        The fitted quantizer, sids int64 [N, L] (all distinct) and the dict that
+        `quantization_report` returns.
 
     Raises:
-        ValueError: unknown method, bad embeddings, or more items than codes ** levels.
+        ValueError: the method is unknown, the embeddings are not finite floats [N, D], or there
+            are more items than codes ** levels.
     """
     quantizer: ResidualQuantizer
     if method == "rqvae":

@@ -1,4 +1,4 @@
-"""Codebooks that follow moving averages of what they code, instead of gradients."""
+"""Trains codebooks by moving averages of the rows they code, instead of by gradients."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def ema_update_(
     sums: torch.Tensor,
     decay: float,
 ) -> None:
-    """Move the codebooks, in place, to the averages that a batch brings.
+    """Update the moving averages with a batch and set the codebooks to them, all in place.
 
         weights = decay * weights + (1 - decay) * counts
         totals  = decay * totals  + (1 - decay) * sums
-        codebooks = totals / weights                     # a code without weight stays
+        codebooks = totals / weights                     # a code with weight 0 stays as it is
 
     Args:
         codebooks: float32 [L, K, D].
-        weights, totals: the averages' state, float32 [L, K] and [L, K, D].
-        counts, sums: of the batch, from `ops.residual_statistics` (summed over all processes).
+        weights, totals: state of the averages, float32 [L, K] and [L, K, D].
+        counts, sums: the batch's, from `ops.residual_statistics`, summed over all processes.
         decay: in [0, 1).
 
     Source: van den Oord et al. 2017 (arXiv 1711.00937), appendix A.1.

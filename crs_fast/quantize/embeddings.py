@@ -1,4 +1,4 @@
-"""Embeddings from files."""
+"""Reads embeddings from .npy, .safetensors and .parquet files."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ def load_embeddings(
     """Read embeddings [N, D] from a .npy, .safetensors or .parquet file.
 
     Args:
-        path: a .npy file is memory-mapped, so it may exceed memory.
-        key: tensor of the .safetensors file, or list column of the .parquet file; None takes the
-            only one there is.
-        ids: column of the .parquet file that holds item ids.
+        path: the file; a .npy file is memory-mapped, so it may be larger than memory.
+        key: name of the tensor in a .safetensors file, or of the list column in a .parquet file.
+            None takes the only one; it is an error if there are several.
+        ids: name of the column in a .parquet file that holds item ids.
 
     Returns:
-        float embeddings (a numpy memory map or a tensor) and the item ids, None where not asked.
+        The embeddings (a numpy memory map or a tensor of floats) and the item ids, or None for
+        the ids if `ids` is None.
 
     Raises:
-        ValueError: unknown ending or key, several to choose from, not float [N, D], or ids of
-            another format than .parquet.
-        ImportError: .parquet without pyarrow.
-        OSError: no such file.
+        ValueError: the file's ending or the key is unknown, `key` is None and there are several,
+            the embeddings are not float [N, D], or `ids` is given for another format.
+        ImportError: a .parquet file is given and pyarrow is missing.
+        OSError: the file does not exist.
     """
     path = Path(path)
     if ids is not None and path.suffix != ".parquet":
         raise ValueError(f"load_embeddings: ids come from .parquet files only (got {path.name})")
-    names = None
+    item_ids = None
     if path.suffix == ".npy":
         x: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     elif path.suffix == ".safetensors":
@@ -41,7 +42,7 @@ def load_embeddings(
         with safe_open(path, framework="pt") as file:
             x = file.get_tensor(_only(path, list(file.keys()), key))
     elif path.suffix == ".parquet":
-        x, names = _parquet(path, key, ids)
+        x, item_ids = _parquet(path, key, ids)
     else:
         raise ValueError(
             f"load_embeddings: path must end with .npy, .safetensors or .parquet (got {path.name})"
@@ -52,7 +53,7 @@ def load_embeddings(
             f"load_embeddings: {path.name} must hold floats [N, D] "
             f"(got {x.dtype}, shape {tuple(x.shape)})"
         )
-    return x, names
+    return x, item_ids
 
 
 def _parquet(path: Path, key: str | None, ids: str | None) -> tuple[Any, list[Any] | None]:
@@ -61,24 +62,28 @@ def _parquet(path: Path, key: str | None, ids: str | None) -> tuple[Any, list[An
     except ImportError as error:
         raise ImportError("load_embeddings: .parquet needs `pip install pyarrow`") from error
     schema = parquet.read_schema(path)
-    lists = [
+    list_columns = [
         field.name
         for field in schema
         if types.is_list(field.type)
         or types.is_large_list(field.type)
         or types.is_fixed_size_list(field.type)
     ]
-    key = _only(path, lists, key)
+    key = _only(path, list_columns, key)
     if ids is not None and ids not in schema.names:
-        raise ValueError(f"load_embeddings: {path.name} has no column {ids!r} ({schema.names})")
+        raise ValueError(
+            f"load_embeddings: ids must be one of {schema.names} in {path.name} (got {ids!r})"
+        )
     table = parquet.read_table(path, columns=[key] if ids is None else [key, ids])
     column = table[key].combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False)
     lengths = column.value_lengths().to_numpy(zero_copy_only=False)
     if not len(lengths) or (lengths != lengths[0]).any():
-        raise ValueError(f"load_embeddings: rows of {path.name} must have one length (got several)")
-    names = None if ids is None else table[ids].to_pylist()
-    return torch.from_numpy(np.array(values)).view(len(lengths), -1), names
+        raise ValueError(
+            f"load_embeddings: embeddings in {path.name} must have one length (got several)"
+        )
+    item_ids = None if ids is None else table[ids].to_pylist()
+    return torch.from_numpy(np.array(values)).view(len(lengths), -1), item_ids
 
 
 def _only(path: Path, names: list[str], key: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Gradients through a quantizer, which has none of its own."""
+"""Passes gradients through a quantizer, whose own gradient is zero almost everywhere."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ GRADIENTS = ("straight_through", "rotation")
 
 
 def straight_through(z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-    """`quantized` forward, the identity backward. Both [n, D]."""
+    """Returns `quantized`; the gradient goes to `z` unchanged. Both are [n, D]."""
     return z + (quantized - z).detach()
 
 
 def rotation(z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-    """`quantized` forward; backward, the rotation and scaling that lead from z to it.
+    """Returns `quantized`; the gradient passes through the rotation and scaling from z to it.
 
         R = I - 2 s s^T + 2 q' z'^T,  s = (z' + q') / |z' + q'|,  z' = z / |z|, q' = q / |q|
-        out = |q| / |z| * R z                         # R and the factor are constants
+        out = |q| / |z| * R z                         # R and the factor count as constants
 
-    Rows where no such rotation exists (a zero vector, or opposite ones) pass straight through.
+    Where no such rotation exists (a zero vector, or two opposite ones), the gradient passes
+    unchanged, as in `straight_through`.
 
     Args:
         z: float [n, D], with gradients.
@@ -27,16 +28,16 @@ def rotation(z: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
     Source: Fifty et al. 2024 (arXiv 2410.06424), eq. 4 and section 4.2.
     """
     with torch.no_grad():
-        length, target = z.norm(dim=-1, keepdim=True), quantized.norm(dim=-1, keepdim=True)
+        z_norm, q_norm = z.norm(dim=-1, keepdim=True), quantized.norm(dim=-1, keepdim=True)
         tiny = torch.finfo(z.dtype).tiny ** 0.5
-        from_, to = z / length.clamp(min=tiny), quantized / target.clamp(min=tiny)
-        between = from_ + to
-        gap = between.norm(dim=-1, keepdim=True)
-        usable = (length > tiny) & (target > tiny) & (gap > 1e-3)
-        axis = between / gap.clamp(min=1e-3)
-        scale = target / length.clamp(min=tiny)
-    along = (z * axis).sum(-1, keepdim=True)
-    turned = z - 2 * along * axis + 2 * (z * from_).sum(-1, keepdim=True) * to
-    out = torch.where(usable, scale * turned, z)
-    # Forward it is the quantized vector to the last bit.
+        z_unit, q_unit = z / z_norm.clamp(min=tiny), quantized / q_norm.clamp(min=tiny)
+        unit_sum = z_unit + q_unit
+        sum_norm = unit_sum.norm(dim=-1, keepdim=True)
+        usable = (z_norm > tiny) & (q_norm > tiny) & (sum_norm > 1e-3)
+        axis = unit_sum / sum_norm.clamp(min=1e-3)  # s
+        scale = q_norm / z_norm.clamp(min=tiny)
+    along_axis = (z * axis).sum(-1, keepdim=True)
+    rotated = z - 2 * along_axis * axis + 2 * (z * z_unit).sum(-1, keepdim=True) * q_unit
+    out = torch.where(usable, scale * rotated, z)
+    # The value is `quantized` to the last bit; only the gradient is that of `out`.
     return out + (quantized - out).detach()

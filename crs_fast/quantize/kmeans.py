@@ -1,4 +1,4 @@
-"""k-means: seeding, Lloyd's algorithm and mini-batches, over a source of rows."""
+"""k-means over a source of rows: k-means++ seeding, Lloyd's algorithm and mini-batches."""
 
 from __future__ import annotations
 
@@ -7,46 +7,46 @@ import torch
 from crs_fast.ops.codebook import residual_lookup, residual_statistics
 from crs_fast.quantize.sources import ArraySource, Source
 
-BATCH_ROWS = 1 << 16  # rows that a pass over data outside memory holds at a time
+BATCH_ROWS = 1 << 16  # rows in memory at a time, when the data lies outside memory
 
 
 def kmeans_plus_plus(x: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
-    """Seed k centres by k-means++ (Arthur & Vassilvitskii 2007).
+    """Choose k rows as first centres by k-means++ (Arthur & Vassilvitskii 2007).
 
     Args:
         x: float [N, D], N >= 1.
-        k: centres to draw; past the number of distinct rows, rows repeat.
+        k: number of centres; where x has fewer distinct rows, rows are chosen again.
         generator: a CPU generator.
 
     Returns:
-        Centres, rows of x, [k, D].
+        The centres, rows of x, [k, D].
     """
     chosen = torch.empty(k, dtype=torch.int64)
-    distance = torch.ones(len(x), dtype=torch.float64)  # to the nearest centre so far
+    distance = torch.ones(len(x), dtype=torch.float64)  # squared, to the nearest centre so far
     for i in range(k):
         mass = distance.cumsum(0)
-        # With nothing left to cover, any row does.
-        if float(mass[-1]) <= 0:
+        if float(mass[-1]) <= 0:  # every row is a centre already, so draw any row
             mass = torch.ones_like(distance).cumsum(0)
         draw = torch.rand((), generator=generator, dtype=torch.float64) * mass[-1]
         chosen[i] = torch.searchsorted(mass, draw, right=True).clamp(max=len(x) - 1)
-        new = (x - x[chosen[i]]).square().sum(-1).double().cpu()
-        distance = new if i == 0 else torch.minimum(distance, new)
+        to_chosen = (x - x[chosen[i]]).square().sum(-1).double().cpu()
+        distance = to_chosen if i == 0 else torch.minimum(distance, to_chosen)
     return x[chosen.to(x.device)].clone()
 
 
 def kmeans(
     x: torch.Tensor, centres: torch.Tensor, iterations: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Lloyd's algorithm from given centres; an empty cluster moves to the row farthest off.
+    """Run Lloyd's algorithm from given centres. An empty cluster moves to the row with the
+    largest error.
 
     Args:
         x: float32 [N, D], N >= 1.
         centres: float32 [K, D].
-        iterations: at most; stops once no assignment changes.
+        iterations: the largest number of iterations; fewer if no assignment changes any more.
 
     Returns:
-        Centres float32 [K, D] and the residuals float32 [N, D] they leave.
+        The centres float32 [K, D], and the residuals float32 [N, D] of the rows.
     """
     centres = lloyd(ArraySource(x), centres, iterations)
     return centres, residual_lookup(x, centres[None])[1]
@@ -59,20 +59,21 @@ def lloyd(
     before: torch.Tensor | None = None,
     batch_rows: int | None = None,
 ) -> torch.Tensor:
-    """Lloyd's algorithm over a source, a pass an iteration.
+    """Run Lloyd's algorithm over a source; each iteration reads the source once.
 
         counts, sums = statistics of every row's nearest centre      # summed over all processes
-        centres = sums / counts, empty ones moved to the rows worst served
+        centres = sums / counts      # an empty cluster moves to a row with the largest error
 
     Args:
-        source: of rows float32 [N, D].
+        source: gives rows float32 [N, D].
         centres: float32 [K, D].
-        iterations: at most; stops once counts and sums stay as they were.
-        before: codebooks float32 [l, K, D]; the rows clustered are what they leave. None: as read.
-        batch_rows: rows to hold at a time; None takes all at once.
+        iterations: the largest number of iterations; fewer if counts and sums no longer change.
+        before: codebooks float32 [l, K, D] of earlier levels. What is clustered are the rows'
+            residuals after these levels; with None, the rows themselves.
+        batch_rows: rows in memory at a time; None reads all at once.
 
     Returns:
-        Centres float32 [K, D], the same on every process.
+        The centres float32 [K, D], the same on every process.
     """
     size = batch_rows or source.total
     last: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -105,11 +106,12 @@ def mini_batches(
     generator: torch.Generator,
     before: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Mini-batch k-means: every batch moves each centre to the mean of all rows it has had.
+    """Mini-batch k-means: every batch moves each centre to the mean of all rows assigned to it so
+    far.
 
-    Codes that an epoch left without rows start again at the rows worst served, the last epoch
-    excepted. Arguments and result as for `lloyd`. Source: Sculley 2010, "Web-scale k-means
-    clustering".
+    A centre that got no row in an epoch starts again at a row with a large error, except after
+    the last epoch. Arguments and result are those of `lloyd`. Source: Sculley 2010, "Web-scale
+    k-means clustering".
     """
     seen = torch.zeros(len(centres), dtype=torch.int64, device=centres.device)
     mean = centres.double()
@@ -132,8 +134,8 @@ def mini_batches(
 
 
 def worst_served(source: Source, books: torch.Tensor, count: int, batch_rows: int) -> torch.Tensor:
-    """Up to `count` inputs of the last of `books` [l, K, D] that it codes worst, farthest first,
-    float32 [<= count, D]; rows coded without error are left out."""
+    """The inputs of the last level of `books` [l, K, D] that have the largest errors, largest
+    first: float32 [n, D] with n <= `count`. Inputs without any error are left out."""
     best = books.new_zeros(0, books.shape[2] + 1)  # error, row
     for x in source.batches(batch_rows):
         codes, residual = residual_lookup(x, books)
@@ -141,9 +143,9 @@ def worst_served(source: Source, books: torch.Tensor, count: int, batch_rows: in
         keep = error.sort(descending=True, stable=True).indices[:count]
         rows = residual[keep] + books[-1, codes[keep, -1]]
         if len(books) == 1:
-            rows = x[keep]  # without the rounding of a difference
+            rows = x[keep]  # exact; the sum above rounds
         best = _largest(torch.cat([best, torch.cat([error[keep, None], rows], 1)]), count)
-    # One shape on all processes: short of rows, errors of 0 fill up.
+    # All processes must send one shape, so rows with error 0 fill up what is missing.
     padded = best.new_zeros(count, best.shape[1])
     padded[: len(best)] = best
     best = _largest(source.stack(padded), count)

@@ -1,4 +1,4 @@
-"""How well a quantizer fits a catalogue."""
+"""Measures how well a quantizer fits a catalogue."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _ROWS = 1 << 14
 
 
 def code_usage(codes: torch.Tensor, num_codes: int) -> tuple[list[float], list[float]]:
-    """Share of codes in use and perplexity exp(entropy) of the codes, a level.
+    """Per level, the share of codes in use and the codes' perplexity exp(entropy).
 
     Args:
         codes: int [N, L] in [0, num_codes), N >= 1.
-        num_codes: K; perplexity is K where every code is used equally.
+        num_codes: K; the perplexity is K if every code is used equally often.
     """
     usage, perplexity = [], []
-    for column in codes.T:
-        counts = torch.bincount(column, minlength=num_codes).double()
+    for level_codes in codes.T:
+        counts = torch.bincount(level_codes, minlength=num_codes).double()
         usage.append(float((counts > 0).double().mean()))
         entropy = torch.special.entr(counts / counts.sum()).sum()
         perplexity.append(float(entropy.exp()))
@@ -32,7 +32,7 @@ def code_usage(codes: torch.Tensor, num_codes: int) -> tuple[list[float], list[f
 
 
 def gini(counts: torch.Tensor) -> float:
-    """Gini coefficient of counts [K]: 0 where all are equal, near 1 where one has everything."""
+    """Gini coefficient of counts [K]: 0 if all are equal, near 1 if one code has all items."""
     ordered = counts.double().sort().values
     size, total = len(ordered), float(ordered.sum())
     if not total:
@@ -50,13 +50,13 @@ def neighbourhood_preservation(
     Args:
         x: float [N, D], the embeddings, N >= 2 (else every list is empty).
         codes: int [N, L].
-        queries: items asked about, drawn at random.
-        among: items that neighbours are sought among, drawn at random where there are more.
-        seed: of both draws.
+        queries: number of items whose neighbours are looked up, drawn at random.
+        among: number of items in which neighbours are searched, drawn at random if there are more.
+        seed: seed of both draws.
 
     Returns:
-        nearest: share of queries whose nearest neighbour (Euclidean; ties to the lower row) has
-        the same first l codes; chance: the same for a random other item.
+        nearest: the share of queries whose nearest neighbour (Euclidean; ties go to the lower
+        index) has the same first l codes; chance: the same share with a random other item instead.
     """
     if len(x) < 2:
         return {"nearest": [], "chance": []}
@@ -67,30 +67,30 @@ def neighbourhood_preservation(
     )
     points, labels = torch.as_tensor(chosen).to(codes.device).float(), codes[pool]
     points = points - points.mean(0)
-    asked = torch.randperm(len(pool), generator=generator)[:queries].to(codes.device)
+    query = torch.randperm(len(pool), generator=generator)[:queries].to(codes.device)
     squares = points.square().sum(-1)
-    near = []
-    for block in asked.split(128):
+    nearest = []
+    for block in query.split(128):
         distance = squares - 2 * points[block] @ points.T  # [q, among]
         distance[torch.arange(len(block)), block] = torch.inf
-        near.append(distance.argmin(-1))
-    # A shift by 1 .. n - 1 is a random other item.
-    shift = torch.randint(1, len(pool), (len(asked),), generator=generator).to(codes.device)
-    other = (asked + shift) % len(pool)
+        nearest.append(distance.argmin(-1))
+    # A shift by 1 .. n - 1 gives a random item other than the query.
+    shift = torch.randint(1, len(pool), (len(query),), generator=generator).to(codes.device)
+    other = (query + shift) % len(pool)
 
     def shared(partner: torch.Tensor) -> list[float]:
-        same = (labels[asked] == labels[partner]).long().cumprod(-1)
+        same = (labels[query] == labels[partner]).long().cumprod(-1)
         return same.double().mean(0).tolist()
 
-    return {"nearest": shared(torch.cat(near)), "chance": shared(other)}
+    return {"nearest": shared(torch.cat(nearest)), "chance": shared(other)}
 
 
 def _error_and_variance(
     x: Any, quantizer: ResidualQuantizer, codes: torch.Tensor
 ) -> tuple[float, float]:
-    """Means over items of |x - x'|^2 and |x - mean(x)|^2, in pieces."""
+    """Means over items of |x - x'|^2 and |x - mean(x)|^2; x is read in pieces."""
 
-    mapped = isinstance(x, np.memmap)  # its pages are copied: torch wants writable memory
+    mapped = isinstance(x, np.memmap)  # copied piece by piece, as torch wants writable memory
 
     def pieces() -> Iterator[tuple[int, torch.Tensor]]:
         for at in range(0, len(codes), _ROWS):
@@ -109,28 +109,31 @@ def _error_and_variance(
 def quantization_report(
     x: Any, quantizer: ResidualQuantizer, codes: torch.Tensor, sids: torch.Tensor
 ) -> dict[str, Any]:
-    """Figures of a quantized catalogue, ready for JSON.
+    """Measures of a quantized catalogue, as a dict that can be written as JSON.
 
     Args:
         x: float [N, D], the embeddings, torch or numpy, N >= 1.
-        quantizer: a fitted one.
+        quantizer: a fitted quantizer.
         codes: int64 [N, L], as encoded.
         sids: int64 [N, L], after `resolve_collisions`.
 
     Returns:
-        items, levels, codes; reconstruction_error: mean over items of |x - x'|^2, from the codes
-        as encoded; unexplained_variance: the same over the mean |x - mean(x)|^2 (0 is perfect);
-        usage, perplexity and gini: lists, one figure a level; collision_rate: 1 - distinct / N
-        before resolution, collision_rate_after: the same after it; colliding_items: items that
-        shared a SID; largest_bucket: most items on one SID before resolution; moved_items: rows
-        that resolution changed; unique: no SID is held twice after it; shared_prefix: see
-        `neighbourhood_preservation`, of sids.
+        items, levels, codes: the sizes N, L and K.
+        reconstruction_error: the mean of |x - x'|^2 over items, x' decoded from `codes`.
+        unexplained_variance: this error divided by the mean of |x - mean(x)|^2; 0 is perfect.
+        usage, perplexity, gini: lists with one value per level.
+        collision_rate, collision_rate_after: 1 - distinct SIDs / N, before and after resolution.
+        colliding_items: number of items that shared a SID before resolution.
+        largest_bucket: the most items on one SID before resolution.
+        moved_items: number of items whose SID the resolution changed.
+        unique: whether all SIDs are distinct after resolution.
+        shared_prefix: what `neighbourhood_preservation` returns for `sids`.
     """
     error, variance = _error_and_variance(x, quantizer, codes)
     usage, perplexity = code_usage(codes, quantizer.config.codes)
     _, buckets = torch.unique(codes, dim=0, return_counts=True)
     distinct = len(torch.unique(sids, dim=0))
-    counts = [torch.bincount(column, minlength=quantizer.config.codes) for column in codes.T]
+    counts = [torch.bincount(level, minlength=quantizer.config.codes) for level in codes.T]
     return {
         "items": len(codes),
         "levels": quantizer.config.levels,

@@ -9,12 +9,12 @@ import torch
 
 
 def plot_report(codes: torch.Tensor, report: dict[str, Any], path: str | Path) -> None:
-    """Draw how codes are used, how items collide and what neighbours share, as a PNG.
+    """Draw how often codes are used, how many items collide and which prefixes neighbours share.
 
     Args:
         codes: int64 [N, L], as encoded.
-        report: of `quantization_report`.
-        path: where the picture goes.
+        report: what `quantization_report` returned.
+        path: where the PNG is written.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -22,28 +22,30 @@ def plot_report(codes: torch.Tensor, report: dict[str, Any], path: str | Path) -
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    use, collide, near = figure.subplots(1, 3)
-    for level, column in enumerate(codes.T):
-        counts = torch.bincount(column, minlength=report["codes"]).sort(descending=True).values
+    usage_plot, collision_plot, prefix_plot = figure.subplots(1, 3)
+    for level, level_codes in enumerate(codes.T):
+        counts = torch.bincount(level_codes, minlength=report["codes"])
+        counts = counts.sort(descending=True).values
         label = f"level {level + 1}: perplexity {report['perplexity'][level]:.0f}"
-        use.plot(range(1, len(counts) + 1), counts.tolist(), label=label)
-    use.axhline(len(codes) / report["codes"], color="grey", linewidth=0.8, linestyle=":")
-    use.set(title="Items a code", xlabel="code, most used first", ylabel="items")
-    use.legend(fontsize="small")
+        usage_plot.plot(range(1, len(counts) + 1), counts.tolist(), label=label)
+    usage_plot.axhline(len(codes) / report["codes"], color="grey", linewidth=0.8, linestyle=":")
+    usage_plot.set(title="Items per code", xlabel="code, most used first", ylabel="items")
+    usage_plot.legend(fontsize="small")
 
     _, buckets = torch.unique(codes, dim=0, return_counts=True)
     sizes, items = torch.unique(buckets, return_counts=True)
-    collide.bar(sizes.tolist(), (sizes * items).tolist())
+    collision_plot.bar(sizes.tolist(), (sizes * items).tolist())
     before, after = report["collision_rate"], report["collision_rate_after"]
     title = f"Collisions: {100 * before:.1f} % before, {100 * after:.1f} % after"
-    collide.set(title=title, xlabel="items on one SID", ylabel="items", yscale="log")
+    collision_plot.set(title=title, xlabel="items on one SID", ylabel="items", yscale="log")
 
     shared = report["shared_prefix"]
     levels = range(1, len(shared["nearest"]) + 1)
-    near.plot(levels, shared["nearest"], marker="o", label="nearest neighbour")
-    near.plot(levels, shared["chance"], marker="o", label="random item")
-    near.set(title="Pairs that share a prefix", xlabel="codes shared", ylabel="share of items")
-    near.set_xticks(list(levels))
-    near.set_ylim(0, 1)
-    near.legend(fontsize="small")
+    prefix_plot.plot(levels, shared["nearest"], marker="o", label="nearest neighbour")
+    prefix_plot.plot(levels, shared["chance"], marker="o", label="random item")
+    title = "Pairs that share a prefix"
+    prefix_plot.set(title=title, xlabel="length of the prefix", ylabel="share of items")
+    prefix_plot.set_xticks(list(levels))
+    prefix_plot.set_ylim(0, 1)
+    prefix_plot.legend(fontsize="small")
     figure.savefig(path, dpi=120, format="png")

@@ -1,4 +1,4 @@
-"""What every residual quantizer shares: encoding, saving, and its identity."""
+"""The base of every residual quantizer: fitting, encoding, decoding, saving and fingerprint."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _ENCODE_ROWS = 1 << 14
 
 
 def rows_of(x: Any, at: int, rows: int) -> torch.Tensor:
-    """Rows from `at` on, in memory; those of a memory map are copied, since torch wants memory it
-    may write to."""
+    """The next `rows` rows from `at` on, in memory. Those of a memory map are copied, because torch
+    wants memory that it may write to."""
     part = x[at : at + rows]
     return part if isinstance(part, torch.Tensor) else torch.from_numpy(np.array(part))
 
 
 class ResidualQuantizerConfig(PretrainedConfig):
-    """Sizes of a residual quantizer.
+    """The sizes of a residual quantizer.
 
     Args:
-        levels: codebooks, and codes a SID has (L).
-        codes: codewords a level (K).
-        seed: of everything random in `fit`.
+        levels: number of codebooks, which is the number of codes in a SID (L).
+        codes: number of codewords per level (K).
+        seed: seed of all random choices in `fit`.
         input_dim: width of the embeddings (D); `fit` sets it.
     """
 
@@ -53,18 +53,19 @@ class ResidualQuantizerConfig(PretrainedConfig):
 class ResidualQuantizer(PreTrainedModel):
     """Base of RQVAE and RQKMeans: a Hugging Face model whose weights are codebooks.
 
-    Give a config or its fields: `RQVAE(config)` or `RQVAE(levels=4, codes=64)`. A subclass says
+    Give a config or its fields: `RQVAE(config)` or `RQVAE(levels=4, codes=64)`. A subclass defines
     how to `fit`, into which space items are embedded, and how codes turn back into embeddings.
 
-    `codebooks` is float32 [L, K, D'], in the space `embed` maps to. Every weight and buffer is
-    persistent, and embedding runs in float64, so codes are the same after a reload, in any batch.
+    `codebooks` is float32 [L, K, D'], in the space that `embed` maps to. All weights and buffers
+    are saved, and embedding runs in float64, so an item has the same codes after a reload and in
+    any batch.
     """
 
     config_class: Any = ResidualQuantizerConfig
     base_model_prefix = ""
     main_input_name = "x"
     codebooks: torch.nn.Parameter
-    streams = False  # whether `fit` takes batches
+    streams = False  # whether `fit` takes an iterable of batches
 
     def __init__(self, config: ResidualQuantizerConfig | None = None, **fields: Any) -> None:
         if config is not None and fields:
@@ -77,10 +78,11 @@ class ResidualQuantizer(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
-        """Nothing: `fit` sets every weight, and the library's own would overwrite loaded ones."""
+        """Does nothing: `fit` sets every weight, and transformers' own initialisation would
+        overwrite loaded weights."""
 
     def _build(self, input_dim: int) -> None:
-        """Create the weights for embeddings of this width; codebooks are NaN until fitted."""
+        """Create the weights for embeddings of this width; the codebooks are NaN until `fit`."""
         raise NotImplementedError
 
     def _fit(self, source: Source, progress: bool) -> None:
@@ -88,11 +90,11 @@ class ResidualQuantizer(PreTrainedModel):
         raise NotImplementedError
 
     def _embed(self, x: torch.Tensor) -> torch.Tensor:
-        """float64 [n, D] to float64 [n, D']."""
+        """Maps embeddings float64 [n, D] to the codebooks' space, float64 [n, D']."""
         raise NotImplementedError
 
     def _unembed(self, z: torch.Tensor) -> torch.Tensor:
-        """float64 [n, D'] to float64 [n, D]."""
+        """Maps vectors float64 [n, D'] of the codebooks' space to embeddings float64 [n, D]."""
         raise NotImplementedError
 
     def _new_codebooks(self, dim: int) -> torch.nn.Parameter:
@@ -100,28 +102,28 @@ class ResidualQuantizer(PreTrainedModel):
         return torch.nn.Parameter(torch.full(shape, torch.nan))
 
     def fit(self, x: Any, progress: bool = False, distributed: bool = False) -> Self:
-        """Learn the codebooks from a catalogue, afresh at each call.
+        """Learn the codebooks from a catalogue; each call starts from nothing.
 
         Args:
             x: float [N, D], N >= 1, torch or numpy; the fit runs on its device. N may be below
-                K (some codes then stay unused), rows may repeat. A numpy memory map is read batch
-                by batch; RQKMeans also takes a re-iterable of batches [n, D], or a function that
-                returns a new iterator of them.
+                K (some codes then stay unused), and rows may repeat. A numpy memory map is read
+                batch by batch. RQKMeans also takes an iterable of batches [n, D] that can be read
+                several times, or a function that returns a new iterator of batches.
             progress: show a progress bar.
-            distributed: x is this process's share of the rows (torch.distributed's default
-                group, shares in rank order); every process gets the same codebooks, those that
-                one process would get from all rows, up to rounding. (Mini-batches are cut, and
-                Sinkhorn balances, within a process's rows.)
+            distributed: whether x is only this process's share of the rows, in torch.distributed's
+                default group and in rank order. Every process then gets the codebooks that one
+                process would get from all rows, up to rounding; but mini-batches are cut, and
+                Sinkhorn balances, within the rows of each process.
 
         Returns:
-            self. On the CPU, the same seed, x and thread count give the same codes.
+            self. On the CPU, the same seed, x and number of threads give the same codes.
 
         Raises:
             ValueError: x is not a finite float [N, D] with N, D >= 1.
         """
         source = self._source(x, distributed)
         self.config.input_dim = source.dim
-        # Forking leaves the caller's random state as it was.
+        # fork_rng restores the caller's random state afterwards.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             self._build(source.dim)
@@ -143,7 +145,8 @@ class ResidualQuantizer(PreTrainedModel):
 
     @torch.no_grad()
     def embed(self, x: Any) -> torch.Tensor:
-        """Embeddings float [N, D] to the codebooks' space, float32 [N, D'], on its device."""
+        """Map embeddings float [N, D] to the codebooks' space, float32 [N, D'], on the quantizer's
+        device."""
         x = self._fitted("embed")._checked(x, "embed").to(self.codebooks.device)
         if x.shape[1] != self.config.input_dim:
             raise ValueError(
@@ -153,10 +156,11 @@ class ResidualQuantizer(PreTrainedModel):
         return torch.cat([self._embed(rows.double()).float() for rows in x.split(_ENCODE_ROWS)])
 
     def encode(self, x: Any, beams: int = 1) -> torch.Tensor:
-        """Embeddings float [N, D] to codes int64 [N, L]; a numpy memory map is read piece by piece.
+        """Encode embeddings float [N, D] as codes int64 [N, L]. A numpy memory map is read piece by
+        piece.
 
-        With one beam each level takes its nearest codeword, exactly (`ops.residual_codes`); more
-        beams (`ops.beam_lookup`) are slower and leave a smaller error.
+        With one beam, each level takes the nearest codeword (`ops.residual_codes`, which is
+        exact). More beams (`ops.beam_lookup`) are slower and leave a smaller error.
         """
         books = self._fitted("encode").codebooks.detach().float()
         if isinstance(x, np.memmap):
@@ -168,10 +172,10 @@ class ResidualQuantizer(PreTrainedModel):
 
     @torch.no_grad()
     def decode(self, codes: Any) -> torch.Tensor:
-        """Codes int [N, L] to the embeddings they stand for, float32 [N, D].
+        """Decode codes int [N, L] to the embeddings they stand for, float32 [N, D].
 
         Raises:
-            ValueError: wrong shape, or a code outside [0, K).
+            ValueError: the shape is wrong, or a code is outside [0, K).
         """
         name, book = type(self).__name__, self._fitted("decode").codebooks
         codes = torch.as_tensor(codes, device=book.device).long()
@@ -190,7 +194,8 @@ class ResidualQuantizer(PreTrainedModel):
         return self._unembed(z).float()
 
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of the model's type and every weight: equal exactly when codes must be."""
+        """SHA-256 (hex) of the model's type and all weights. Quantizers with equal fingerprints
+        give equal codes."""
         digest = hashlib.sha256(self.config.model_type.encode())
         for name, value in sorted(self._fitted("fingerprint").state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
@@ -201,7 +206,7 @@ class ResidualQuantizer(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, **kwargs: Any
     ) -> None:
-        """Write config.json and model.safetensors, each put in place whole."""
+        """Write config.json and model.safetensors. Each appears only when it is complete."""
         target = Path(save_directory)
         self._fitted("save_pretrained")
         target.mkdir(parents=True, exist_ok=True)
@@ -212,11 +217,11 @@ class ResidualQuantizer(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, directory: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Load what `save_pretrained` wrote; codes are bit for bit the same.
+        """Load what `save_pretrained` wrote; the codes of every item are exactly the same.
 
         Raises:
             ValueError: weights are missing or unknown, so the codes would be wrong.
-            OSError: no such directory or files.
+            OSError: the directory or a file in it does not exist.
         """
         loaded: Any = super().from_pretrained(directory, output_loading_info=True, **kwargs)
         model, info = loaded

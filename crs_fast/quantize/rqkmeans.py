@@ -1,4 +1,4 @@
-"""Residual k-means: each level's codebook is the k-means of what the levels before left over."""
+"""Residual k-means: each level's codebook is the k-means of the earlier levels' residuals."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from crs_fast.quantize.sources import ArraySource, Source
 
 __all__ = ["RQKMeans", "RQKMeansConfig", "kmeans", "kmeans_plus_plus"]
 
-_SEED_ROWS = 1 << 14  # k-means++ reads its rows K times over
+_SEED_ROWS = 1 << 14  # for k-means++, which reads its rows K times
 
 
 class RQKMeansConfig(ResidualQuantizerConfig):
     """Configuration of `RQKMeans`.
 
     Args:
-        iterations: of Lloyd's algorithm, at most, a level; each reads all rows.
-        batch_size: rows of a mini-batch; None runs Lloyd's algorithm.
-        epochs: passes of mini-batches a level, with a batch_size.
+        iterations: the largest number of Lloyd iterations per level; each reads all rows.
+        batch_size: rows per mini-batch; None runs Lloyd's algorithm instead.
+        epochs: passes over the rows per level, if batch_size is given.
     """
 
     model_type = "crs_fast_rqkmeans"
@@ -45,15 +45,15 @@ class RQKMeansConfig(ResidualQuantizerConfig):
 
 
 class RQKMeans(ResidualQuantizer):
-    """Residual k-means in the space of the embeddings themselves; no network to train.
+    """Residual k-means in the space of the embeddings; there is no network to train.
 
         for l in range(L):
-            codebooks[l] = kmeans(x, K)          # k-means++ start, empty clusters refilled
+            codebooks[l] = kmeans(x, K)          # starts by k-means++, refills empty clusters
             x = x - nearest(x, codebooks[l])
 
-    `RQKMeans(levels=4, codes=64).fit(x).encode(x)`; `embed` is the identity. Methods as in
-    `ResidualQuantizer`. `fit` takes an array, a numpy memory map or an iterable of batches; the
-    last two are read anew in every pass and never held whole.
+    Use it as `RQKMeans(levels=4, codes=64).fit(x).encode(x)`. `embed` is the identity; the other
+    methods are those of `ResidualQuantizer`. `fit` takes an array, a numpy memory map or an
+    iterable of batches. The last two are read again in every pass and never loaded whole.
 
     Source: Chen et al. 2010, "Approximate nearest neighbor search by residual vector
     quantization", section 3.
@@ -73,7 +73,7 @@ class RQKMeans(ResidualQuantizer):
         generator = torch.Generator().manual_seed(config.seed)
         rest = source if isinstance(source, ArraySource) and source.in_memory else None
         for level in trange(config.levels, desc="RQ-KMeans", disable=not progress):
-            # In memory the residuals are kept; elsewhere they are coded anew in every pass.
+            # Residuals are kept if the rows are in memory, else recomputed in every pass.
             before = None if rest is not None or not level else self.codebooks[:level]
             rows = (rest or source).sample(max(_SEED_ROWS, 32 * config.codes), generator)
             if before is not None:

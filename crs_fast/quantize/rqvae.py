@@ -1,4 +1,4 @@
-"""RQ-VAE, the quantizer: its network and how it is fitted."""
+"""RQ-VAE, the quantizer: its network together with its fit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ class RQVAE(RQVAENetwork):
 
         z = encoder(x);  q = sum of the nearest codewords of z, level by level
         loss = |x - decoder(z + sg(q - z))|^2 + sum_l |sg(r_l) - c_l|^2 + beta |r_l - sg(c_l)|^2
-        # with codebook_update="ema" the c_l are moving averages instead of the first sum
+        # with codebook_update="ema" the c_l are moving averages and |sg(r_l) - c_l|^2 is left out
 
-    `RQVAE(levels=4, codes=64).fit(x).encode(x)`; `embed` gives the latents. Methods as in
-    `ResidualQuantizer`. Source: Rajput et al. 2023 (TIGER, arXiv 2305.05065), section 3.1.
+    Use it as `RQVAE(levels=4, codes=64).fit(x).encode(x)`. `embed` returns the latents; the other
+    methods are those of `ResidualQuantizer`. Source: Rajput et al. 2023 (TIGER, arXiv 2305.05065),
+    section 3.1.
     """
 
     def _fit(self, source: Source, progress: bool) -> None:

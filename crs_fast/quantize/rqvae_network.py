@@ -1,4 +1,4 @@
-"""The network of an RQ-VAE: an autoencoder whose latent is coded by residual quantization."""
+"""The network of an RQ-VAE: an autoencoder whose latents are coded by residual quantization."""
 
 from __future__ import annotations
 
@@ -20,28 +20,33 @@ UPDATES = ("gradient", "ema")
 
 
 class RQVAEConfig(ResidualQuantizerConfig):
-    """Configuration of `RQVAE`; 4 levels of 64 codes, latent 32, 7 layers, learning rate, weight
-    decay and batch are the paper's, the rest is open there and chosen here.
+    """Configuration of `RQVAE`.
+
+    Four levels of 64 codes, latent width 32, seven layers, learning rate, weight decay and batch
+    size are the paper's. The paper leaves the other values open; they were chosen here.
 
     Args:
-        latent_dim: width of the latent the codebooks live in.
-        hidden_dims: widths between input and latent; one layer more than entries.
-        epochs: passes over the items; None takes as many as make 500 steps.
-        warmup: share of the steps that train the autoencoder alone, before the codebooks start
-            from k-means of its latents.
-        commitment: weight of the commitment loss. The customary 0.25 pins the latents to the
-            codewords: on ReDial's items it leaves 82 % of the variance, 0.02 leaves 71 %.
-        reset_every: steps between two re-seedings of codes that no item used since the last;
-            0 never does.
-        lr, weight_decay, batch_size: of AdamW.
-        codebook_update: "gradient", or "ema": codewords are moving averages of what they code.
-        decay: of those averages.
-        gradient: what passes through the quantizer: "straight_through" or "rotation" (Fifty et
+        latent_dim: width of the latents, in whose space the codebooks lie.
+        hidden_dims: widths of the layers between input and latent; n widths make n + 1 layers.
+        epochs: passes over the items; None takes as many as are needed for 500 steps.
+        warmup: share of the steps that train the autoencoder without quantization; the codebooks
+            then start from the k-means of its latents.
+        commitment: weight of the commitment loss. The usual 0.25 pins the latents to the
+            codewords: on ReDial's items it leaves 82 % of the variance unexplained, 0.02 leaves
+            71 %.
+        reset_every: every so many steps, a code that no item used since the last time gets a new
+            codeword; 0 turns this off.
+        lr, weight_decay, batch_size: AdamW's settings.
+        codebook_update: "gradient", or "ema", where a codeword is the moving average of the
+            residuals that it codes.
+        decay: decay of these averages.
+        gradient: how gradients pass the quantizer, "straight_through" or "rotation" (Fifty et
             al. 2024).
-        sinkhorn: above 0, training assigns the last level by `sinkhorn_codes` with this epsilon,
-            so that all its codes are used alike (LC-Rec); encoding takes the nearest always.
-        patience: stop once the mean loss of so many steps is not below that of as many before
-            them; 0 never does.
+        sinkhorn: if above 0, training assigns the last level with `sinkhorn_codes` and this
+            epsilon, so that all its codes are used about equally often (LC-Rec). Encoding always
+            takes the nearest codeword.
+        patience: training stops once the mean loss of the last `patience` steps is not below the
+            mean of the `patience` steps before them; 0 turns this off.
     """
 
     model_type = "crs_fast_rqvae"
@@ -64,12 +69,12 @@ class RQVAEConfig(ResidualQuantizerConfig):
         patience: int = 0,
         **kwargs: Any,
     ) -> None:
-        for name, value, known in (
+        for name, value, choices in (
             ("codebook_update", codebook_update, UPDATES),
             ("gradient", gradient, GRADIENTS),
         ):
-            if value not in known:
-                raise ValueError(f"RQVAEConfig: {name} must be one of {known} (got {value!r})")
+            if value not in choices:
+                raise ValueError(f"RQVAEConfig: {name} must be one of {choices} (got {value!r})")
         self.codebook_update, self.decay, self.gradient = codebook_update, decay, gradient
         self.sinkhorn, self.patience = sinkhorn, patience
         self.latent_dim, self.hidden_dims = latent_dim, list(hidden_dims)
@@ -80,9 +85,11 @@ class RQVAEConfig(ResidualQuantizerConfig):
 
 
 class RQVAEOutput(NamedTuple):
-    """loss and reconstruction_loss: scalars; codes: int64 [n, L]; rests: latents [L, n, D'] that
-    each level had to code; sums: float64 [L, K, D'], those latents summed by code (training with
-    codebook_update="ema" only)."""
+    """What `RQVAENetwork.forward` returns.
+
+    loss and reconstruction_loss are scalars. codes is int64 [n, L]. rests is [L, n, D']: the
+    residuals that each level had to code. sums is float64 [L, K, D']: these residuals summed per
+    code, only in training with codebook_update="ema"."""
 
     loss: torch.Tensor
     reconstruction_loss: torch.Tensor
@@ -92,7 +99,7 @@ class RQVAEOutput(NamedTuple):
 
 
 class RQVAENetwork(ResidualQuantizer):
-    """Encoder, codebooks and decoder, with the loss that trains them; `RQVAE` fits it."""
+    """Encoder, codebooks and decoder, with the loss that trains them. `RQVAE` adds the fit."""
 
     config_class = RQVAEConfig
     encoder: nn.Sequential
@@ -106,11 +113,11 @@ class RQVAENetwork(ResidualQuantizer):
         widths = [input_dim, *self.config.hidden_dims, self.config.latent_dim]
         self.encoder, self.decoder = _mlp(widths), _mlp(widths[::-1])
         self.codebooks = self._new_codebooks(self.config.latent_dim)
-        # One scale for all columns keeps the embeddings' geometry and makes the loss unit-free.
+        # One scale for all dimensions keeps the embeddings' geometry and makes the loss unit-free.
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("scale", torch.ones(()))
         if self.config.codebook_update == "ema":
-            # Persistent, like everything: training may go on after a reload.
+            # Saved with the weights, so that training may go on after a reload.
             self.codebooks.requires_grad_(False)
             self.register_buffer("ema_weights", torch.zeros(self.codebooks.shape[:2]))
             self.register_buffer("ema_totals", torch.zeros(self.codebooks.shape))
@@ -137,13 +144,13 @@ class RQVAENetwork(ResidualQuantizer):
                 sums[-1:] = statistics(rests[-1], books[-1:], codes[:, -1:])[1]
         loss, rest = z.new_zeros(()), z
         for level in range(config.levels):
-            word = self.codebooks[level][codes[:, level]]  # [n, D']
+            codeword = self.codebooks[level][codes[:, level]]  # [n, D']
             if config.codebook_update == "gradient":
-                loss = loss + F.mse_loss(word, rest.detach())
-            loss = loss + config.commitment * F.mse_loss(rest, word.detach())
-            rest = rest - word.detach()
-        through = rotation if config.gradient == "rotation" else straight_through
-        quantized = through(z, z.detach() - rest.detach())
+                loss = loss + F.mse_loss(codeword, rest.detach())
+            loss = loss + config.commitment * F.mse_loss(rest, codeword.detach())
+            rest = rest - codeword.detach()
+        pass_gradient = rotation if config.gradient == "rotation" else straight_through
+        quantized = pass_gradient(z, z.detach() - rest.detach())
         reconstruction = F.mse_loss(self.decoder(quantized), target)
         return RQVAEOutput(reconstruction + loss, reconstruction, codes, rests, sums)
 
@@ -156,7 +163,7 @@ class RQVAENetwork(ResidualQuantizer):
         return residual_codes(z, books), None
 
     def _rests(self, z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """What each level had to code, [L, n, D']."""
+        """The residual that each level had to code, [L, n, D']."""
         rests = [z]
         for level in range(self.config.levels - 1):
             rests.append(rests[-1] - self.codebooks[level].detach()[codes[:, level]])
@@ -166,9 +173,10 @@ class RQVAENetwork(ResidualQuantizer):
 def _mlp(widths: Sequence[int]) -> nn.Sequential:
     """Linear layers with LeakyReLU between them.
 
-    Orthogonal weights and a mild slope start near a linear projection. ReLU with He weights loses
-    the input in the narrow layers: on ReDial's items the plain autoencoder then leaves 83 % of the
-    variance after 300 steps, this one 59 % (32 principal components: 61 %).
+    With orthogonal weights and a mild slope the network starts near a linear projection. ReLU with
+    He weights loses the input in the narrow layers: on ReDial's items such an autoencoder leaves
+    83 % of the variance unexplained after 300 steps, this one 59 %, and 32 principal components
+    leave 61 %.
     """
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
@@ -180,7 +188,8 @@ def _mlp(widths: Sequence[int]) -> nn.Sequential:
 
 
 def _apply(layers: nn.Sequential, x: torch.Tensor) -> torch.Tensor:
-    """An MLP in float64: its float32 rounding then hardly ever depends on batch or threads."""
+    """Apply an MLP in float64, so that the result, rounded to float32, hardly ever depends on the
+    batch or on the number of threads."""
     for layer in layers:
         if isinstance(layer, nn.Linear):
             x = F.linear(x, layer.weight.double(), layer.bias.double())

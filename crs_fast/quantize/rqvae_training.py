@@ -1,5 +1,5 @@
-"""How an RQ-VAE is fitted. With the rows spread over processes every step takes the batch that one
-process would take, each process computing the rows it holds."""
+"""Fits an RQ-VAE. If the rows are spread over processes, every step takes the batch that a single
+process would take, and each process computes those of its rows that it holds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _KMEANS_ROWS = 1 << 16
 
 
 class Training:
-    """One fit: its optimizer, its random numbers, which codes were used of late."""
+    """The state of one fit: optimizer, random generator, losses, and which codes were used since
+    unused ones were last replaced."""
 
     def __init__(self, model: RQVAENetwork, source: ArraySource) -> None:
         config = model.config
@@ -45,7 +46,7 @@ class Training:
             if step == self.warm:
                 self.seed_codebooks()
             self.losses.append(self.step(batch, quantize=step >= self.warm))
-            # The last fifth settles undisturbed.
+            # In the last fifth of the steps no code is replaced, so that training can settle.
             reset = config.reset_every and step > self.warm and step < 0.8 * self.steps
             if reset and (step - self.warm) % config.reset_every == 0:
                 self.revive_dead()
@@ -70,18 +71,18 @@ class Training:
         self.model.scale.fill_(math.sqrt(variance) if variance > 0 else 1.0)
 
     def _adamw(self, module: torch.nn.Module) -> torch.optim.Optimizer:
-        """Codewords and biases are positions, not weights, and do not decay."""
+        """AdamW, without weight decay for codewords and biases: they are positions in space."""
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         weights = [p for name, p in named if name.endswith("weight")]
         others = [p for name, p in named if not name.endswith("weight")]
-        decay = {"params": weights, "weight_decay": self.config.weight_decay}
+        decayed = {"params": weights, "weight_decay": self.config.weight_decay}
         return torch.optim.AdamW(
-            [decay, {"params": others, "weight_decay": 0.0}], lr=self.config.lr, fused=True
+            [decayed, {"params": others, "weight_decay": 0.0}], lr=self.config.lr, fused=True
         )
 
     def _batches(self, steps: int) -> Iterator[torch.Tensor]:
-        """Row numbers of `steps` batches, epoch by epoch in random order; and the cosine of the
-        learning rate."""
+        """Yield the row numbers of `steps` batches, each epoch in a new random order. Each batch
+        also moves the learning rate along its cosine."""
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, steps, 0.01 * self.config.lr
         )
@@ -94,7 +95,8 @@ class Training:
             schedule.step()
 
     def step(self, batch: torch.Tensor, quantize: bool) -> float:
-        """One step on the rows of these numbers, int64 [n]; returns the loss of all of them."""
+        """Take one step on the rows with the numbers `batch`, int64 [n]; returns their mean loss,
+        over all processes."""
         rows = self.source.take(self.source.local(batch)[1])
         counts, sums = torch.zeros_like(self.used), None
         total = torch.zeros((), device=self.source.device)
@@ -121,7 +123,7 @@ class Training:
         return loss
 
     def _descend(self, loss: torch.Tensor) -> float:
-        """One optimizer step on the sum of all processes' losses, which it returns."""
+        """Take one optimizer step on the sum of all processes' losses, and return this sum."""
         self.optimizer.zero_grad(set_to_none=True)
         if loss.requires_grad:
             loss.backward()
@@ -131,7 +133,8 @@ class Training:
         return float(self.source.sum(loss.detach()))
 
     def _sum_gradients(self) -> None:
-        """Of every parameter, so that all processes make the same call."""
+        """Sum gradients over processes. A parameter without a gradient takes part with zeros, so
+        that all processes send the same shapes."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         for p in parameters:
             if p.grad is None:
@@ -148,7 +151,7 @@ class Training:
 
     @torch.no_grad()
     def seed_codebooks(self) -> None:
-        """Start every level at the k-means of the residuals that reach it."""
+        """Start every level's codebook from the k-means of the residuals that reach it."""
         rows = self.source.sample(_KMEANS_ROWS, self.generator)
         rest = self.model.encoder(self.model._normalised(rows))
         for level in range(self.config.levels):
@@ -158,7 +161,7 @@ class Training:
 
     @torch.no_grad()
     def revive_dead(self) -> None:
-        """Put codes without items since the last call onto random residuals of their level."""
+        """Set codewords unused since the last call to random residuals of their level."""
         if not bool(self.used.all()):
             size = min(self.source.total, self.config.batch_size)
             picks = torch.randperm(self.source.total, generator=self.generator)[:size]
@@ -170,18 +173,20 @@ class Training:
                 self._set(level, dead, rests[level, picks.to(rests.device)])
         self.used.zero_()
 
-    def _set(self, level: int, codes: torch.Tensor, words: torch.Tensor) -> None:
-        """Give codewords new places; their averages start there too, as if one row had come."""
-        words = self.source.same(words)
-        codes = codes.to(words.device)
-        self.model.codebooks[level, codes] = words
+    def _set(self, level: int, codes: torch.Tensor, codewords: torch.Tensor) -> None:
+        """Set these codes of a level to `codewords`. Their moving averages start there too, with
+        the weight of one row."""
+        codewords = self.source.same(codewords)
+        codes = codes.to(codewords.device)
+        self.model.codebooks[level, codes] = codewords
         if self.config.codebook_update == "ema":
             self.model.ema_weights[level, codes] = 1.0
-            self.model.ema_totals[level, codes] = words
+            self.model.ema_totals[level, codes] = codewords
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Lloyd steps on the finished latents: codewords become the means of what they code."""
+        """Run Lloyd's algorithm on the finished latents, so that each codeword is the mean of the
+        residuals that it codes."""
         for tensor in self.model.state_dict().values():
             tensor.copy_(self.source.same(tensor))
         latents = [self.model.embed(x) for x in self.source.batches(_KMEANS_ROWS)]
@@ -196,16 +201,17 @@ class Training:
             self.model.ema_totals.copy_(self.model.codebooks * self.model.ema_weights[..., None])
 
     def refit_decoder(self, steps: int) -> None:
-        """Settling moved the codewords; the decoder learns where they are now."""
+        """Train the decoder alone for `steps` steps, since `settle` moved the codewords."""
         model, source = self.model, self.source
         self.optimizer = self._adamw(model.decoder)
         with torch.no_grad():
             levels = torch.arange(self.config.levels)
-            words = [
-                model.codebooks[levels, model.encode(x)].sum(1)
-                for x in source.batches(_KMEANS_ROWS)
-            ]
-            quantized = torch.cat(words)  # [n, D'], this process's rows
+            quantized = torch.cat(
+                [
+                    model.codebooks[levels, model.encode(x)].sum(1)
+                    for x in source.batches(_KMEANS_ROWS)
+                ]
+            )  # [n, D'], this process's rows
         for batch in self._batches(steps):
             local = source.local(batch)[1]
             loss = torch.zeros((), device=source.device)

@@ -1,4 +1,4 @@
-"""Balanced assignment: every code gets about the same share of the rows."""
+"""Balanced assignment of rows to codes: every code gets about the same number of rows."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ def sinkhorn_codes(
     epsilon: float = 0.01,
     iterations: int = 50,
 ) -> torch.Tensor:
-    """Assign rows to codewords by entropic optimal transport with equal shares.
+    """Assign rows to codewords by entropic optimal transport, with equal shares per codeword.
 
         S = -D / epsilon, D the squared distances scaled to [-1, 1]
         repeat: f = -logsumexp_k(S + g);  g = log(N / K) - logsumexp_n(S + f)
         codes = argmax_k(S + g)
 
-    In the log domain, so a small epsilon does not underflow; in blocks of rows that are computed
-    anew each time, so N x K is never held.
+    It computes in the log domain, so that a small epsilon does not underflow, and in blocks of
+    rows that are recomputed in each iteration, so that N x K values are never in memory.
 
     Args:
         x: float [N, D].
         codebook: float [K, D], on x's device.
-        epsilon: the smaller, the nearer to the nearest codeword and the slower to balance.
-        iterations: of Sinkhorn's algorithm.
+        epsilon: a smaller one keeps rows closer to their nearest codeword and balances more
+            slowly.
+        iterations: number of Sinkhorn iterations.
 
     Returns:
-        codes int64 [N], ties to the lower code.
+        codes int64 [N]; ties go to the lower code.
 
     Raises:
-        ValueError: epsilon or iterations not above 0.
+        ValueError: epsilon or iterations is not above 0.
 
     Source: Cuturi 2013 (arXiv 1306.0895), algorithm 1; for codes, LC-Rec (arXiv 2311.09049), 3.2.
     """
@@ -45,7 +46,7 @@ def sinkhorn_codes(
     if not rows:
         return torch.empty(0, dtype=torch.int64, device=x.device)
     x, codebook = x.float(), codebook.float()
-    centre = codebook.mean(0)  # distances do not see it, rounding does
+    centre = codebook.mean(0)  # subtracting it leaves distances as they are and rounds less
     x, codebook = x - centre, codebook - centre
     squares = codebook.square().sum(-1)
     step = max(1, BLOCK_ELEMENTS // num_codes)
@@ -63,10 +64,10 @@ def sinkhorn_codes(
     share = torch.log(torch.tensor(rows / num_codes, dtype=torch.float32, device=x.device))
     balance = torch.zeros(num_codes, device=x.device)  # g
     for _ in range(iterations):
-        columns = torch.full((num_codes,), -torch.inf, device=x.device)
+        code_mass = torch.full((num_codes,), -torch.inf, device=x.device)
         for at in starts:
             scores = (distances(at) - low) * scale
-            rest = -(scores + balance).logsumexp(-1, keepdim=True)  # f
-            columns = torch.logaddexp(columns, (scores + rest).logsumexp(0))
-        balance = share - columns
+            row_balance = -(scores + balance).logsumexp(-1, keepdim=True)  # f
+            code_mass = torch.logaddexp(code_mass, (scores + row_balance).logsumexp(0))
+        balance = share - code_mass
     return torch.cat([((distances(at) - low) * scale + balance).argmax(-1) for at in starts])

@@ -1,5 +1,5 @@
-"""Where embeddings come from: an array or memory map (one shard of it a process), or an iterable of
-batches. Everything is read in batches, so a catalogue need not fit in memory."""
+"""Where embeddings come from: an array or a memory map (of which each process may hold one shard),
+or an iterable of batches. All are read in batches, so a catalogue need not fit in memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import distributed
 
 
 class Source(Protocol):
-    """Rows float32 [total, dim], numbered over all processes."""
+    """Rows float32 [total, dim]; their numbers count on over all processes."""
 
     total: int
     dim: int
@@ -21,32 +21,37 @@ class Source(Protocol):
     def batches(
         self, rows: int, generator: torch.Generator | None = None
     ) -> Iterator[torch.Tensor]:
-        """This process's rows once, float32 [n, D] with n <= rows; contiguous batches in file
-        order, or in random order with a generator. Every process gets as many batches."""
+        """Yield each row of this process once, in contiguous batches float32 [n, D] with
+        n <= rows. Batches come in file order, or in random order if a generator is given. Every
+        process gets the same number of batches."""
 
     def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """The same rows on every process: all of them where total <= count, else `count` random
-        ones in file order."""
+        """All rows if total <= count, else `count` random rows in file order; the same on every
+        process."""
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
-        """Summed over all processes."""
+        """The sum of `value` over all processes."""
 
     def same(self, value: torch.Tensor) -> torch.Tensor:
-        """The first process's value, on all."""
+        """The first process's `value`, on every process."""
 
     def stack(self, value: torch.Tensor) -> torch.Tensor:
-        """Every process's `value`, of one shape, concatenated in process order."""
+        """The `value` of every process, all of one shape, concatenated in process order."""
 
 
 def open_source(x: Any, sharded: bool = False) -> Source:
-    """`x`: a float tensor or array [N, D] (a numpy memory map stays one), or a re-iterable of such
-    batches (a list, a DataLoader) or a function that returns a new iterator.
+    """Make a source of `x`.
 
-    With `sharded` each process of the default group gives rows of its own.
+    Args:
+        x: a float tensor or array [N, D] (a numpy memory map is not loaded), an iterable of such
+            batches that can be read several times (a list, a DataLoader), or a function that
+            returns a new iterator of batches.
+        sharded: whether x holds only this process's share of the rows, of torch.distributed's
+            default group.
 
     Raises:
-        ValueError: not [N, D] of floats, no rows, an iterator that cannot start again, or a sharded
-            iterable.
+        ValueError: x is not [N, D] of floats, has no rows, is an iterator that can be read only
+            once, or is an iterable although `sharded` is true.
     """
     if isinstance(x, torch.Tensor) or hasattr(x, "__array_interface__"):
         return ArraySource(x, sharded)
@@ -93,28 +98,29 @@ class ArraySource:
         return _finite(self.rows(index))
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
-        """The rows of these numbers, int64 [n] on the CPU, on every process."""
+        """The rows with the numbers `index`, int64 [n] on the CPU; the same on every process."""
         here, local = self.local(index)
-        mine = self.take(local)
+        local_rows = self.take(local)
         if not self.sharded:
-            return mine
-        rows = mine.new_zeros(len(index), self.dim)
-        rows[here.to(rows.device)] = mine
+            return local_rows
+        rows = local_rows.new_zeros(len(index), self.dim)
+        rows[here.to(rows.device)] = local_rows
         return self.sum(rows)
 
     def take(self, local: torch.Tensor) -> torch.Tensor:
-        """This process's rows of these numbers, int64 [n] on the CPU, among its own."""
+        """Rows of this process; `local`, int64 [n] on the CPU, counts within its own rows."""
         return _floats(self.x[local.to(self.device) if isinstance(self.x, torch.Tensor) else local])
 
     def same(self, value: torch.Tensor) -> torch.Tensor:
-        """The first process's value, on all."""
+        """The first process's `value`, on every process."""
         if self.sharded:
             value = value.clone()
             distributed.broadcast(value, 0)
         return value
 
     def local(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which of `index` this process holds, bool [n], and where in its own rows, int64."""
+        """Which rows of `index` this process holds, bool [n], and their numbers within its own
+        rows, int64."""
         here = (index >= self.start) & (index < self.start + len(self.x))
         return here, index[here] - self.start
 
@@ -133,7 +139,7 @@ class ArraySource:
 
 
 class IterableSource:
-    """Batches from outside; see `open_source`. Reading it once tells its size."""
+    """An iterable of batches; see `open_source`. It is read once at the start for its size."""
 
     def __init__(self, x: Iterable[Any] | Callable[[], Iterable[Any]]) -> None:
         self.start_again = x if callable(x) else lambda: x
@@ -191,14 +197,15 @@ def _check_rows(x: Any) -> None:
 
 
 def _floats(x: Any) -> torch.Tensor:
-    """float32, in memory. Pages of a memory map are copied: torch wants writable memory."""
+    """x as float32 in memory. A memory map is copied, because torch wants writable memory."""
     if not isinstance(x, torch.Tensor):
         x = torch.from_numpy(np.array(x, dtype=np.float32))
     return x.detach().float()
 
 
 def _finite(rows: torch.Tensor) -> torch.Tensor:
-    """Says so early; later batches are checked by the ops."""
+    """The rows, if all are finite. The sample is checked first, so that a bad catalogue fails
+    early; the ops check later batches."""
     if not bool(torch.isfinite(rows).all()):
         raise ValueError("fit: x must be finite (got NaN or infinity)")
     return rows

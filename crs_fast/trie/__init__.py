@@ -1,7 +1,9 @@
 """Semantic-ID tries: the constraint index, its vocabularies, its filters."""
 
+from .formats import SidIndex, load_index
 from .grammar import Grammar
 from .item_filter import ItemFilter
+from .named_items import Named, find_items
 from .sid_trie import SidTrie
 from .sid_vocab import SidVocab
 from .slot import TrieSlot
@@ -13,11 +15,15 @@ from .vocabulary import Vocabulary
 __all__ = [
     "Grammar",
     "ItemFilter",
+    "Named",
+    "SidIndex",
     "SidTrie",
     "SidVocab",
     "TitleVocab",
     "TokenIds",
     "TrieSlot",
     "Vocabulary",
+    "find_items",
+    "load_index",
     "vocabulary_from_dict",
 ]

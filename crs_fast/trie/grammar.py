@@ -54,7 +54,7 @@ class Grammar:
     def read(self, input_ids: torch.Tensor) -> Standing:
         """Where each row of `input_ids`, int64 [R, T], stands."""
         levels = self.trie.num_levels
-        start = self._starts(input_ids)  # [R]
+        start = self.starts(input_ids)  # [R]
         begun = start >= 0
         at = start.clamp(min=0)[:, None] + torch.arange(levels + 1, device=start.device)
         written = at < input_ids.shape[1]
@@ -70,7 +70,7 @@ class Grammar:
         nodes = nodes.masked_fill(closed, -1 if self.text_follows else self.trie.leaf)
         return Standing(nodes.masked_fill(~begun, -1), begun & ~closed)
 
-    def _starts(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def starts(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Position of the first code of each row's latest SID, -1 where there is none."""
         first = -1 if self.prompt_length is None else self.prompt_length
         if self.begin is None:

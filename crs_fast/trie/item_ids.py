@@ -7,7 +7,10 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
+
+from crs_fast.ops import text_find, text_table
 
 
 class ItemIds:
@@ -30,19 +33,20 @@ class ItemIds:
         """From ints (any integer tensor, array, range or list) or strs.
 
         Raises:
-            ValueError: ids of neither kind, of mixed kinds, or repeated.
+            ValueError: ids of neither kind, of mixed kinds, repeated, ints outside int64, or text
+                that UTF-8 can't hold.
         """
         if isinstance(ids, range):
             ids = torch.arange(ids.start, ids.stop, ids.step)
         if not isinstance(ids, torch.Tensor):
-            ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+            ids = _plain_list(ids)
             kinds = {type(i) for i in ids}
             if kinds == {str}:
                 return cls._from_text(ids)
             if not kinds <= {int}:
                 names = sorted(kind.__name__ for kind in kinds)
                 raise ValueError(f"SidTrie: item_ids must be all int or all str (got {names})")
-        numbers = _integers(torch.as_tensor(ids) if len(ids) else torch.empty(0, dtype=torch.int64))
+        numbers = _integers(ids)
         made = cls(numbers=_narrow(numbers))
         ordered = numbers[made._order.long()]
         if bool((ordered[1:] == ordered[:-1]).any()):
@@ -51,12 +55,10 @@ class ItemIds:
 
     @classmethod
     def _from_text(cls, ids: Sequence[str]) -> ItemIds:
-        if len(set(ids)) != len(ids):
+        made = cls(None, *_encoded(ids))
+        if made._table[1] >= 0:
             raise ValueError("SidTrie: item_ids must be distinct (got repeated ids)")
-        encoded = [i.encode() for i in ids]
-        offsets = torch.tensor([0, *map(len, encoded)], dtype=torch.int64).cumsum(0)
-        text = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
-        return cls(text=text[: int(offsets[-1])].clone(), offsets=offsets)
+        return made
 
     def __len__(self) -> int:
         if self.numbers is not None:
@@ -72,7 +74,9 @@ class ItemIds:
         assert self.offsets is not None
         start, stop, _ = span.indices(len(self))
         bounds = self.offsets[start : stop + 1].tolist()
-        return [bytes(self.text[a:b].tolist()).decode() for a, b in pairwise(bounds)]
+        first = bounds[0]
+        whole = self.text[first : bounds[-1]].numpy().tobytes()
+        return [whole[a - first : b - first].decode() for a, b in pairwise(bounds)]
 
     def tolist(self) -> list[int | str]:
         return self[:]
@@ -90,7 +94,7 @@ class ItemIds:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensors, the look-up table of int ids included."""
+        """Bytes of the tensors, the look-up table of int ids included; that of text is not."""
         tensors = (self.numbers, self.text, self.offsets, self._order)
         return sum(t.nbytes for t in tensors if t is not None)
 
@@ -112,16 +116,10 @@ class ItemIds:
             KeyError: an id that is not here.
         """
         if self.numbers is None:
-            wanted = list(ids)
-            missing = [i for i in wanted if i not in self._of_text]
-            if missing:
-                raise KeyError(f"SidTrie: no item {missing[0]!r} ({len(missing)} unknown ids)")
-            return torch.tensor([self._of_text[str(i)] for i in wanted], dtype=torch.int64)
+            return self._text_positions(ids)
         try:
-            listed = ids if isinstance(ids, torch.Tensor) else list(ids)
-            wanted_numbers = torch.empty(0, dtype=torch.int64)
-            if len(listed):
-                wanted_numbers = _integers(torch.as_tensor(listed))
+            listed = ids if isinstance(ids, torch.Tensor) else _plain_list(ids)
+            wanted_numbers = _integers(listed)
         except (TypeError, ValueError, RuntimeError) as error:
             raise KeyError(f"SidTrie: this catalogue's item ids are int ({error})") from None
         if not len(self):
@@ -133,6 +131,22 @@ class ItemIds:
         if unknown.numel():
             raise KeyError(f"SidTrie: no item {int(unknown[0])} ({unknown.numel()} unknown ids)")
         return positions
+
+    def _text_positions(self, ids: Iterable[int | str] | torch.Tensor) -> torch.Tensor:
+        wanted = _plain_list(ids)
+        places = [place for place, one in enumerate(wanted) if isinstance(one, str)]
+        positions = torch.full((len(wanted),), -1, dtype=torch.int64, device="cpu")
+        positions[places] = self._find(*_encoded([wanted[place] for place in places], lenient=True))
+        unknown = (positions < 0).nonzero().squeeze(1).tolist()
+        if unknown:
+            raise KeyError(f"SidTrie: no item {wanted[unknown[0]]!r} ({len(unknown)} unknown ids)")
+        return positions
+
+    def _find(self, text: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """The positions of texts, int64 [n]; -1 for one that is not here."""
+        assert self.text is not None
+        assert self.offsets is not None
+        return text_find(self.text, self.offsets, self._table[0], text, offsets)
 
     def _search(self, wanted: torch.Tensor) -> torch.Tensor:
         """For each wanted number, the position of that id, or of another where it is missing."""
@@ -165,9 +179,10 @@ class ItemIds:
         assert more.text is not None
         assert self.offsets is not None
         assert more.offsets is not None
-        repeated = self._of_text.keys() & more._of_text.keys()
+        repeated = (self._find(more.text, more.offsets) >= 0).nonzero().squeeze(1).tolist()
         if repeated:
-            raise ValueError(f"SidTrie: item {min(repeated)!r} must be new (got one of this id)")
+            first = min(str(more[at : at + 1][0]) for at in repeated)
+            raise ValueError(f"SidTrie: item {first!r} must be new (got one of this id)")
         offsets = torch.cat([self.offsets, more.offsets[1:] + self.offsets[-1]])
         return ItemIds(text=torch.cat([self.text, more.text]), offsets=offsets)
 
@@ -186,15 +201,67 @@ class ItemIds:
         return self.numbers.argsort().to(torch.int32)
 
     @cached_property
-    def _of_text(self) -> dict[str, int]:
-        return {str(item): position for position, item in enumerate(self.tolist())}
+    def _table(self) -> tuple[torch.Tensor, int]:
+        """What finds ids that are text, and the position of one that stands before it too, or
+        -1."""
+        assert self.text is not None
+        assert self.offsets is not None
+        return text_table(self.text, self.offsets)
 
 
-def _integers(numbers: torch.Tensor) -> torch.Tensor:
+def _plain_list(ids: Any) -> list[Any]:
+    """Ids as Python's own ints and strs where they are numpy's, or tensors of one number each;
+    whatever else stands among them stays as it is."""
+    if isinstance(ids, str | bytes):
+        raise ValueError(f"SidTrie: item_ids must be a list of ids (got {ids!r})")
+    listed = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    if not isinstance(listed, list):
+        raise ValueError(f"SidTrie: item_ids must be a list of ids (got {listed!r})")
+    return listed if {type(i) for i in listed} <= {int, str} else [_plain(i) for i in listed]
+
+
+def _plain(one: Any) -> Any:
+    if isinstance(one, str):
+        return str(one)
+    if isinstance(one, np.generic) or (isinstance(one, torch.Tensor) and one.ndim == 0):
+        return one.item()
+    return one
+
+
+def _encoded(ids: Sequence[str], lenient: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """UTF-8 bytes and their offsets. `lenient` encodes what UTF-8 can't hold too, to
+    look for what can't be found.
+
+    Raises:
+        ValueError: text that UTF-8 can't hold.
+    """
+    try:
+        encoded = [i.encode(errors="surrogatepass" if lenient else "strict") for i in ids]
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"SidTrie: item_ids must be text that UTF-8 can hold (got {error.object!r})"
+        ) from None
+    offsets = torch.tensor([0, *map(len, encoded)], dtype=torch.int64, device="cpu").cumsum(0)
+    text = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
+    return text[: int(offsets[-1])].clone(), offsets
+
+
+def _integers(ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
     """int64 [n] on the CPU, from integers only."""
+    if isinstance(ids, torch.Tensor):
+        numbers = ids
+    else:
+        far = [i for i in ids if isinstance(i, int) and not -(2**63) <= i < 2**63]
+        if far:
+            raise ValueError(f"SidTrie: item_ids must be in [-2^63, 2^63) (got {far[0]})")
+        dtype = None if ids else torch.int64
+        numbers = torch.as_tensor(ids, dtype=dtype, device="cpu")
     if numbers.dtype == torch.bool or numbers.is_floating_point() or numbers.is_complex():
         raise ValueError(f"SidTrie: item_ids must be int or str (got {numbers.dtype})")
-    return numbers.to("cpu", torch.int64).reshape(-1)
+    whole = numbers.to("cpu", torch.int64).reshape(-1)
+    if numbers.dtype == torch.uint64 and bool((whole < 0).any()):
+        raise ValueError("SidTrie: item_ids must be in [-2^63, 2^63) (got a larger uint64)")
+    return whole
 
 
 def _narrow(numbers: torch.Tensor) -> torch.Tensor:

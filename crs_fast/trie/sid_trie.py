@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
+from operator import index
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 
 from crs_fast.ops import TrieTensors, trie_build, trie_rows, trie_walk
@@ -161,6 +163,12 @@ class SidTrie:
                 f"{op}: vocab must have a token for each code of the trie, {sizes} a level "
                 f"(got {vocab.sizes})"
             )
+        lacking = vocab.codes_without_token(self.level_codes) if vocab.has_gaps else []
+        if lacking:
+            raise ValueError(
+                f"{op}: vocab must have a token for each code of the trie (got none for code "
+                f"{lacking[0][1]} of level {lacking[0][0]}: {len(lacking)} codes without)"
+            )
         return vocab
 
     @cached_property
@@ -251,16 +259,42 @@ class SidTrie:
 
 
 def _sid_tensor(sids: Any) -> torch.Tensor:
-    """int64 [N, L] on the CPU; lists of unequal length are padded with -1."""
-    if isinstance(sids, Sequence) and sids and isinstance(sids[0], Sequence):
-        width = max(len(row) for row in sids)
-        sids = [[*row, *[-1] * (width - len(row))] for row in sids]
-    tensor = torch.as_tensor(sids)
+    """int64 [N, L] on the CPU; rows of unequal length are padded with -1."""
+    try:
+        tensor = sids if isinstance(sids, torch.Tensor) else _as_tensor(sids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"SidTrie: sids must be integers [N, L] (got {error})") from None
     if tensor.ndim != 2 or tensor.is_floating_point() or tensor.is_complex():
         raise ValueError(
             f"SidTrie: sids must be integers [N, L] (got {tensor.dtype} {tuple(tensor.shape)})"
         )
-    return tensor.to("cpu", torch.int64)
+    codes = tensor.to("cpu", torch.int64)
+    if tensor.dtype == torch.uint64 and bool((codes < 0).any()):
+        raise ValueError("SidTrie: sids must hold codes in [0, 2^31 - 1], -1 pads (got a larger)")
+    return codes
+
+
+def _as_tensor(sids: Any) -> torch.Tensor:
+    """Rows of any kind as a tensor, the shorter ones padded with -1."""
+    array = sids.to_numpy() if hasattr(sids, "to_numpy") else sids
+    if hasattr(array, "dtype") and array.dtype != object:
+        return torch.as_tensor(array, device="cpu")
+    rows = _equal_rows(list(array))
+    if any(isinstance(code, np.generic) for row in rows[:1] for code in row):
+        rows = [[index(code) for code in row] for row in rows]
+    return torch.as_tensor(rows, device="cpu")
+
+
+def _equal_rows(rows: list[Any]) -> list[Any]:
+    """Rows as lists, the shorter ones padded with -1; what is no row stays as it is."""
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
+    width = max((len(row) for row in rows if isinstance(row, Sequence)), default=0)
+    return [
+        [*row, *[-1] * (width - len(row))]
+        if isinstance(row, Sequence) and not isinstance(row, str)
+        else row
+        for row in rows
+    ]
 
 
 def _padded(sids: torch.Tensor, levels: int) -> torch.Tensor:

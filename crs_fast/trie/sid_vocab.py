@@ -23,14 +23,15 @@ class SidVocab(Vocabulary):
 
     Args:
         token_ids: one sequence of token ids for each level; `token_ids[l][c]` is the token of code
-            c at level l. A token may serve several levels, but only one code within a level.
+            c at level l, -1 where no token stands for the code, which no item may carry then. A
+            token may serve several levels, but only one code within a level.
         begin: token that opens a SID in text (`<BOI>`), or None: then the caller says by
             `prompt_length` where the SID begins.
         end: token that closes a SID (`<EOI>`), or None.
         eos: end-of-sequence token, forced after a whole SID where `end` is None.
 
     Raises:
-        ValueError: a level is empty or names one token twice.
+        ValueError: a level has no token or names one token twice.
     """
 
     def __init__(
@@ -44,17 +45,20 @@ class SidVocab(Vocabulary):
         if not levels:
             raise ValueError("SidVocab: token_ids must hold at least one level (got none)")
         for level, ids in enumerate(levels):
-            if ids.numel() == 0 or int(ids.min()) < 0:
+            tokens = ids[ids >= 0]
+            if tokens.numel() == 0 or int(ids.min()) < -1:
                 raise ValueError(
-                    f"SidVocab: token_ids[{level}] must be non-empty and >= 0 (got {ids.tolist()})"
+                    f"SidVocab: token_ids[{level}] must hold tokens >= 0, or -1 for a code that "
+                    f"has none (got {ids.tolist()})"
                 )
-            if ids.unique().numel() != ids.numel():
+            if tokens.unique().numel() != tokens.numel():
                 raise ValueError(f"SidVocab: token_ids[{level}] must be distinct tokens")
         super().__init__(levels, begin, end, eos)
         self._sorted: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def code_tokens(self) -> torch.Tensor:
-        return torch.cat(self.token_ids).unique()
+        tokens = torch.cat(self.token_ids)
+        return tokens[tokens >= 0].unique()
 
     def table(self, device: torch.device | str = "cpu") -> torch.Tensor:
         return pad_sequence(self.token_ids, batch_first=True, padding_value=-1).to(device)
@@ -94,6 +98,7 @@ class SidVocab(Vocabulary):
         model: PreTrainedModel | None,
         levels: int = 4,
         codes: int = 64,
+        special: bool = False,
     ) -> SidVocab:
         """Add `<BOI>`, `<EOI>` and `levels` x `codes` code tokens (`<a_0>` … `<d_63>`) to a
         tokenizer, and rows for them to a model. Tokens already there are found, not doubled.
@@ -104,6 +109,11 @@ class SidVocab(Vocabulary):
                 leaves that to the caller.
             levels: levels of a SID, at most 26.
             codes: codes a level.
+            special: whether they are special tokens. False, the default, keeps items in text that
+                is decoded with `skip_special_tokens=True`, as pipelines, trainers and servers do;
+                special tokens would leave a hole there. True lets
+                `tokenizer(text, split_special_tokens=True)` keep what people type as text, so that
+                nobody can type an item into a prompt: `crs_fast.crs` demands it.
 
         Raises:
             ValueError: `levels` outside [1, 26] or `codes` < 1.
@@ -117,13 +127,75 @@ class SidVocab(Vocabulary):
             [f"<{string.ascii_lowercase[l]}_{c}>" for c in range(codes)] for l in range(levels)
         ]
         flat = [BEGIN, END, *(name for level in names for name in level)]
-        ids = dict(zip(flat, add_special_tokens(tokenizer, model, flat), strict=True))
+        add_tokens(tokenizer, model, flat, special)
+        return cls.from_tokens(tokenizer, names, BEGIN, END)
+
+    @classmethod
+    def from_tokens(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        levels: Sequence[Sequence[str | None]],
+        begin: str | None = None,
+        end: str | None = None,
+        add: bool = False,
+    ) -> SidVocab:
+        """The vocabulary of tokens that a tokenizer has already.
+
+        Args:
+            tokenizer: changed in place only with `add`.
+            levels: `levels[l][c]` is the token of code c at level l, None where none stands for it.
+            begin, end: the tokens that open and close a SID in text, or None.
+            add: add the tokens that the tokenizer lacks, as `extend` does; growing the model's
+                embedding is left to the caller. Else such a token is an error: looked up, it would
+                be the unknown token.
+
+        Raises:
+            ValueError: tokens that the tokenizer lacks, with the first of their names; a level
+                without tokens or with one token twice.
+        """
+        frame = [token for token in (begin, end) if token is not None]
+        names = dict.fromkeys([*frame, *(token for level in levels for token in level if token)])
+        if add:
+            add_tokens(tokenizer, None, list(names))
+        ids = {t: number for t in names if (number := token_id(tokenizer, t)) is not None}
+        lacking = [token for token in names if token not in ids]
+        if lacking:
+            raise ValueError(
+                f"SidVocab.from_tokens: tokenizer must have every token (got none for "
+                f"{', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''}: {len(lacking)} of "
+                f"{len(names)}); add=True adds them"
+            )
         return cls(
-            [[ids[name] for name in level] for level in names],
-            begin=ids[BEGIN],
-            end=ids[END],
+            [[-1 if token is None else ids[token] for token in level] for level in levels],
+            begin=None if begin is None else ids[begin],
+            end=None if end is None else ids[end],
             eos=tokenizer.eos_token_id,
         )
+
+
+def add_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel | None,
+    tokens: Sequence[str],
+    special: bool = False,
+) -> None:
+    """Make every string of `tokens` one token, and make rows for them in a model's embedding, which
+    never shrinks.
+
+    Args:
+        special: make special tokens of them, also of those that are there already. Else those
+            stay what they are.
+    """
+    from transformers import AddedToken
+
+    # To add a special token once more as a plain one would leave it half special.
+    wanted = tokens if special else [t for t in tokens if token_id(tokenizer, t) is None]
+    added = [AddedToken(token, special=special, normalized=False) for token in wanted]
+    tokenizer.add_tokens(added, special_tokens=special)
+    if model is not None:
+        highest = max(token_id(tokenizer, token) or 0 for token in tokens)
+        if highest >= len(model.get_input_embeddings().weight):  # type: ignore[arg-type]
+            model.resize_token_embeddings(highest + 1, mean_resizing=False)
 
 
 def add_special_tokens(
@@ -133,13 +205,16 @@ def add_special_tokens(
 
     They are special tokens so that `tokenizer(text, split_special_tokens=True)` keeps what people
     type as text. Ids are looked up by token, because a padded vocabulary (Qwen) makes
-    `len(tokenizer)` and the embedding's rows differ; the embedding never shrinks.
+    `len(tokenizer)` and the embedding's rows differ.
     """
-    from transformers import AddedToken
+    add_tokens(tokenizer, model, tokens, special=True)
+    return [int(tokenizer.convert_tokens_to_ids(token)) for token in tokens]  # type: ignore[arg-type]
 
-    added = [AddedToken(token, special=True, normalized=False) for token in tokens]
-    tokenizer.add_tokens(added, special_tokens=True)
-    ids = [int(tokenizer.convert_tokens_to_ids(token)) for token in tokens]  # type: ignore[arg-type]
-    if model is not None and max(ids) >= len(model.get_input_embeddings().weight):  # type: ignore[arg-type]
-        model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
-    return ids
+
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int | None:
+    """The id of a token, None where the tokenizer has no such token: looked up, it would be the
+    unknown token, or whatever the tokenizer takes for it."""
+    found: Any = tokenizer.convert_tokens_to_ids(token)
+    if found is None or found < 0 or tokenizer.convert_ids_to_tokens(found) != token:
+        return None
+    return int(found)

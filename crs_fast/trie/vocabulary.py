@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ class Vocabulary(ABC):
     frame a SID in text. Frozen, so threads may share it.
 
     token_ids: the tokens of each level, int64 [C] on the CPU; `token_ids[l][c]` is the token of
-        code c at level l
+        code c at level l, -1 where none stands for it
     begin: the token that opens a SID in text (`<BOI>`), or None
     end: the token that closes a SID, after which text goes on (`<EOI>`), or None
     eos: the end-of-sequence token, which follows a whole SID where `end` is None, or None
@@ -68,7 +69,8 @@ class Vocabulary(ABC):
         """Codes int [..., L'] to token ids int64 [..., L']; -1 stays -1.
 
         Raises:
-            ValueError: more levels than the vocabulary has, or a code outside its level.
+            ValueError: more levels than the vocabulary has, a code outside its level, or one that
+                no token stands for.
         """
         sids = self._with_levels("encode", "sids", sids)
         for level, size in enumerate(self.sizes[: sids.shape[-1]]):
@@ -80,7 +82,33 @@ class Vocabulary(ABC):
                 )
         levels = torch.arange(sids.shape[-1], device=sids.device)
         tokens = self.tensors(sids.device).column[levels, sids.clamp(min=0)]
-        return tokens.masked_fill(sids < 0, -1)
+        tokens = tokens.masked_fill(sids < 0, -1)
+        without = (tokens < 0) & (sids >= 0)
+        if self.has_gaps and bool(without.any()):
+            raise ValueError(
+                f"{type(self).__name__}.encode: every code must have a token "
+                f"(got code {int(sids[without][0])}, which has none)"
+            )
+        return tokens
+
+    @cached_property
+    def has_gaps(self) -> bool:
+        """Whether some codes have no token."""
+        return any(bool((ids < 0).any()) for ids in self.token_ids)
+
+    def codes_without_token(self, level_codes: Sequence[torch.Tensor]) -> list[tuple[int, int]]:
+        """Those of a catalogue's codes that no token stands for, as (level, code).
+
+        Args:
+            level_codes: the codes of each level of the catalogue, int64 [n], all below `sizes`.
+        """
+        if not self.has_gaps:
+            return []
+        return [
+            (level, code)
+            for level, (ids, codes) in enumerate(zip(self.token_ids, level_codes, strict=False))
+            for code in codes[ids[codes] < 0].tolist()
+        ]
 
     def _with_levels(self, method: str, name: str, values: Any) -> torch.Tensor:
         """int64 [..., L'] with at most the vocabulary's levels."""

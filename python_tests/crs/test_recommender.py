@@ -174,7 +174,7 @@ def test_a_reply_never_ends_inside_an_item(recommender):
         (ASK, {"item": "nope"}, "ids of the catalogue"),
         (ASK, {"exclude": ["nope"]}, "ids of the catalogue"),
         (ASK, {"num_items": 60}, "at most num_beams"),
-        ([ASK, ASK], {"exclude": [None]}, "one collection a request, 2"),
+        ([ASK, ASK], {"exclude": [None]}, "one collection per request, 2"),
     ],
 )
 def test_bad_requests(recommender, messages, kwargs, message):

@@ -55,7 +55,7 @@ def system(max_length=768, seed=0, **shape):
     """model, tokenizer, trie, vocab, control, builder, over `ITEMS`."""
     size = {"hidden_size": 32, "layers": 2, "heads": 2, "vocab_size": 300, **shape}
     model, tokenizer = tiny_backbone(TEXTS, seed=seed, **size)
-    vocab = SidVocab.extend(tokenizer, model, levels=3, codes=4)
+    vocab = SidVocab.extend(tokenizer, model, levels=3, codes=4, special=True)
     control = ControlTokens.extend(tokenizer, model)
     trie = SidTrie.from_sids(SIDS, [item.item_id for item in ITEMS])
     builder = SequenceBuilder(tokenizer, vocab, control, trie_sids(trie), max_length)

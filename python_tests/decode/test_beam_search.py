@@ -175,3 +175,17 @@ def test_refusals():
             return_dict_in_generate=True, output_scores=True, **how,
         )  # fmt: skip
         assert out.sequences_scores.tolist() == [float("-inf")] * ids.shape[0]
+
+
+def test_sampling_that_the_models_config_asks_for_is_left_out(recwarn):
+    """Qwen-Instruct's generation config samples; nobody asked the beams to."""
+    model, trie, vocab, (ids, mask) = system()
+    call = dict(
+        input_ids=ids, attention_mask=mask, max_new_tokens=LEVELS, num_beams=6,
+        num_return_sequences=6, pad_token_id=PAD, custom_generate=crs_fast.beam_search, trie=trie,
+        vocab=vocab,
+    )  # fmt: skip
+    expected = model.generate(**call)
+    model.generation_config.update(do_sample=True, temperature=0.7, top_k=2, top_p=0.8)
+    assert torch.equal(model.generate(**call), expected)
+    assert not [w for w in recwarn.list if "crs_fast" in str(w.message)]

@@ -288,3 +288,48 @@ def test_nowhere_to_go_is_an_error_not_a_row_of_minus_infinity():
     assert torch.isfinite(short(start, torch.zeros(1, 40))).sum() == 1
     with pytest.raises(ValueError, match="eos_token_id must be set"):
         short(inner, torch.zeros(1, 40))
+
+
+BEGIN_REPORT = "tokens were generated without a constraint, because no row ever held vocab.begin"
+
+
+def begin_reports(recwarn):
+    return [w for w in recwarn.list if BEGIN_REPORT in str(w.message)]
+
+
+def test_a_prompt_without_begin_is_reported_once(recwarn):
+    """It would be free text from the first token to the last, without a word."""
+    model = tiny_model("llama", VOCAB, eos_token_id=EOS)
+    processors = [SidLogitsProcessor(make_trie(), make_vocab(begin=BEGIN, end=END))]
+    ids, mask = prompts()
+
+    def generate(ids):
+        # The model must not write the token itself.
+        model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=PAD,
+            logits_processor=processors, suppress_tokens=[BEGIN],
+        )  # fmt: skip
+
+    with_begin = torch.cat([ids[:, :-1], torch.full((3, 1), BEGIN)], 1)
+    generate(with_begin)
+    one_row = with_begin.clone()
+    one_row[:2, -1] = 7
+    generate(one_row)
+    generate(ids)
+    assert not begin_reports(recwarn)  # whether the call has ended is known only later
+    generate(ids)
+    assert [str(w.message)[20:22] for w in begin_reports(recwarn)] == ["4 "]
+    generate(ids)
+    processors.clear()
+    gc.collect()
+    assert len(begin_reports(recwarn)) == 1
+
+
+def test_the_last_call_without_begin_is_reported_too(recwarn):
+    processor = SidLogitsProcessor(make_trie(), make_vocab(begin=BEGIN, end=END))
+    for length in (3, 4):
+        processor(torch.full((1, length), 7), torch.zeros(1, VOCAB))
+    assert not begin_reports(recwarn)
+    del processor
+    gc.collect()
+    assert len(begin_reports(recwarn)) == 1

@@ -123,6 +123,24 @@ def test_padding_on_either_side_and_no_mask_agree():
     torch.testing.assert_close(left.scores[1:], alone.scores, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["llama", "bloom"])
+def test_by_item_gives_as_many_items_as_asked(kind):
+    """Items that share a SID make more items than beams; bloom's beams are Hugging Face's."""
+    model, vocab = tiny_model(kind, VOCAB), make_vocab(2, 3)
+    rows = list(itertools.product(range(3), repeat=2))
+    trie = SidTrie.from_sids([*rows, *rows[:5], *rows[:2]])
+    ids, mask = prompts((5, 3))
+    call = dict(trie=trie, vocab=vocab, num_beams=6)
+    by_sid = recommend(model, ids, mask, **call)
+    by_item = recommend(model, ids, mask, **call, by="item")
+    assert max(map(len, by_sid.items)) > 6
+    assert by_item.items == [items[:6] for items in by_sid.items]
+    assert by_item.item_scores == [scores[:6] for scores in by_sid.item_scores]
+    assert torch.equal(by_item.sids, by_sid.sids)
+    with pytest.raises(ValueError, match=r"recommend: by must be one of \('sid', 'item'\)"):
+        recommend(model, ids, mask, **call, by="items")
+
+
 def test_several_items_on_one_sid_are_all_named_and_filtered_exactly():
     model, vocab = tiny_model("llama", VOCAB), make_vocab(2, 3)
     trie = SidTrie.from_sids([[0, 1], [2, 2], [0, 1]], item_ids=["x", "y", "z"])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crs_fast.trie import SidVocab
+from crs_fast.trie import SidTrie, SidVocab
 from python_tests.helpers import tiny_model
 
 
@@ -68,3 +68,61 @@ def test_extend_refuses():
     for kwargs in (dict(levels=0), dict(levels=27), dict(codes=0)):
         with pytest.raises(ValueError, match=r"SidVocab\.extend"):
             SidVocab.extend(make_tokenizer(), None, **kwargs)
+
+
+def test_items_survive_the_default_decoding():
+    """Pipelines, trainers and servers decode with skip_special_tokens=True."""
+    tokenizer = make_tokenizer()
+    SidVocab.extend(tokenizer, None, levels=2, codes=2)
+    ids = tokenizer("film <BOI> <a_0> <b_1> <EOI>")["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "film <BOI> <a_0> <b_1> <EOI>"
+
+
+def test_special_tokens_keep_typed_text_apart():
+    tokenizer = make_tokenizer()
+    SidVocab.extend(tokenizer, None, levels=2, codes=2, special=True)
+    typed = tokenizer("film <a_0>", split_special_tokens=True)["input_ids"]
+    assert tokenizer.convert_tokens_to_ids("<a_0>") not in typed
+    assert tokenizer.convert_tokens_to_ids("<a_0>") in tokenizer("film <a_0>")["input_ids"]
+    # Extending it once more, by whatever kind, makes no half special token.
+    SidVocab.extend(tokenizer, None, levels=2, codes=2)
+    assert tokenizer.added_tokens_decoder[tokenizer.convert_tokens_to_ids("<a_0>")].special
+
+
+def test_from_tokens_finds_what_is_there():
+    tokenizer = make_tokenizer()
+    vocab = SidVocab.extend(tokenizer, None, levels=2, codes=2)
+    names = [["<a_1>", None, "<a_0>"], ["<b_0>", "<b_1>"]]
+    named = SidVocab.from_tokens(tokenizer, names, begin="<BOI>", end="<EOI>")
+    a, b = (ids.tolist() for ids in vocab.token_ids)
+    assert [ids.tolist() for ids in named.token_ids] == [[a[1], -1, a[0]], b]
+    assert (named.begin, named.end, named.eos) == (vocab.begin, vocab.end, vocab.eos)
+
+
+@pytest.mark.parametrize("missing", ["<a_7>", "<begin>", "<end>"])
+def test_from_tokens_refuses_by_name(missing):
+    """Looked up, a missing token is the unknown token: every such code would be one token."""
+    names = dict(levels=[["a", "film"]], begin=None, end=None)
+    if missing == "<a_7>":
+        names["levels"] = [["a", missing]]
+    else:
+        names[missing[1:-1]] = missing
+    tokenizer = make_tokenizer()
+    with pytest.raises(ValueError, match=f"got none for {missing}: 1 of"):
+        SidVocab.from_tokens(tokenizer, **names)
+    vocab = SidVocab.from_tokens(tokenizer, **names, add=True)
+    assert tokenizer.convert_tokens_to_ids(missing) == len(tokenizer) - 1
+    assert vocab.decode([[2]]).tolist() == [[0]]
+
+
+def test_codes_without_a_token():
+    vocab = SidVocab([[30, -1, 20], [10, 40]])
+    assert vocab.code_tokens().tolist() == [10, 20, 30, 40]
+    assert vocab.decode([[20, 40], [-1, 10]]).tolist() == [[2, 1], [-1, 0]]
+    assert vocab.encode([[0, 1], [2, -1]]).tolist() == [[30, 40], [20, -1]]
+    assert SidVocab(**vocab.to_dict()).to_dict() == vocab.to_dict()
+    with pytest.raises(ValueError, match=r"encode: every code must have a token \(got code 1"):
+        vocab.encode([[1, 0]])
+    SidTrie.from_sids([[0, 1], [2, 0]]).vocabulary(vocab)
+    with pytest.raises(ValueError, match="got none for code 1 of level 0: 1 codes without"):
+        SidTrie.from_sids([[0, 1], [1, 0]]).vocabulary(vocab)

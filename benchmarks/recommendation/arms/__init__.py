@@ -1,10 +1,10 @@
-"""The methods that the experiment compares, called arms: ways to recommend, on the same turns, with
-the same backbone and the same budget of training tokens.
+"""The methods that the experiment compares on the same turns, with the same backbone and the same
+budget of training tokens. The code calls a method an arm.
 
-Most arms are ablations: `gcrs` with one thing changed. Their changes can be combined by "+":
-`co-mention+mentions` has both, and `retrieval+co-mention` is the retrieval head with the items that
-`co-mention` knows. `+copy` or `+copy-odds` at the end fuses the ranking with the items that were
-named before.
+Most methods are ablations: `gcrs` with one change. Changes can be combined by "+":
+`co-mention+mentions` has both, and `retrieval+co-mention` is the retrieval head with the item
+vectors of `co-mention`. `+copy` or `+copy-odds` at the end fuses the ranking with the items that
+were named before.
 """
 
 from __future__ import annotations
@@ -56,17 +56,18 @@ _ALL: tuple[Arm, ...] = (
     OracleArm(),
     FineIntentsArm(),
 )
-# For INSPIRED; for ReDial, and no rival; for data with intents.
+# redial-first is for INSPIRED, oracle-liked is for ReDial and no system can do it, and fine-intents
+# needs data with intents.
 NOT_DEFAULT = ("redial-first", "oracle-liked", "fine-intents")
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 
 
 def choose_arms(names: str | None) -> list[Arm | FusedArm]:
-    """Arms by their names, joined by commas, each with ablations behind a "+"; for None all but
-    `NOT_DEFAULT`. A fused arm follows the arm that it is made of.
+    """The methods with these names, which are joined by commas and may each have ablations behind a
+    "+"; for None all methods but `NOT_DEFAULT`. A fused method follows the one it is made of.
 
     Raises:
-        ValueError: an unknown name, or an ablation that does not apply to an arm.
+        ValueError: a name is unknown, or an ablation does not apply to a method.
     """
     if names is None:
         return [arm for arm in _ALL if arm.name not in NOT_DEFAULT]
@@ -90,7 +91,8 @@ def _arm(name: str) -> Arm | FusedArm:
 
 
 def _with_ablation(arm: Any, ablation: str) -> Arm | FusedArm:
-    """The arm with what makes the arm `ablation` differ from gcrs, or with its ranking fused."""
+    """`arm` with the fields in which the method `ablation` differs from gcrs, or its ranking fused
+    by the rule `ablation`."""
     if ablation in RULES and arm.trains and not isinstance(arm, FusedArm):
         return FusedArm(arm, ablation)
     other, gcrs = ARMS.get(ablation), ARMS["gcrs"]
@@ -99,8 +101,8 @@ def _with_ablation(arm: Any, ablation: str) -> Arm | FusedArm:
         changeable = {field.name for field in fields(other)} - {"name", "about"}
         values = {name: getattr(other, name) for name in changeable}
         changed = {name: new for name, new in values.items() if new != getattr(gcrs, name)}
-    free = all(getattr(arm, name, None) == getattr(gcrs, name) for name in changed)
-    if not changed or not free:
+    still_default = all(getattr(arm, name, None) == getattr(gcrs, name) for name in changed)
+    if not changed or not still_default:
         raise ValueError(f"choose_arms: {arm.name} must have a place for {ablation} (got none)")
     about = f"{arm.about}, and {ablation}"
     return replace(arm, name=f"{arm.name}+{ablation}", about=about, **changed)

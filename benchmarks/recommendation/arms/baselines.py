@@ -1,4 +1,4 @@
-"""Arms without a model."""
+"""Methods without a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Rank = Callable[[Sequence[RecTurn], CrsDataset, Sequence[RecTurn], bool], Rankin
 
 @dataclass(frozen=True, slots=True)
 class BaselineArm:
-    """A ranking without training: `rank(turns, dataset, train turns, without named items)`."""
+    """A method that only ranks: `rank(turns, dataset, training turns, leave out named items)`."""
 
     name: str
     about: str

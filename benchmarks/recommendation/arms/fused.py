@@ -1,4 +1,4 @@
-"""An arm whose ranking is another arm's, fused with the items named before."""
+"""A method whose ranking is that of another method, fused with the items named before."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from crs_fast.crs.data.dialogue import CrsDataset
 from crs_fast.crs.evaluation.fusion import fuse_with_copying
 from crs_fast.crs.evaluation.predictions import Prediction
 
-RULES = {"copy": "ranks", "copy-odds": "odds"}  # the library's rule for each name
+RULES = {"copy": "ranks", "copy-odds": "odds"}  # name here -> name of the library's rule
 
 
 @dataclass(frozen=True, slots=True)
 class FusedArm:
-    """`base`, its ranking fused by one of `RULES`. Nothing of its own is trained or searched: it is
-    made of what `base` has answered."""
+    """The method `base` with its ranking fused by one of `RULES`. It trains and searches nothing,
+    since it is made of the answers of `base`."""
 
     base: Arm
     rule: str
-    trains = True  # its base
+    trains = True  # its base does
 
     @property
     def name(self) -> str:
@@ -31,5 +31,5 @@ class FusedArm:
         return f"{self.base.about}, fused with {self.rule}"
 
     def fuse(self, dataset: CrsDataset, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Predictions of `base` as this arm's."""
+        """The predictions of this method, made of those of `base`."""
         return fuse_with_copying(predictions, RULES[self.rule], dataset.splits["train"])

@@ -1,4 +1,4 @@
-"""Arms in which the language model writes the item, as a semantic ID or as its title."""
+"""Methods in which the language model writes the item, as a semantic ID or as its title."""
 
 from __future__ import annotations
 
@@ -34,21 +34,22 @@ class GenerativeArm:
 
     Args:
         layout: the parts of a response.
-        titles: items are written as their titles under the same trie constraint, not as SIDs.
+        titles: write items as their titles under the same trie constraint, not as SIDs.
         all_rows: tune the old tokens' embedding rows too (a backbone from scratch always does).
-        informed_rows: SID rows start from the embeddings of the items below them, else at random.
+        informed_rows: whether the embedding row of a SID token starts from the embeddings of the
+            items below it; otherwise it starts at random.
         code_noise: see `TrainConfig`.
         align: also train on item text -> SID and SID -> title.
         signals: what SIDs are made of (see `make_catalogue`).
-        shape: levels and codes of its SIDs; None for everybody's.
-        joint: spend half the budget on another data set's dialogues first; SIDs are of both
-            catalogues, and only the data set's own items can be recommended.
-        instances: what a dialogue is trained on.
+        shape: levels and codes of the SIDs; None takes the experiment's.
+        joint: spend half the budget on another data set's dialogues first. SIDs are then of both
+            catalogues, but only the data set's own items can be recommended.
+        instances: makes the training instances of a dialogue.
         fine_modes: further mode tokens, for turns with an intent (see `ControlTokens`).
         embedding_lr_ratio: see `TrainConfig`.
 
     Raises:
-        ValueError: titles with a setting that is about SIDs.
+        ValueError: a setting about SIDs is given together with titles.
     """
 
     name: str
@@ -88,8 +89,8 @@ class GenerativeArm:
         for number, dialogues in enumerate(stages):
             groups = [self.instances(bundle.builder, d) for d in dialogues]
             if self.align:
-                known = [item for item in bundle.items if item.item_id not in setting.held]
-                groups += alignment_instances(bundle.builder, known)
+                trained_items = [i for i in bundle.items if i.item_id not in setting.held]
+                groups += alignment_instances(bundle.builder, trained_items)
             result = train_instances(
                 bundle.model,
                 [group for group in groups if group],
@@ -127,7 +128,7 @@ class GenerativeArm:
     def _stages(
         self, setting: Setting, config: TrainConfig
     ) -> tuple[Bundle, list[Sequence[Dialogue]]]:
-        """The system before training, and the dialogues to train on, one after the other."""
+        """The bundle before training, and the dialogues of each training stage, in order."""
         own: Sequence[Dialogue] = setting.dataset.splits["train"]
         if self.titles:
             bundle = with_titles(
@@ -146,8 +147,10 @@ class GenerativeArm:
         else:
             data, catalogue = setting.joint(self.signals, self.shape)
             stages = [data.splits["first"], own]
-        how = (self.layout, self.informed_rows, data.items, self.fine_modes)
-        return extended(setting, config, catalogue, *how), stages
+        bundle = extended(
+            setting, config, catalogue, self.layout, self.informed_rows, data.items, self.fine_modes
+        )
+        return bundle, stages
 
 
 def extended(
@@ -162,20 +165,20 @@ def extended(
     """The backbone with tokens for SIDs and modes, not yet trained.
 
     Args:
-        items: of the catalogue's rows, the data set's first; default those of the data set. Only
-            the data set's can be recommended.
+        items: the items of the catalogue's rows, those of the data set first; by default only
+            those of the data set. Only the data set's items can be recommended.
         fine_modes: see `ControlTokens`.
     """
     model, tokenizer = setting.backbone(config.seed)
     own, items = setting.dataset.items, items or setting.dataset.items
     levels, codes = catalogue.sids.shape[1], int(catalogue.quantizer.codebooks.shape[1])
-    vocab = SidVocab.extend(tokenizer, model, levels, codes)
+    vocab = SidVocab.extend(tokenizer, model, levels, codes, special=True)
     control = ControlTokens.extend(tokenizer, model, fine_modes)
     trie = SidTrie.from_sids(catalogue.sids[: len(own)], [item.item_id for item in own])
     sids = {item.item_id: row for item, row in zip(items, catalogue.sids.tolist(), strict=True)}
-    # Without items below it, a code's row is the old rows' mean and noise.
-    known = torch.tensor([informed_rows and item.item_id not in setting.held for item in items])
-    embeddings, sids_known = catalogue.embeddings[known], catalogue.sids[known]
-    init_sid_rows(model, vocab, control, embeddings, sids_known, seed=config.seed)
+    # The row of a code that has no item below it starts as the old rows' mean plus noise.
+    used = torch.tensor([informed_rows and item.item_id not in setting.held for item in items])
+    embeddings, used_sids = catalogue.embeddings[used], catalogue.sids[used]
+    init_sid_rows(model, vocab, control, embeddings, used_sids, seed=config.seed)
     builder = SequenceBuilder(tokenizer, vocab, control, sids, config.max_length, layout)
     return Bundle(model, tokenizer, trie, vocab, control, own, builder, None)

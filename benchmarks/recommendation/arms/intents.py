@@ -1,9 +1,9 @@
-"""GCRS with intents finer than two: a mode token for every intent under which a recommender chats
-or recommends, beside the two plain ones for turns without a label.
+"""GCRS with finer modes: one mode token per intent with which a recommender chats or recommends,
+and the two plain mode tokens for turns without a label.
 
-Training turns with a label write the finer token. Where only the validation split has labels, as
-INSPIRED's, its turns teach the finer tokens and nothing else: no words and no items, so that the
-arm's items come from the same dialogues as everybody's. Its modes come from more.
+Training turns with a label train the finer token. If only the validation split has labels, as in
+INSPIRED, its turns train the finer tokens and nothing else, neither words nor items. So the method
+learns items from the same dialogues as the other methods, and modes from more dialogues.
 """
 
 from __future__ import annotations
@@ -32,30 +32,31 @@ class FineIntentsArm:
     def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
         splits = setting.dataset.splits
         modes = fine_modes(splits["train"])
-        teachers: tuple[Dialogue, ...] = ()
+        labelled: tuple[Dialogue, ...] = ()
         if not modes and setting.split != "valid":
-            teachers = without(splits.get("valid", ()), setting.held)
-            modes = fine_modes(teachers)
+            labelled = without(splits.get("valid", ()), setting.held)
+            modes = fine_modes(labelled)
         if not modes:
             raise ValueError(
                 f"{self.name}: the data set must say what recommender turns are for, in training "
                 "or validation, unless that is answered "
                 f"(got no intent in {setting.dataset.name!r})"
             )
-        mode_only = {dialogue.dialogue_id for dialogue in teachers}
+        mode_only = {dialogue.dialogue_id for dialogue in labelled}
 
         def instances(builder: SequenceBuilder, dialogue: Dialogue) -> list[Instance]:
             if dialogue.dialogue_id in mode_only:
                 return mode_instances(builder, dialogue)
             return builder.instances(dialogue)
 
-        both = replace(setting.dataset, splits={**splits, "train": (*splits["train"], *teachers)})
+        extended = {**splits, "train": (*splits["train"], *labelled)}
+        dataset = replace(setting.dataset, splits=extended)
         arm = GenerativeArm(self.name, self.about, instances=instances, fine_modes=modes)
-        return arm.fit(replace(setting, dataset=both), folder, config)
+        return arm.fit(replace(setting, dataset=dataset), folder, config)
 
 
 def fine_modes(dialogues: Sequence[Dialogue]) -> tuple[str, ...]:
-    """Every intent of the dialogues under its mode, "rec:explain", sorted."""
+    """Every pair of mode and intent in the dialogues, as in "rec:explain", sorted."""
     return tuple(
         sorted(
             {
@@ -70,9 +71,9 @@ def fine_modes(dialogues: Sequence[Dialogue]) -> tuple[str, ...]:
 
 def mode_instances(builder: SequenceBuilder, dialogue: Dialogue) -> list[Instance]:
     """For each turn with an intent, one instance whose response is the mode token alone."""
-    told = {
+    by_turn = {
         i.turn_index: replace(i, response=i.response[:1])
         for i in builder.instances(dialogue)
         if dialogue.turns[i.turn_index].intent is not None
     }
-    return list(told.values())
+    return list(by_turn.values())

@@ -1,4 +1,4 @@
-"""Two data sets as one catalogue, to train on one before the other."""
+"""Joins the catalogues of two data sets, so that a method can train on one before the other."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from crs_fast.crs.data.dialogue import CrsDataset, Dialogue, Item
 
 
 def join(dataset: CrsDataset, other: CrsDataset) -> CrsDataset:
-    """`dataset`'s items followed by those of `other` that it lacks, with the training dialogues
-    of `other` as the split "first" and those of both as "train".
+    """The items of `dataset`, followed by those of `other` that it lacks. The training dialogues of
+    `other` become the split "first", and those of both become "train".
 
-    Items are one where title and year agree; the rest of `other` get ids `<name>:<id>`.
+    Two items are the same if title and year agree. The other items of `other` get the ids
+    `<name>:<id>`.
     """
     known = {(item.title.lower(), item.year): item.item_id for item in reversed(dataset.items)}
     ids = {

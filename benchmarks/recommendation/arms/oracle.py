@@ -1,14 +1,14 @@
-"""An oracle: GCRS that reads what the seeker said of the named items in a form filled in after the
-dialogue. No system can know that, so its figures bound what such knowledge is worth and are no
-headline.
+"""An oracle: GCRS that reads what the seeker said of the named items in a form, which was filled in
+after the dialogue. No system can know that, so its figures are no headline; they bound what such
+knowledge is worth.
 
 A label stands behind the first mention of an item that the seeker brought up, in words:
 
     User: I saw <BOI>...<EOI> (liked) and <BOI>...<EOI> (disliked), any more?
 
-Where a recommender turn's target is itself an item the seeker brought up, its context has no labels
-at all. Such turns are not trained on: else the missing labels would give the target away. Having
-never learned to name such items again, the arm is to be read by the new-only protocol.
+If the target of a recommender turn is itself an item that the seeker brought up, its context has no
+labels at all. Such turns are not trained on, because the missing labels would give the target away.
+So the method never learns to name such items again, and only its new-only figures are meaningful.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class OracleArm:
 
 def labelled(dialogue: Dialogue) -> Dialogue:
     """The dialogue with labels in the seeker's text; the recommender's turns stay as they are."""
-    own = _brought_up(dialogue)
-    words = {item: WORDS[label] for item, label in dialogue.liked.items() if item in own}
+    by_seeker = _brought_up(dialogue)
+    words = {item: WORDS[label] for item, label in dialogue.liked.items() if item in by_seeker}
     turns = tuple(
         _with_words(turn, words) if turn.role == SEEKER else turn for turn in dialogue.turns
     )
@@ -62,7 +62,8 @@ def labelled(dialogue: Dialogue) -> Dialogue:
 
 
 def _with_words(turn: Turn, words: dict[str, str]) -> Turn:
-    """The turn with an item's words behind its first place; words once used are removed."""
+    """The turn with each item's words behind its first mention. Used words are removed from
+    `words`."""
     text, at, mentions = "", 0, []
     for mention in turn.mentions:
         if mention.start is None or mention.end is None:
@@ -87,11 +88,11 @@ def _brought_up(dialogue: Dialogue) -> set[str]:
 
 def telling_turns(dialogue: Dialogue) -> set[int]:
     """Recommender turns with a target that the seeker brought up."""
-    own = _brought_up(dialogue)
+    by_seeker = _brought_up(dialogue)
     return {
         index
         for index, turn in enumerate(dialogue.turns)
-        if turn.role == RECOMMENDER and own & set(turn.item_ids())
+        if turn.role == RECOMMENDER and by_seeker & set(turn.item_ids())
     }
 
 
@@ -104,13 +105,13 @@ def labelled_instances(builder: SequenceBuilder, dialogue: Dialogue) -> list[Ins
 def answer_labelled(
     answer: Answer, dialogues: Sequence[Dialogue], replies: bool
 ) -> dict[str, list[Prediction]]:
-    """Answers to labelled contexts, and to bare ones at `telling_turns`."""
+    """Answers to contexts with labels, or without labels at `telling_turns`."""
     telling = {i: turns for i, d in enumerate(dialogues) if (turns := telling_turns(d))}
-    found = answer([labelled(dialogue) for dialogue in dialogues], replies)
-    bare = answer([dialogues[i] for i in telling], replies) if telling else {}
-    for way, predictions in bare.items():
-        place = dict(enumerate(telling))
-        moved = [replace(p, dialogue=place[p.dialogue]) for p in predictions]
-        instead = {(p.dialogue, p.turn): p for p in moved if p.turn in telling[p.dialogue]}
-        found[way] = [instead.get((p.dialogue, p.turn), p) for p in found[way]]
-    return found
+    answers = answer([labelled(dialogue) for dialogue in dialogues], replies)
+    unlabelled = answer([dialogues[i] for i in telling], replies) if telling else {}
+    for decoding, predictions in unlabelled.items():
+        index = dict(enumerate(telling))
+        renumbered = [replace(p, dialogue=index[p.dialogue]) for p in predictions]
+        instead = {(p.dialogue, p.turn): p for p in renumbered if p.turn in telling[p.dialogue]}
+        answers[decoding] = [instead.get((p.dialogue, p.turn), p) for p in answers[decoding]]
+    return answers

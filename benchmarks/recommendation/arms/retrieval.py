@@ -1,9 +1,9 @@
-"""The retrieval arm: the backbone's last state against item vectors, as modular systems recommend.
+"""Retrieval: the backbone's last state is compared with item vectors, as in modular systems.
 
-It reads the same contexts as the generative arms and differs in the way out alone: cosine against
-every item of the catalogue at once (a full softmax, stronger than negatives from the batch), an
-item's vector being a projection of its embedding plus a row of its own, with a popularity
-bias. The rows are parameters of its own, 256 an item: beside a small backbone most of the model.
+It reads the same contexts as the generative methods and differs only in its head: scaled cosines to
+all items of the catalogue, with a popularity bias, trained by a softmax over all of them, which is
+stronger than negatives from the batch. The vector of an item is a projection of its embedding plus
+a trained row. The rows are 256 parameters per item, with a small backbone most of the model.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from crs_fast.crs.training.packing import read_after
 from crs_fast.crs.training.train import train_instances
 
 WIDTH = 256
-SCALE = 20.0  # of cosines, at the start
+SCALE = 20.0  # factor of the cosines at the start of training
 
 
 class ItemHead(torch.nn.Module):
-    """States [..., H] to logits [..., N] over items: scaled cosines and a popularity bias.
+    """Maps states [..., H] to logits [..., N] over items: scaled cosines plus a popularity bias.
 
     Args:
         hidden: H.
@@ -61,9 +61,10 @@ class RetrievalHead(torch.nn.Module):
     """A language model whose "vocabulary" is the catalogue: logits [B, S, N] over items.
 
     Args:
-        model: a causal language model; its own head is left out.
+        model: a causal language model; its own head is not used.
         item_embeddings: float [N, D].
-        held: rows of items that aren't there yet while it trains: never the wrong answer.
+        held: rows of held-out items. Training gives them no probability, so that they do not count
+            as wrong answers.
     """
 
     def __init__(self, model: Any, item_embeddings: torch.Tensor, held: Sequence[int] = ()) -> None:
@@ -71,7 +72,7 @@ class RetrievalHead(torch.nn.Module):
         self.held: torch.Tensor
         self.register_buffer("held", torch.tensor(held, dtype=torch.int64))
         self.backbone = model.base_model
-        self._model = (model,)  # in a tuple, or its head would be one of this module's
+        self._model = (model,)  # a tuple keeps its head from becoming a submodule of this module
         hidden = model.get_input_embeddings().weight.shape[1]
         self.head = ItemHead(hidden, item_embeddings)
 
@@ -87,11 +88,11 @@ class RetrievalHead(torch.nn.Module):
     def dtype(self) -> torch.dtype:
         return self.backbone.dtype
 
-    def gradient_checkpointing_enable(self, how: dict[str, Any]) -> None:
-        self.backbone.gradient_checkpointing_enable(how)
+    def gradient_checkpointing_enable(self, options: dict[str, Any]) -> None:
+        self.backbone.gradient_checkpointing_enable(options)
 
     def dequantize(self) -> RetrievalHead:
-        """Unpack a backbone in 4 bits, in place."""
+        """Unpack a backbone that is stored in 4 bits, in place."""
         self._model[0].dequantize()
         return self
 
@@ -124,11 +125,11 @@ class RetrievalHead(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class RetrievalArm:
-    """See the module. Chooses no mode and writes no reply.
+    """See the module. It chooses no mode and writes no reply.
 
     Args:
         signals: what item vectors are made of (see `make_catalogue`).
-        instances: what a dialogue is trained on.
+        instances: makes the training instances of a dialogue.
         embedding_lr_ratio: see `TrainConfig`.
     """
 
@@ -149,7 +150,7 @@ class RetrievalArm:
         model = RetrievalHead(bundle.model, catalogue.embeddings, held)
         groups = [
             [
-                # The "token" that follows a context is the item's place in the catalogue.
+                # The "token" that follows a context is the item's index in the catalogue.
                 Instance(i.turn_index, i.item_id, i.context, (index[i.item_id],))
                 for i in self.instances(bundle.builder, dialogue)
                 if i.item_id is not None
@@ -172,20 +173,20 @@ class RetrievalArm:
 
         def answer(dialogues: Sequence[Dialogue], replies: bool) -> dict[str, list[Prediction]]:
             predictions = blank_predictions(dialogues)
-            asked = [p for p in predictions if p.gold_items]
+            ranked = [p for p in predictions if p.gold_items]
             scores = read_after(
                 result.model,
-                contexts_of(bundle.builder, dialogues, asked),
-                [p.dialogue for p in asked],
+                contexts_of(bundle.builder, dialogues, ranked),
+                [p.dialogue for p in ranked],
                 lambda logits: logits,
                 pad_id=bundle.builder.eos,
             )  # [n, N]
-            for p, row in zip(asked, scores, strict=True):
-                p.ranking, best = _best(row, ids, setting.num_beams)
-                p.scores = (best - row.logsumexp(-1)).tolist()
-                row[[index[item] for item in set(p.named)]] = -torch.inf
+            for p, item_scores in zip(ranked, scores, strict=True):
+                p.ranking, best = _best(item_scores, ids, setting.num_beams)
+                p.scores = (best - item_scores.logsumexp(-1)).tolist()
+                item_scores[[index[item] for item in set(p.named)]] = -torch.inf
                 new = min(setting.num_beams, len(ids) - len(set(p.named)))
-                p.new_ranking, _ = _best(row, ids, new)
+                p.new_ranking, _ = _best(item_scores, ids, new)
             return {"": predictions}
 
         return Fitted(answer, result)

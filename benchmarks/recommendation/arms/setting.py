@@ -1,4 +1,4 @@
-"""What all arms of an experiment share, and what each must do."""
+"""What all methods of an experiment share, and the interface of a method."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from crs_fast.crs.training.train import TrainResult
 if TYPE_CHECKING:
     from crs_fast.crs.backbones import Backbone
 
-# How the line about an arm begins that knows what no system can: tables show it, headlines don't.
+# The line about a method that knows what no system can know begins with this. Tables show such a
+# method; plots leave it out.
 ORACLE = "oracle: labels given after the dialogue"
 
 Signals = tuple[str, ...]
 Shape = tuple[int, int] | None
 
-# Dialogues and whether replies are wanted -> predictions by way of decoding ("" is the arm's own).
+# Dialogues and whether to write replies -> predictions per decoding ("" is the method's own).
 Answer = Callable[[Sequence[Dialogue], bool], dict[str, list[Prediction]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One experiment: every arm gets the same of all this.
+    """One experiment; all of its methods get the same setting.
 
     dataset: catalogue and dialogues
-    catalogue: makes the items' SIDs from the names of their signals, ("text",) say, and a shape
-        (levels, codes), None for everybody's; cached
-    joint: the data set joined with another to train on first (see `join`), and its SIDs, made of
-        the same; cached
-    backbone: loads the language model afresh; the seed is of what it starts at random
-    training: seed and learning rate are the run's, the rest is everybody's
-    pretrained: whether the backbone knows a language already
-    split: the dialogues that are answered, which nothing may be trained on
-    held: ids of items held out on purpose, which nothing may be trained on
-    num_beams, max_new_tokens: of answering
+    catalogue: makes the items' SIDs from the names of their signals, such as ("text",), and a shape
+        (levels, codes), where None is the experiment's shape; cached
+    joint: the data set joined with another that is trained on first (see `join`), and the SIDs of
+        both, from the same arguments; cached
+    backbone: loads a new copy of the language model; the seed is for what starts at random
+    training: the settings of training; each run sets its own seed and learning rate
+    pretrained: whether the backbone is pretrained
+    split: the dialogues that are answered; nothing may be trained on them
+    held: ids of held-out items; nothing may be trained on them
+    num_beams, max_new_tokens: settings of the search and of replies
     bf16_answers: answer with the trained backbone in bfloat16
     """
 
@@ -60,21 +61,21 @@ class Setting:
     progress: bool = False
 
     def for_answers(self, backbone: Any) -> None:
-        """Put a trained backbone, in place, into the numbers it answers in."""
+        """Convert a trained backbone, in place, to the dtype that it answers in."""
         if self.bf16_answers:
             backbone.to(torch.bfloat16)
 
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A trained arm. `training` is None where nothing was trained."""
+    """A trained method. `training` is None if nothing was trained."""
 
     answer: Answer
     training: TrainResult | None = None
 
 
 class Arm(Protocol):
-    """One way to recommend. `about` is the line that tables show."""
+    """A method. `about` is a line that says what it does."""
 
     @property
     def name(self) -> str: ...
@@ -86,5 +87,5 @@ class Arm(Protocol):
     def trains(self) -> bool: ...
 
     def fit(self, setting: Setting, folder: Path, config: TrainConfig) -> Fitted:
-        """Train in `folder`, going on from a checkpoint that is there."""
+        """Train in `folder`, or go on from the newest checkpoint there."""
         ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 SEEKER = "seeker"
 RECOMMENDER = "recommender"
@@ -183,25 +184,30 @@ def need_splits(dataset: CrsDataset, caller: str, names: Iterable[str]) -> None:
 def merge_turns(turns: Sequence[Turn], separator: str = " ") -> tuple[Turn, ...]:
     """Join one role's consecutive messages into one turn, mention offsets moved along; its intent
     is the first that is not OTHER, and `breaks` says where the messages begin."""
-    merged: list[Turn] = []
+    return tuple(_joined(list(group), separator) for _, group in groupby(turns, _role))
+
+
+def _role(turn: Turn) -> str:
+    return turn.role
+
+
+def _joined(turns: Sequence[Turn], separator: str) -> Turn:
+    """Turns of one role as one."""
+    if len(turns) == 1:
+        return turns[0]
+    mentions: list[Mention] = []
+    breaks: list[int] = []
+    at = 0
     for turn in turns:
-        if not merged or merged[-1].role != turn.role:
-            merged.append(turn)
-            continue
-        last = merged[-1]
-        shift = len(last.text) + len(separator)
-        moved = tuple(
-            m
-            if m.start is None or m.end is None
-            else Mention(m.item_id, m.start + shift, m.end + shift)
-            for m in turn.mentions
-        )
-        silent = last.intent in (None, OTHER)
-        intent = turn.intent or last.intent if silent else last.intent
-        breaks = (*last.breaks, shift, *(b + shift for b in turn.breaks))
-        corrected = None
-        if last.corrected is not None or turn.corrected is not None:
-            corrected = tuple(dict.fromkeys([*(last.corrected or ()), *(turn.corrected or ())]))
-        text = last.text + separator + turn.text
-        merged[-1] = Turn(turn.role, text, last.mentions + moved, intent, breaks, corrected)
-    return tuple(merged)
+        for m in turn.mentions:
+            if m.start is not None and m.end is not None:
+                m = Mention(m.item_id, m.start + at, m.end + at)
+            mentions.append(m)
+        breaks += (*([at] if at else []), *(b + at for b in turn.breaks))
+        at += len(turn.text) + len(separator)
+    intents = [turn.intent for turn in turns if turn.intent is not None]
+    intent = next((i for i in intents if i != OTHER), intents[-1] if intents else None)
+    labelled = [turn.corrected for turn in turns if turn.corrected is not None]
+    corrected = tuple(dict.fromkeys(i for ids in labelled for i in ids)) if labelled else None
+    text = separator.join(turn.text for turn in turns)
+    return Turn(turns[0].role, text, tuple(mentions), intent, tuple(breaks), corrected)

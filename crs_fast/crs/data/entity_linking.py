@@ -2,26 +2,27 @@
 
 `link_items` reads free chat, so it is strict: a whole title, letters and digits equal, blind to
 case, accents, punctuation and spacing inside the title ("spiderman" is Spider-Man, "&" is "and"),
-with an optional year after it. The longest title wins. A title that several items carry is linked
-only when a year says which, and is text otherwise, as is a title followed by another "(year)".
+with an optional year after it, in any script (see `title_words`). The longest title wins. A title
+that several items carry is linked only when a year says which, and is text otherwise, as is a title
+followed by another "(year)".
 
 Everyday titles ("It", "Her", "Get Out", "1917") would be found in every second message. A title
 made only of very common words, digits or single letters is linked only when the writer marked it
 as a title: by its year, by quotation marks, or by capitals that neither the start of a sentence,
 nor a word that often opens one, nor a shouted message explains. So "I loved Her" links and "I met
-her" does not; "get out was fun" is missed, which costs less than seeing films nobody named.
+her" does not; "get out was fun" is missed, which costs less than seeing films nobody named. A title
+of one character ("她"), or of a few where a character is less than a syllable, needs a mark, too.
 """
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from crs_fast.crs.data.dialogue import Item, Mention
-from crs_fast.crs.data.title_words import EVERYDAY, Span, Word, choose, words_of
+from crs_fast.crs.data.title_words import EVERYDAY, Span, Word, choose, is_short, words_of
 
 # Words that a capitalised title leaves in lower case.
 _SMALL = frozenset(
@@ -34,9 +35,11 @@ awesome haha hello hey hi i id ill im it ive lol love loved no oh ok okay rememb
 thanks that they this we well what wow yeah yes you
 """
 _OPENERS = frozenset(_OPENER_WORDS.split())
-_SENTENCE_END = re.compile(r"(?:^|[.!?:;\n])\W*$")
-_QUOTES = "\"'*“”‘’«»"
+_SENTENCE_ENDS = frozenset(".!?:;\n。！？：；؟।")
+_QUOTES = "\"'*“”‘’«»„‚‹›＂＇"
+_OPENING, _CLOSING = (frozenset(_QUOTES + more) for more in ("《〈「『", "》〉」』"))
 _MAX_GAP = 4
+MAX_CHARACTERS = 1_000_000
 
 
 class TitleIndex:
@@ -51,18 +54,23 @@ class TitleIndex:
     def __init__(self, items: Iterable[Item], everyday: frozenset[str] = EVERYDAY) -> None:
         self.everyday = everyday
         self._items: dict[str, list[Item]] = defaultdict(list)
-        self._one_word: set[str] = set()
+        self._solid: set[str] = set()
         for item in items:
             words = words_of(item.title)
             if key := "".join(word.key for word in words):
                 self._items[key].append(item)
-                if len(words) == 1:
-                    self._one_word.add(key)
+                if "&" not in item.title and all(a.end == b.start for a, b in pairwise(words)):
+                    self._solid.add(key)
         self._keys = sorted(self._items)
 
     def link(self, text: str) -> list[Mention]:
         """The items that `text` names, in order; see `link_items`."""
+        if len(text) > MAX_CHARACTERS:
+            raise ValueError(
+                f"link_items: text must have at most {MAX_CHARACTERS} characters (got {len(text)})"
+            )
         words = words_of(text)
+        shouted = text == text.upper()
         mentions: list[Mention] = []
         at = 0
         while at < len(words):
@@ -71,7 +79,7 @@ class TitleIndex:
                 at += 1
                 continue
             item, end, by_year = choose(self._items[span.key], text, span.end)
-            if not by_year and self._needs_mark(text, words, span):
+            if not by_year and self._needs_mark(text, words, span, shouted):
                 at += 1
                 continue
             at = span.last
@@ -86,49 +94,68 @@ class TitleIndex:
         for last in range(first + 1, len(words) + 1):
             word = words[last - 1]
             if last - 1 > first:
-                gap = text[words[last - 2].end : word.start]
-                if len(gap) > _MAX_GAP or "\n" in gap:
+                before = words[last - 2].end
+                if word.start - before > _MAX_GAP or "\n" in text[before : word.start]:
                     break
+            stems = word.stems
+            if _is_possessive(text, word):
+                stems = (*stems, (word.key[:-1], word.end - 2))
+            for stem, end in stems:
+                if self._spells(text, words, first, last, key + stem):
+                    best = Span(first, last, end, key + stem)
             key += word.key
-            if _is_possessive(text, word) and self._spells(text, words[first:last], key[:-1]):
-                best = Span(first, last, word.end - 2, key[:-1])
-            if self._spells(text, words[first:last], key):
+            if self._spells(text, words, first, last, key):
                 best = Span(first, last, word.end, key)
             place = bisect_left(self._keys, key)
             if place == len(self._keys) or not self._keys[place].startswith(key):
                 break
         return best
 
-    def _spells(self, text: str, words: Sequence[Word], key: str) -> bool:
-        """Whether `words` may be the title `key`. A one-word title is not put together across
-        spaces: "may be" is not Maybe, while "Wall-E" is WALL·E."""
+    def _spells(self, text: str, words: Sequence[Word], first: int, last: int, key: str) -> bool:
+        """Whether `words[first:last]` may be the title `key`. A title written without a gap is not
+        put together across spaces: "may be" is not Maybe, while "Wall-E" is WALL·E. Where words
+        have no spaces between them, any gap says that another word begins."""
         if key not in self._items:
             return False
-        return key not in self._one_word or not any(map(_has_space, _gaps(text, words)))
+        if key not in self._solid:
+            return True
+        for a, b in pairwise(words[first:last]):
+            gap = text[a.end : b.start]
+            if gap and (a.unspaced or b.unspaced or any(map(str.isspace, gap))):
+                return False
+        return True
 
-    def _needs_mark(self, text: str, words: Sequence[Word], span: Span) -> bool:
+    def _needs_mark(self, text: str, words: Sequence[Word], span: Span, shouted: bool) -> bool:
         """Whether the span reads as everyday words that nothing marks as a title."""
         run = words[span.first : span.last]
         if not self.everyday:
             return False
-        if not all(w.key in self.everyday or w.key.isdigit() or len(w.key) == 1 for w in run):
+        if not (is_short(text, run, span.key) or all(map(self._is_everyday, run))):
             return False
-        before, after = text[: run[0].start], text[span.end : span.end + 1]
-        if before and after and before[-1] in _QUOTES and after in _QUOTES:
+        start, end = run[0].start, span.end
+        if text[max(start - 1, 0) : start] in _OPENING and text[end : end + 1] in _CLOSING:
             return False
-        return not _is_capitalised(text, run, bool(_SENTENCE_END.search(before)))
+        return shouted or not _is_capitalised(text, run, _starts_sentence(text, start))
+
+    def _is_everyday(self, word: Word) -> bool:
+        if word.unspaced:
+            return False
+        return word.key in self.everyday or word.key.isdigit() or len(word.key) == 1
 
 
 def link_items(text: str, items: Iterable[Item] | TitleIndex) -> list[Mention]:
     """Find catalogue titles in free text (this module's docstring has the rules).
 
     Args:
-        text: what someone typed.
+        text: what someone typed, at most 1,000,000 characters; the time is proportional to them.
         items: the catalogue; give a `TitleIndex` where many texts are linked.
 
     Returns:
         Located mentions in text order that do not overlap; a year that belongs to a mention is
         part of it.
+
+    Raises:
+        ValueError: a longer text.
     """
     index = items if isinstance(items, TitleIndex) else TitleIndex(items)
     return index.link(text)
@@ -138,20 +165,21 @@ def _is_possessive(text: str, word: Word) -> bool:
     return text[word.end - 2 : word.end].lower() in ("'s", "’s")
 
 
-def _gaps(text: str, words: Sequence[Word]) -> Iterator[str]:
-    return (text[a.end : b.start] for a, b in pairwise(words))
-
-
-def _has_space(gap: str) -> bool:
-    return any(map(str.isspace, gap))
+def _starts_sentence(text: str, start: int) -> bool:
+    """Whether nothing but white space and punctuation, with the end of a sentence or of the text in
+    it, stands before."""
+    while start > 0:
+        start -= 1
+        if text[start] in _SENTENCE_ENDS:
+            return True
+        if text[start].isalnum() or text[start] == "_":
+            return False
+    return True
 
 
 def _is_capitalised(text: str, run: Sequence[Word], starts_sentence: bool) -> bool:
     """Whether capitals mark the words as a title: all but small words have one, and one of them
-    is explained neither by a sentence's start, nor by being a word that often opens one, nor by
-    standing in a message without lower case."""
-    if text == text.upper():
-        return False
+    is explained neither by a sentence's start nor by being a word that often opens one."""
     evidence = False
     for place, word in enumerate(run):
         capital = text[word.start].isupper()

@@ -79,6 +79,9 @@ def _spans_of(words: Sequence[Word], title: str) -> Iterator[Span]:
         key = ""
         for last in range(first, len(words)):
             word = words[last]
+            for stem, end in word.stems:
+                if key + stem == title:
+                    yield Span(first, last + 1, end, title)
             key += word.key
             if key == title:
                 yield Span(first, last + 1, word.end, title)

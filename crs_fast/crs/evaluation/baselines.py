@@ -1,8 +1,8 @@
-"""Rankings without a trained model, to stand beside every figure.
+"""Rankings without a trained model, to compare every figure with.
 
-Each function returns one ranking a turn: at most k item ids, best first. `exclude_named` leaves
-out the items that earlier turns named, as the new-only protocol asks. Ties go to the lower
-catalogue index.
+Each function returns one ranking per turn: at most k item ids, best first. `exclude_named` leaves
+out the items that earlier turns named, as in the new-only protocol. Ties go to the lower catalogue
+index.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def popularity_ranking(
 
 
 def recent_first(named: Sequence[str]) -> list[str]:
-    """Items that were named in this order, each once, the most recently named first."""
+    """The distinct items of `named`, which is in order of mention; the most recent one first."""
     return list(dict.fromkeys(reversed(named)))
 
 
@@ -79,8 +79,8 @@ def copy_then_popularity_ranking(
     k: int = 50,
     exclude_named: bool = False,
 ) -> Rankings:
-    """`copy_ranking`, filled up with `popularity_ranking`; equal to the latter where
-    `exclude_named` is set.
+    """`copy_ranking`, filled up with `popularity_ranking`; with `exclude_named` it equals the
+    latter.
 
     Raises:
         ValueError: k below 1.
@@ -89,14 +89,14 @@ def copy_then_popularity_ranking(
     ranked = _by_popularity(items, train)
     rankings = []
     for turn in turns:
-        popular = ranked[: k + len(turn.named)]  # enough, whichever of them were named
+        popular = ranked[: k + len(turn.named)]  # enough, even if all named items are among them
         both = dict.fromkeys(chain(recent_first(turn.named), popular))
         rankings.append(_take(both, turn, k, exclude_named))
     return rankings
 
 
 def context_text(turn: RecTurn, dialogues: Sequence[Dialogue]) -> str:
-    """What was said before the turn, oldest first, one line a turn."""
+    """The text of all earlier turns, oldest first, one line per turn."""
     return "\n".join(said.text for said in dialogues[turn.dialogue].turns[: turn.turn])
 
 
@@ -105,7 +105,7 @@ def _rank_by_score(
 ) -> list[str]:
     wanted = k + len(set(turn.named)) if exclude_named else k
     if wanted < len(scores):
-        # Every item that ties with the last one wanted stays, so the sort decides ties by index.
+        # Keep every item that ties with the last one, so that the sort decides ties by index.
         least = np.partition(scores, len(scores) - wanted)[len(scores) - wanted]
         kept = np.flatnonzero(scores >= least)
     else:
@@ -121,17 +121,17 @@ def bm25_ranking(
     k: int = 50,
     exclude_named: bool = False,
 ) -> Rankings:
-    """BM25 (Okapi, `rank_bm25` with its defaults) of the item texts for the words of the context.
+    """Rank the item texts by BM25 (Okapi, `rank_bm25` with its defaults) for the context's words.
 
     Args:
         turns: targets of `dialogues`.
         items: the catalogue; `Item.text()` is the document.
-        dialogues: where the turns come from.
+        dialogues: the dialogues of the turns.
         k: length of a ranking.
         exclude_named: leave out items named before.
 
     Raises:
-        ValueError: k below 1.
+        ValueError: k is below 1.
         ImportError: `rank_bm25` is missing.
     """
     _check_k("bm25_ranking", k)
@@ -168,18 +168,18 @@ def dense_ranking(
     k: int = 50,
     exclude_named: bool = False,
 ) -> Rankings:
-    """Cosine between the embeddings of the item text and of the context.
+    """Rank items by the cosine between the embeddings of the item's text and of the context.
 
     Args:
         turns: targets of `dialogues`.
         items: the catalogue; `Item.text()` is embedded.
-        dialogues: where the turns come from.
-        encode: n texts to an array or CPU tensor, float [n, D].
+        dialogues: the dialogues of the turns.
+        encode: maps n texts to an array or CPU tensor, float [n, D].
         k: length of a ranking.
         exclude_named: leave out items named before.
 
     Raises:
-        ValueError: k below 1, or `encode` returns another shape.
+        ValueError: k is below 1, or `encode` returns another shape.
     """
     _check_k("dense_ranking", k)
     catalogue = _unit_rows("dense_ranking", encode([i.text() for i in items]), len(items))

@@ -1,9 +1,9 @@
-"""Every turn of many dialogues on one prefill a dialogue.
+"""Reads every turn of many dialogues with one prefill per dialogue.
 
-chain    contexts of one dialogue, each the beginning of the one before it (last turn first)
-chunk    chains of like length; their longest contexts are prefilled together
-batch    turns of a chunk of one kind and like length, each on a copy of its chain's keys and
-         values up to where its own context ends
+chain    contexts of one dialogue, last turn first; each is the beginning of the one before it
+chunk    chains of similar length, whose longest contexts are prefilled together
+batch    turns of a chunk, of one kind and of similar length; each has a copy of its chain's keys
+         and values, up to the end of its own context
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ import torch
 from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.turn import TurnBatch, TurnCache
 
-BATCH = 8192  # prompt tokens at once on a CPU, and on a GPU for every 10 GB of its memory
-ROW = 256  # tokens: a batch has a row for each of its limit's, at most, for beams multiply rows
+BATCH = 8192  # prompt tokens per batch on a CPU, and on a GPU per 10 GB of its memory
+ROW = 256  # a batch has at most limit / ROW turns, because a search multiplies them by its beams
 Chain = list[int]
 T = TypeVar("T")
 
 
 def batch_tokens(device: torch.device) -> int:
-    """How many prompt tokens are read at once where nobody says."""
+    """The default number of prompt tokens per batch on a device."""
     if device.type != "cuda":
         return BATCH
     return BATCH * max(1, round(torch.cuda.get_device_properties(device).total_memory / 10e9))
 
 
 def chains(contexts: Sequence[Sequence[int]], groups: Sequence[int]) -> list[Chain]:
-    """Indices of all contexts, in runs of which each begins the one before it.
+    """The indices of all contexts in chains, in which each context is the beginning of the one
+    before it.
 
     Args:
-        contexts: C token sequences, those of a group one after the other, each longer than the one
-            before. One whose left was cut off begins no other and has a chain of its own.
-        groups: which dialogue a context belongs to, [C]; equal ones stand together.
+        contexts: C token sequences. Those of a dialogue are adjacent, and each is longer than the
+            one before. A context that was cut off at its left end has a chain of its own.
+        groups: the dialogue of each context, [C]; contexts of one dialogue are adjacent.
     """
     out: list[Chain] = []
     for _, members in itertools.groupby(range(len(contexts)), key=groups.__getitem__):
@@ -52,8 +53,8 @@ def chains(contexts: Sequence[Sequence[int]], groups: Sequence[int]) -> list[Cha
 def chunks(
     contexts: Sequence[Sequence[int]], groups: Sequence[int], limit: int
 ) -> list[list[Chain]]:
-    """The chains (see `chains`) in chunks of like length that have, padded, at most `limit` tokens
-    (one chain at least)."""
+    """The chains (see `chains`) in chunks of similar length. A padded chunk has at most `limit`
+    tokens, but at least one chain."""
     return _together(chains(contexts, groups), lambda chain: len(contexts[chain[0]]), limit)
 
 
@@ -64,11 +65,11 @@ def walk(
     chunk: Sequence[Chain],
     limit: int,
 ) -> Iterator[tuple[list[int], TurnBatch]]:
-    """Each context of a chunk once, in batches of at most `limit` tokens, and `limit` / 256 rows:
-    the indices of a batch, and what answers for it.
+    """Yield the contexts of a chunk in batches of at most `limit` tokens and `limit` / `ROW` turns:
+    the indices of a batch, and its `TurnBatch`.
 
     Args:
-        kinds: contexts of one kind go together, bool [C].
+        kinds: bool [C]; a batch holds only contexts of one kind.
     """
     trunk = TurnCache.of(bundle, [contexts[chain[0]] for chain in chunk])
     row = {i: r for r, chain in enumerate(chunk) for i in chain}
@@ -82,7 +83,8 @@ def walk(
 def _together(
     values: Iterable[T], size: Callable[[T], int], limit: int, most: int | None = None
 ) -> list[list[T]]:
-    """Values of like size together, padded to the largest at most `limit` and `most` of them."""
+    """Group values of similar size. A group holds at most `most` values, and padded to its largest
+    value it has at most the size `limit`."""
     out: list[list[T]] = []
     for value in sorted(values, key=size):
         n = len(out[-1]) + 1 if out else 1

@@ -1,14 +1,15 @@
-"""The same predictions scored by the data set's labels and by labels corrected by hand
-(`Turn.corrected`; see `crs_fast.crs.data.inspired2`): how much of the error is the labels'.
+"""Scores the same predictions by the data set's labels and by labels that were corrected by hand
+(`Turn.corrected`; see `crs_fast.crs.data.inspired2`), to see how much of the error is due to
+labels.
 
-By corrected labels the targets of a turn are its corrected items, and new ones are those that no
-earlier turn, by either role, holds by corrected labels. The rankings stay those of the predictions:
-their contexts hold the data set's own mentions, and the new-only search was denied the items that
-those named. What is named by corrected labels alone leaves that ranking afterwards.
+With corrected labels, the targets of a turn are its corrected items, and a target is new if no
+earlier turn, by either role, has it as a corrected item. The rankings stay those of the
+predictions: their contexts have the data set's own mentions, and these were filtered out of the
+new-only search. Items that only the corrected labels name are removed from that ranking afterwards.
 
-INSPIRED2 corrects less than reading finds: of INSPIRED's 292 test targets it drops 16 and keeps
-276, false ones like `Marvel (2008)` and `Tell (2014)` among them, and it adds 77. So the share of
-misses that it explains is a lower bound of the labels' share.
+INSPIRED2 corrects fewer labels than a reader finds wrong. Of INSPIRED's 292 test targets it drops
+16 and keeps 276, among them false ones like `Marvel (2008)` and `Tell (2014)`, and it adds 77. So
+the share of misses that it explains is a lower bound.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ KS = (1, 10, 50)
 
 
 def corrected_turns(dialogues: Sequence[Dialogue]) -> list[RecTurn]:
-    """Every recommender turn of dialogues with corrected labels, its targets by these; those of
-    small talk have no targets."""
+    """Every recommender turn of the dialogues that have corrected labels, with its targets by these
+    labels; turns of small talk have no targets."""
     found = []
     for d, dialogue in enumerate(dialogues):
         if any(turn.corrected is None for turn in dialogue.turns):
@@ -53,7 +54,7 @@ def corrected_turns(dialogues: Sequence[Dialogue]) -> list[RecTurn]:
 
 
 def count_corrected_targets(dialogues: Sequence[Dialogue]) -> TargetCounts:
-    """`count_targets` by corrected labels; mentions are then targets, for labels are distinct."""
+    """`count_targets` by corrected labels. These are distinct, so mentions equal targets."""
     turns = corrected_turns(dialogues)
     targets = sum(len(turn.targets) for turn in turns)
     return TargetCounts(
@@ -71,20 +72,20 @@ def label_figures(
     predictions: Sequence[Prediction],
     name: str = "crs_fast",
 ) -> dict[str, Any]:
-    """A system and baselines by both label sets, and how the system's misses divide.
+    """Figures of a system and of baselines by both label sets, and the causes of the system's
+    misses.
 
     Returns:
-        {} without corrected labels; else
+        {} without corrected labels; else a dict with
 
         "original", "corrected"   protocol ("paper", "new-only") -> method -> `target_figures`
-        "kept", "false", "added"  `target_figures` of the system over the targets that both label
-                                  sets hold, that the original ones alone hold, and that the
-                                  corrected ones alone hold
-        "misses@k"                {"n": the system's misses by original labels, "false": those of
-                                  them whose target is a false label, "share", "share interval"}
-        "no item"                 targets by corrected labels that the catalogue lacks
-        "unranked turns"          turns that recommend by corrected labels, but that the predictions
-                                  have no ranking for: their targets count as misses
+        "kept", "false", "added"  the system's `target_figures` over the targets in both label
+                                  sets, in the original one alone, and in the corrected one alone
+        "misses@k"                {"n": the system's misses by original labels, "false": how many
+                                  of them have a false label as target, "share", "share interval"}
+        "no item"                 number of corrected targets that the catalogue lacks
+        "unranked turns"          number of turns that recommend by corrected labels and have no
+                                  ranking in the predictions; their targets count as misses
     """
     dialogues, train = dataset.splits[split], recommendation_targets(dataset.splits["train"])
     answers = {(p.dialogue, p.turn): p for p in predictions}
@@ -127,7 +128,7 @@ def label_figures(
 
 
 def _relabelled(prediction: Prediction, turn: RecTurn) -> Prediction:
-    """A prediction whose gold and named items are those of corrected labels."""
+    """The prediction with gold and named items by corrected labels."""
     new = [item for item in prediction.without_named() if item not in turn.named]
     return replace(
         prediction, gold_items=list(turn.targets), named=list(turn.named), new_ranking=new

@@ -1,4 +1,4 @@
-"""Predict a split and score it: all figures of a trained recommender in one call."""
+"""Predicts a split and scores it: all figures of a trained recommender in one call."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from crs_fast.crs.recommender import Recommender
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Figures of one run.
+    """The figures of one run.
 
     recommendation, mode, text: see `crs_fast.crs.evaluation.score`
     standard: see `crs_fast.crs.evaluation.sigir_standard`
@@ -47,7 +47,7 @@ class Evaluation:
     labels: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the predictions."""
+        """A dict for JSON, without the predictions."""
         return {key: value for key, value in _fields(self).items() if key != "predictions"}
 
     def save(self, folder: str | Path) -> None:
@@ -59,7 +59,7 @@ class Evaluation:
         write_predictions(folder / "predictions.jsonl", self.predictions)
 
     def markdown(self) -> str:
-        """The tables a reader should see together."""
+        """All tables, which a reader should see together."""
         tables = [
             scores_markdown(self.dataset, self.split, self.recommendation, self.mode, self.text),
             standard_markdown(self.dataset, self.split, self.standard),
@@ -85,22 +85,20 @@ def evaluate(
     max_new_tokens: int = 64,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluate on one split.
-
-    Protocols: see `recommendation_figures`.
+    """Evaluate a recommender on one split, in the protocols of `recommendation_figures`.
 
     Args:
         recommender: the system.
-        dataset: its "train" split gives the popularity baseline.
+        dataset: the data set; the popularity baseline is counted on its "train" split.
         split: "valid" or "test".
-        num_beams: width of the beam search, at least 50 for all of R@50.
+        num_beams: width of the beam search; R@50 needs at least 50.
         normalize: see `crs_fast.recommend`.
         replies: also generate replies (BLEU, Distinct) and score the gold ones (perplexity).
-        limit: only the first so many dialogues.
-        baselines: more rankings to put beside, by name.
+        limit: evaluate only the first so many dialogues.
+        baselines: further rankings to compare with, by name.
 
     Raises:
-        ValueError: the dataset has no such split, or none to train on, or the split has no target.
+        ValueError: the data set lacks this split or "train", or the split has no target.
     """
     need_splits(dataset, "evaluate", ("train", split))
     start = time.perf_counter()
@@ -137,8 +135,8 @@ def evaluate(
 
 
 def log_test(folder: Path, **run: Any) -> None:
-    """Add a line to `test_log.jsonl` in `folder`: a run on the test split begins, or goes on. How
-    often one has looked at the test split is part of every figure."""
+    """Add a line to `test_log.jsonl` in `folder` when a run on the test split begins or goes on,
+    since every figure should say how often the test split was looked at."""
     line = {"time": time.strftime("%FT%TZ", time.gmtime()), **run}
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "test_log.jsonl", "a", encoding="utf-8") as file:

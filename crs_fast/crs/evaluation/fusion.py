@@ -1,11 +1,10 @@
-"""A system's ranking fused with the items named before: a hybrid of a model that knows the
-catalogue and a rule that models of few parameters or few steps are slow to learn. Nothing is
-trained.
+"""Fuses a system's ranking with the items named before. Small or briefly trained models know the
+catalogue better than they copy, and copying is a simple rule. Nothing is trained.
 
-Two rules. Reciprocal rank fusion (Cormack et al. 2009, doi 10.1145/1571941.1572114) adds up
-1 / (60 + rank) over both lists, so it needs neither scores nor a weight to tune. The odds of
-repeating take each side for what it knows: how often training dialogues come back to the item named
-last, next to last, and so on, against how likely the model finds each item given that it is new.
+There are two rules. Reciprocal rank fusion (Cormack et al. 2009, doi 10.1145/1571941.1572114) sums
+1 / (60 + rank) over both lists, so that it needs neither scores nor a weight. The odds of repeating
+compare two probabilities: how often training dialogues repeat the item named last, next to last,
+and so on, and how likely the model finds each other item given that it is new.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from crs_fast.crs.evaluation.targets import RecTurn, recommendation_targets
 
 RULES = ("ranks", "odds")
 LONGEST = 50
-PLACES = 10  # recency ranks with odds of their own; what is older shares the last one's
+PLACES = 10  # recency ranks with odds of their own; all older items share the last rank's odds
 
 
 def reciprocal_rank_fusion(rankings: Sequence[Sequence[str]], k: int = 60) -> list[str]:
-    """All items of some rankings by the sum of 1 / (k + rank), ranks from 1. Ties go to the one met
-    first, rankings in order."""
+    """The items of all rankings, sorted by their sum of 1 / (k + rank), with ranks from 1. Ties go
+    to the item that comes first when the rankings are read in order."""
     scores: Counter[str] = Counter()
     for ranking in rankings:
         scores.update({item: 1 / (k + rank) for rank, item in enumerate(ranking, start=1)})
@@ -36,16 +35,16 @@ def reciprocal_rank_fusion(rankings: Sequence[Sequence[str]], k: int = 60) -> li
 
 
 def fused_by_ranks(prediction: Prediction) -> Prediction:
-    """The prediction with its ranking and the items named before under reciprocal rank fusion. One
-    that ranks nothing stays so."""
+    """The prediction, its ranking fused with the items named before by reciprocal rank. A
+    prediction without a ranking gets none."""
     own, copied = prediction.ranking, recent_first(prediction.named)
     return _reranked(prediction, own and reciprocal_rank_fusion([own, copied]))
 
 
 def repeat_odds(turns: Sequence[RecTurn]) -> list[float]:
-    """How often a turn recommends the item named last, next to last, ..., [`PLACES`]: of the turns
-    before which so many items were named, the share whose targets hold it. The last entry is of all
-    older items together; 0 where there is no such turn."""
+    """How often a turn recommends the item named last, next to last, and so on, [`PLACES`]. Entry i
+    is the share of turns whose targets hold the item of recency i, among turns with so many named
+    items, or 0 if there is no such turn. The last entry is for all older items together."""
     turns_at, hits = Counter[int](), Counter[int]()
     for turn in turns:
         for age, item in enumerate(recent_first(turn.named)):
@@ -58,19 +57,20 @@ def repeat_odds(turns: Sequence[RecTurn]) -> list[float]:
 def ranked_by_odds(
     model: Mapping[str, float], copied: Sequence[str], odds: Sequence[float]
 ) -> list[str]:
-    """All items of a model and a dialogue, best first: one named before stands by its odds of being
-    repeated, a new one by the probability that none is, times the model's own given that it is a
-    new item. Ties go to the model's order.
+    """The items that the model ranks and those named before, best first. The score of a named item
+    is its odds of being repeated. The score of a new item is the probability that no item is
+    repeated, times the model's probability of it given that the item is new. Ties go to the model's
+    order.
 
     Args:
-        model: the probability of each item that it ranks, best first.
+        model: the model's probability of each item in its ranking, best first.
         copied: items named before, the latest first.
         odds: see `repeat_odds`.
     """
     chance = {item: odds[min(age, len(odds) - 1)] for age, item in enumerate(copied)}
     new = {item: p for item, p in model.items() if item not in chance}
     on_named = sum(model.values()) - sum(new.values())
-    # What the model leaves for new items; never less than what it gives those that are listed.
+    # The model's probability of all new items, at least that of the new items in its ranking.
     rest = max(1 - on_named, sum(new.values())) or 1.0
     none_repeated = math.prod(1 - p for p in chance.values())
     final = chance | {item: none_repeated * p / rest for item, p in new.items()}
@@ -78,10 +78,11 @@ def ranked_by_odds(
 
 
 def fused_by_odds(prediction: Prediction, odds: Sequence[float]) -> Prediction:
-    """The prediction `ranked_by_odds`. One that ranks nothing stays so.
+    """The prediction, its ranking made by `ranked_by_odds`. A prediction without a ranking gets
+    none.
 
     Raises:
-        ValueError: a ranking without scores.
+        ValueError: the ranking has no scores.
     """
     own, copied = prediction.ranking, recent_first(prediction.named)
     if not own:
@@ -96,8 +97,8 @@ def fused_by_odds(prediction: Prediction, odds: Sequence[float]) -> Prediction:
 
 
 def _reranked(prediction: Prediction, ranking: list[str] | None) -> Prediction:
-    """With another ranking, and without its reply, which spoke of its own top item. New-only
-    figures are of the search without named items, as before."""
+    """The prediction with another ranking. It has no reply, since the reply is about the old top
+    item. The new-only ranking stays that of the search without named items."""
     return replace(
         prediction,
         ranking=ranking and ranking[:LONGEST],
@@ -113,8 +114,8 @@ def _reranked(prediction: Prediction, ranking: list[str] | None) -> Prediction:
 def fuse_with_copying(
     predictions: Sequence[Prediction], rule: str = "odds", train: Sequence[Dialogue] = ()
 ) -> list[Prediction]:
-    """A system's predictions with every ranking fused with the items named before. Replies are
-    dropped, because they speak of the system's own top item.
+    """Fuse every ranking of a system's predictions with the items named before. Replies are
+    dropped, because they are about the system's own top item.
 
         "ranks"   score(item) = sum over both lists of 1 / (60 + rank)
         "odds"    score(named item) = how often training dialogues repeat the item named last,
@@ -122,12 +123,12 @@ def fuse_with_copying(
                   score(new item)   = P(nothing is repeated) * P(item | it is new)
 
     Args:
-        predictions: what the system answered; "odds" needs their `scores`.
+        predictions: the system's predictions; "odds" needs their `scores`.
         rule: one of `RULES`.
-        train: training dialogues, which "odds" counts repetitions in.
+        train: training dialogues, in which "odds" counts repetitions.
 
     Raises:
-        ValueError: an unknown rule, or "odds" without scores or without training dialogues.
+        ValueError: the rule is unknown, or "odds" is given without scores or training dialogues.
     """
     if rule not in RULES:
         raise ValueError(f"fuse_with_copying: rule must be one of {RULES} (got {rule!r})")
@@ -141,7 +142,7 @@ def fuse_with_copying(
 
 
 def _with_messages(prediction: Prediction, fuse: Callable[[Prediction], Prediction]) -> Prediction:
-    """A prediction fused, and its rankings inside the turn with it."""
+    """Fuse a prediction and its rankings inside the turn."""
     messages = {}
     for number, said in prediction.messages.items():
         asked = replace(

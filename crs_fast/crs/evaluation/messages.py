@@ -1,7 +1,7 @@
-"""Recommendation targets of single messages, where those of one role are not joined into turns.
+"""Recommendation targets of single messages, which are not joined into turns.
 
-An instance is a recommender message that names an item and that some message precedes. Its targets
-are the message's distinct items; a target is new ("fresh") when no earlier message, by either role,
+An instance is a recommender message that names an item and is not the first message. Its targets
+are the message's distinct items. A target is new ("fresh") if no earlier message, by either role,
 named it.
 """
 
@@ -16,8 +16,8 @@ from crs_fast.crs.evaluation.targets import RecTurn
 
 @dataclass(frozen=True, slots=True)
 class RecMessage(RecTurn):
-    """`message` counts the messages of the turn from 0; all else as in `RecTurn`, with what the
-    earlier messages of the same turn named among `named`."""
+    """An instance. `message` is its index among the messages of the turn. The other fields are as
+    in `RecTurn`, but `named` also has the items of the turn's earlier messages."""
 
     message: int = 0
 
@@ -37,7 +37,7 @@ def recommending_messages(dialogues: Sequence[Dialogue]) -> list[RecMessage]:
 
 
 def context_of(dialogue: Dialogue, instance: RecMessage) -> tuple[Turn, ...]:
-    """What was said before an instance: whole turns, and the messages of its own turn so far."""
+    """The turns before an instance, and the earlier messages of its own turn."""
     before = dialogue.turns[: instance.turn]
     if not instance.message:
         return before

@@ -1,4 +1,4 @@
-"""Figures of merit, each from plain numbers or strings: no model and no data set in here."""
+"""Metrics computed from plain numbers or strings, without a model or a data set."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import ArrayLike
 
 DEFAULT_KS = (1, 5, 10, 20, 50)
 
-# `<movie>` and other placeholders are one token; words keep an inner apostrophe.
+# A placeholder such as `<movie>` is one token, and so is a word with an apostrophe inside.
 _TOKEN = re.compile(r"<\w+>|\w+(?:['’]\w+)*|[^\w\s]")
 _PLACEHOLDER = re.compile(r"<(\w+)>")
 
 
 @dataclass(frozen=True, slots=True)
 class RankingMetrics:
-    """Means over `n` targets, each a share in [0, 1], by k; `hits[k]` counts ranks within k."""
+    """Means over `n` targets by list length k, each in [0, 1]; `hits[k]` counts ranks within k."""
 
     n: int
     hits: dict[int, int]
@@ -30,7 +30,7 @@ class RankingMetrics:
     mrr: dict[int, float]
 
     def to_dict(self) -> dict[str, float]:
-        """JSON-ready: `n`, `hits@k`, `recall@k`, `ndcg@k`, `mrr@k`."""
+        """A flat dict for JSON: `n`, `hits@k`, `recall@k`, `ndcg@k`, `mrr@k`."""
         flat: dict[str, float] = {"n": self.n}
         for name in ("hits", "recall", "ndcg", "mrr"):
             flat |= {f"{name}@{k}": value for k, value in getattr(self, name).items()}
@@ -38,9 +38,9 @@ class RankingMetrics:
 
 
 def target_values(ranks: ArrayLike, k: int, metric: str = "recall") -> np.ndarray:
-    """A metric's value for each target (every target is the only relevant item of its list).
+    """A metric's value for each target, where the target is the only relevant item of its list.
 
-        recall: 1;   ndcg: 1 / log2(rank + 1);   mrr: 1 / rank;   all 0 where rank is 0 or > k
+        recall: 1;   ndcg: 1 / log2(rank + 1);   mrr: 1 / rank;   all are 0 if rank is 0 or > k
 
     Args:
         ranks: int [n], 1 is best, 0 means not ranked.
@@ -51,7 +51,7 @@ def target_values(ranks: ArrayLike, k: int, metric: str = "recall") -> np.ndarra
         float64 [n].
 
     Raises:
-        ValueError: a negative rank, k < 1 or an unknown metric.
+        ValueError: a rank is negative, k < 1, or the metric is unknown.
     """
     ranks = np.asarray(ranks, dtype=np.int64).reshape(-1)
     if ranks.size and ranks.min() < 0:
@@ -73,11 +73,11 @@ def ranking_metrics(ranks: ArrayLike, ks: Sequence[int] = DEFAULT_KS) -> Ranking
     """R@k, NDCG@k and MRR@k of ranked lists with one relevant item each.
 
     Args:
-        ranks: int [n], where the target stands; 1 is best, 0 means not ranked.
+        ranks: int [n], the ranks of the targets; 1 is best, 0 means not ranked.
         ks: list lengths.
 
     Raises:
-        ValueError: no target, a negative rank, or a k below 1.
+        ValueError: there is no target, a rank is negative, or a k is below 1.
     """
     ranks = np.asarray(ranks, dtype=np.int64).reshape(-1)
     if not ranks.size:
@@ -97,21 +97,21 @@ def bootstrap_interval(
     samples: int = 1000,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over targets, resampling whole dialogues, because
+    """Percentile bootstrap interval of a mean over targets. It resamples whole dialogues, because
     the targets of one dialogue are not independent.
 
     Args:
-        values: float [n], one value a target.
-        dialogues: [n], the dialogue each target comes from.
+        values: float [n], one value per target.
+        dialogues: [n], the dialogue of each target.
         seed: seed of the resampling.
         samples: number of resamples.
         level: coverage, in (0, 1).
 
     Returns:
-        Lower and upper end.
+        The lower and the upper end.
 
     Raises:
-        ValueError: no value, lengths that differ, or a level outside (0, 1).
+        ValueError: there is no value, the lengths differ, or the level is outside (0, 1).
     """
     values = np.asarray(values, dtype=np.float64).reshape(-1)
     dialogues = np.asarray(dialogues).reshape(-1)
@@ -135,26 +135,27 @@ def bootstrap_interval(
 
 @lru_cache(maxsize=8)
 def _resamples(groups: int, seed: int, samples: int) -> np.ndarray:
-    """How often each group stands in each resample, float64 [samples, groups]."""
+    """How often each group occurs in each resample, float64 [samples, groups]."""
     rng = np.random.default_rng(seed)
     drawn = (rng.integers(groups, size=groups) for _ in range(samples))
     return np.stack([np.bincount(row, minlength=groups) for row in drawn]).astype(np.float64)
 
 
 def tokens(text: str) -> list[str]:
-    """The tokens Distinct-n counts: words, punctuation marks, and placeholders like `<movie>`,
-    in lower case."""
+    """The tokens that Distinct-n counts, in lower case: words, punctuation marks, and placeholders
+    such as `<movie>`."""
     return _TOKEN.findall(text.lower())
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams over all n-grams of the whole corpus, in [0, 1]; 0.0 where it has none.
+    """The number of distinct n-grams divided by that of all n-grams of the corpus, in [0, 1]; 0.0
+    if the corpus has no n-gram.
 
-    An n-gram does not cross from one text to the next. (UniCRS and CRSLab divide by the number of
-    sentences instead, which can exceed 1: never put both in one table.)
+    An n-gram does not cross from one text to the next. UniCRS and CRSLab divide by the number of
+    sentences instead, which can exceed 1, so the two must not stand in one table.
 
     Raises:
-        ValueError: n below 1.
+        ValueError: n is below 1.
     """
     if n < 1:
         raise ValueError(f"distinct_n: n must be at least 1 (got {n})")
@@ -169,12 +170,12 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 def sacre_bleu(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU by the `sacrebleu` library with its defaults (13a tokens, exp smoothing), in
-    [0, 100]; one reference a hypothesis. Placeholders like `<movie>` are one token each: 13a would
-    make three of them, and every match two n-grams that cost nothing.
+    """Corpus BLEU in [0, 100], by the `sacrebleu` library with its defaults (13a tokens, exp
+    smoothing) and one reference per hypothesis. A placeholder such as `<movie>` is one token here;
+    13a would split it into three, so that each match would add two easy bigrams.
 
     Raises:
-        ValueError: no hypothesis, or not one reference each.
+        ValueError: there is no hypothesis, or not one reference per hypothesis.
         ImportError: `sacrebleu` is missing.
     """
     if not hypotheses or len(hypotheses) != len(references):
@@ -198,11 +199,11 @@ def _sacrebleu() -> Any:
 
 
 def perplexity(sum_nll: float, num_tokens: int) -> float:
-    """exp(sum of negative log-likelihoods in nats / number of tokens), over a whole corpus;
-    infinite where that overflows.
+    """exp(sum of negative log-likelihoods in nats / number of tokens), over a whole corpus. If this
+    overflows, it is infinite.
 
     Raises:
-        ValueError: num_tokens below 1.
+        ValueError: num_tokens is below 1.
     """
     if num_tokens < 1:
         raise ValueError(f"perplexity: num_tokens must be at least 1 (got {num_tokens})")

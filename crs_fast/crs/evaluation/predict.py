@@ -1,4 +1,4 @@
-"""What a trained recommender answers at every recommender turn of a split."""
+"""Answers every recommender turn of a split with a trained recommender."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ def predict(
     tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> list[Prediction]:
-    """Answer every recommender turn, on one prefill a dialogue (see `batched_turns`).
+    """Answer every recommender turn, with one prefill per dialogue (see `batched_turns`).
 
-    Turns that name items by corrected labels alone (`Turn.corrected`) are ranked too. The mode is
-    forced to the gold one, as in the paper; the reply follows the model's own top
-    item, never the gold one; the mode the model would have chosen is noted beside it.
+    The mode is forced to the gold one, as in the paper, and the mode that the model would have
+    chosen is noted beside it. The reply follows the model's own top item, never the gold one. Turns
+    that name items only by corrected labels (`Turn.corrected`) are ranked too.
 
     Args:
         bundle: the system.
         dialogues: a split.
         num_beams, normalize: see `crs_fast.recommend`.
-        replies: also generate the reply of every turn (greedy).
-        free_rankings: rank also at CHAT turns where the model chooses REC: `note_gold_nll` reads
-            the top item there.
+        replies: also write the reply of every turn (greedily).
+        free_rankings: also rank at CHAT turns where the model chooses REC, since `note_gold_nll`
+            needs the top item there.
         messages: also rank at messages inside a turn that name an item, for the public standard
             (see `crs_fast.crs.evaluation.messages`).
-        tokens_per_batch: prompt tokens that are prefilled together, and that a batch of turns
-            holds, at most (one dialogue or turn at least); None for what suits the device.
+        tokens_per_batch: the most prompt tokens that are prefilled together, and the most tokens
+            of a batch of turns (but at least one dialogue or turn); None chooses by the device.
         progress: show a progress bar.
     """
     predictions, modes = blank_predictions(dialogues), bundle.builder.layout.mode
@@ -95,8 +95,8 @@ def rank_messages(
     tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> None:
-    """Fill `Prediction.messages`: rankings at the later messages of a turn that name an item, from
-    contexts that end inside the turn. Everything else of the predictions stays."""
+    """Fill `Prediction.messages` with rankings at the later messages of a turn that name an item,
+    from contexts that end inside the turn. All other fields stay."""
     answers = {(p.dialogue, p.turn): p for p in predictions}
     instances = [i for i in recommending_messages(dialogues) if i.message]
     asked = [Prediction(i.dialogue, i.turn, "", list(i.targets), list(i.named)) for i in instances]
@@ -127,14 +127,14 @@ def predict_in_words(
     tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> list[Prediction]:
-    """`predict` for a layout without items, where the item is what the model's own words come to:
-    the reply is written (greedy) up to its first `<BOI>` and the search starts there. A reply
-    without one ranks nothing, and where the layout has no mode tokens it is also the choice of
+    """Like `predict`, for a layout without the item, where the model's own words name it. The reply
+    is written (greedily) up to its first `<BOI>`, and the search starts there. A reply without
+    `<BOI>` ranks nothing; if the layout has no mode tokens, it also counts as the choice of
     CHAT."""
     builder, predictions = bundle.builder, blank_predictions(dialogues)
     modes = builder.layout.mode
     contexts = _contexts(bundle, dialogues, predictions, max_new_tokens)
-    # Without a mode a prefix has no token, and generation must be fed one: the context's last.
+    # Without a mode a prefix is empty, but generation needs a token: the last one of the context.
     cut = 0 if modes else 1
     heads = [context[: len(context) - cut] for context in contexts]
     for members, turns, mine in _asked_in_batches(
@@ -170,8 +170,8 @@ def _asked_in_batches(
     name: str,
     progress: bool,
 ) -> Iterator[tuple[list[int], TurnBatch, list[Prediction]]]:
-    """Batches of turns: their indices, what answers for them, and their predictions, in which the
-    mode is noted already where the layout has one."""
+    """Yield batches of turns: their indices, their `TurnBatch`, and their predictions. If the
+    layout has a mode, it is noted in the predictions already."""
     recs = [bool(p.gold_items) for p in predictions]
     limit = limit or batch_tokens(bundle.model.device)
     parts = chunks(contexts, [p.dialogue for p in predictions], limit)
@@ -192,7 +192,7 @@ def _rank_after(
     num_beams: int,
     normalize: str,
 ) -> None:
-    """Rank what the model's own words lead up to: the search starts right after `before`."""
+    """Rank the items that the model's own words lead to; the search starts right after `before`."""
     plain = bundle.builder.with_layout(Layout(mode=False, item=False))
     cache = TurnCache(turns.prompt).branch(rows)
     there = TurnBatch(replace(bundle, builder=plain), before, cache)
@@ -213,8 +213,8 @@ def contexts_of(
     predictions: Sequence[Prediction],
     reserve: int = 0,
 ) -> list[list[int]]:
-    """What was said before each prediction's turn, `reserve` more tokens left free; the predictions
-    of a dialogue stand together."""
+    """The context of each prediction's turn, with room for `reserve` more tokens. The predictions
+    of a dialogue must be adjacent."""
     return [
         context
         for number, mine in groupby(predictions, key=lambda p: p.dialogue)
@@ -286,7 +286,7 @@ def _note(
 
 
 def show_progress(values: list[Any], name: str, show: bool) -> Any:
-    """The values, with a progress bar where it should show."""
+    """The values, with a progress bar if `show` is true."""
     if not show:
         return values
     from tqdm.auto import tqdm

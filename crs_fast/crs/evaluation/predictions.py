@@ -1,34 +1,41 @@
-"""What a system answered at every recommender turn, in memory and as `predictions.jsonl`: all that
-scoring needs beside the data set, so that any system's figures can be recomputed from it.
+"""A system's answers at every recommender turn, in memory and as `predictions.jsonl`. Scoring needs
+only this file and the data set, so that any system's figures can be recomputed.
 
-One JSON object a line, one line a recommender turn (consecutive messages of one role are one turn):
+The file has one JSON object per line, and one line per recommender turn (consecutive messages of
+one role are one turn):
 
     {"dialogue": "20001", "turn": 3, "gold": ["i7"], "mode": "rec", "rec_probability": 0.8,
      "ranking": ["i7", "i3"], "scores": [-2.1, -3.4], "new_ranking": ["i3"],
      "reply": "try <movie>", "reply_items": ["i3"], "invalid_items": 0}
 
-`dialogue` is the data set's id and `turn` the index among its turns; every recommender turn of a
-dialogue must be there. `gold` is for human readers: scoring takes it from the data. All else may be
-null or absent: `mode` ("rec" or "chat": the system's own choice; where missing, "rec" if
-`rec_probability` is above 0.5), `ranking` (items best first, as if the mode were "rec"; missing
-counts as empty), `new_ranking` (the same searched without the items named before; where missing,
-`ranking` less those), `scores` (the natural logarithm of how likely each item of `ranking` is; only
-what fuses it with another reads them), `reply` (items as `<movie>`), `reply_items`, `intent` (what
-the turn is for, finer than its mode, by the data set's names), and `gold_nll`, how unlikely the
-system finds the gold reply, `{"gold": [nats, words], "own": [nats, words]}`: summed over its word
-tokens, after the gold mode and item and after the system's own; perplexity is of the turns that
-have it.
+`dialogue` is the data set's id of the dialogue and `turn` the index among its turns. Every
+recommender turn of a dialogue must be there. `gold` is for human readers; scoring takes the targets
+from the data set. All other fields may be null or absent:
 
-Where a turn joins several messages, and the second (message 1) or a later one names an item, the
-public standard (`sigir_standard.py`) asks for a ranking at that message too, from a context that
-ends with the message before it:
+    mode             "rec" or "chat", the system's own choice; if it is missing, "rec" if
+                     `rec_probability` is above 0.5
+    ranking          items, best first, as if the mode were "rec"; if missing, it counts as empty
+    new_ranking      the same from a search without the items named before; if missing, `ranking`
+                     without them
+    scores           natural logarithms of the probabilities of `ranking`'s items, needed only for
+                     fusing the ranking with another
+    reply            text, with `<movie>` for every item
+    reply_items      the items that the reply names
+    intent           the purpose of the turn, finer than its mode, by the data set's names
+    gold_nll         {"gold": [nats, words], "own": [nats, words]}, the negative log-likelihood of
+                     the gold reply's word tokens and their number, after the gold mode and item and
+                     after the system's own; perplexity is over the turns that have it
+
+If a turn joins several messages and the second one (message 1) or a later one names an item, the
+public standard (`sigir_standard.py`) needs a ranking at that message too, from a context that ends
+with the message before it:
 
     "messages": {"1": {"ranking": ["i3"], "new_ranking": ["i3"], "scores": [-2.1]}}
 
-It may be absent (older files have none); the turn's own ranking then stands in.
+It may be absent, as in older files; then the turn's own ranking takes its place.
 
-`crs-fast score --template FILE --data DATA` writes every line of a split, with all but the first
-three fields left to fill in.
+`crs-fast score --template FILE --data DATA` writes every line of a split, with all fields but the
+first three left to fill in.
 """
 
 from __future__ import annotations
@@ -52,9 +59,9 @@ Nll = tuple[float, int]  # nats, tokens
 
 @dataclass(slots=True)
 class MessageRanking:
-    """What the system ranks when it is asked between the messages of a turn: `ranking`,
-    `new_ranking` and `scores` as in `Prediction`. `named` are the items of all earlier messages,
-    which the file doesn't hold."""
+    """The system's ranking between two messages of a turn. `ranking`, `new_ranking` and `scores`
+    are as in `Prediction`. `named` are the items of all earlier messages; the file does not hold
+    them."""
 
     ranking: list[str] | None = None
     new_ranking: list[str] | None = None
@@ -64,22 +71,22 @@ class MessageRanking:
 
 @dataclass(slots=True)
 class Prediction:
-    """One recommender turn.
+    """The answer at one recommender turn.
 
-    dialogue, turn: indices into the split; dialogue_id: the data set's
+    dialogue, turn: indices into the split; dialogue_id: the data set's id
     gold_items: distinct items of the gold reply; empty for a CHAT turn
     named: items of all earlier turns
-    mode: the system's own choice; None where it makes none
-    rec_probability: how likely it finds REC against CHAT; None where it doesn't say
-    ranking: items best first, as if the mode were REC; None where it was not asked for
-    new_ranking: the same with named items filtered out during the search
-    scores: log-probabilities of `ranking`'s items; None where not said
-    reply, gold_reply: text with `<movie>` for every item; None where not generated
-    reply_items: the items of the reply
-    invalid_items: SID fragments in the reply that are no item
-    intent, gold_intent: the system's own and the data set's; None where there is none
-    gold_nll: of the gold reply's word tokens, after "gold" or "own" mode and item; None where not
-        asked for
+    mode: the system's own choice; None if it chooses none
+    rec_probability: the system's probability of REC against CHAT; None if it gives none
+    ranking: items, best first, as if the mode were REC; None if nothing was ranked
+    new_ranking: the same with named items filtered out of the search
+    scores: log-probabilities of `ranking`'s items; None if the system gives none
+    reply, gold_reply: text with `<movie>` for every item; None if no reply was written
+    reply_items: the items that the reply names
+    invalid_items: number of SID fragments in the reply that are no item
+    intent, gold_intent: the system's own intent and the data set's; None if there is none
+    gold_nll: NLL and number of the gold reply's word tokens, after "gold" or "own" mode and item;
+        None if they were not scored
     messages: rankings at the later messages of the turn that name an item, by message
     """
 
@@ -176,11 +183,11 @@ def read_predictions(
     """Read a `predictions.jsonl` for a split, or for some whole dialogues of it.
 
     Args:
-        items: the catalogue: no ranking may name another item.
+        items: the catalogue; a ranking may name only its items.
 
     Raises:
-        ValueError: a broken line, a turn that is not the split's or stands twice, or a recommender
-            turn missing from a dialogue that the file has.
+        ValueError: a line is malformed, a turn is not in the split or occurs twice, or a
+            recommender turn is missing from a dialogue that the file has.
     """
     catalogue = {item.item_id for item in items}
     blank = {(p.dialogue_id, p.turn): p for p in blank_predictions(dialogues)}
@@ -250,7 +257,7 @@ def _fill_messages(prediction: Prediction, value: Any, catalogue: Collection[str
 
 
 def _item_ids(name: str, value: Any, catalogue: Collection[str]) -> list[str] | None:
-    """Ids of the catalogue; distinct ones, where they rank."""
+    """The value as ids of the catalogue; those of a ranking must be distinct."""
     if value is None:
         return None
     if not isinstance(value, list):

@@ -1,4 +1,4 @@
-"""How likely a recommender finds the gold replies: what perplexity is made of."""
+"""Scores the gold replies with a recommender: the log-likelihoods from which perplexity is made."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def note_gold_nll(
     *,
     progress: bool = True,
 ) -> None:
-    """Note in each prediction, as `gold_nll`, the negative log-likelihood of the gold reply over
-    its word tokens, and their count: "gold", after the gold mode and first gold item; "own", after
-    the model's own mode and top item (`ranking` must be there wherever the model chooses REC).
-    What a layout lacks of mode and item is left out.
+    """Note in each prediction, as `gold_nll`, the negative log-likelihood of the gold reply's word
+    tokens, and the number of these tokens. "gold" is after the gold mode and the first gold item;
+    "own" is after the model's own mode and top item, so `ranking` must be there wherever the model
+    chooses REC. If the layout has no mode or no item, it is left out.
 
-    One reply a turn. SID tokens, control tokens and end-of-sequence are not counted.
+    Each turn has one reply. SID tokens, control tokens and end-of-sequence are not counted.
     """
     groups = itertools.groupby(predictions, key=lambda p: p.dialogue)
     parts = [(dialogues[d], list(turns)) for d, turns in groups]
@@ -60,11 +60,12 @@ def note_gold_nll(
             for turn in turns
         ]
         found += zip(turns, mine, strict=True)
-        # Where the model chose as the gold reply did, the two are one and scored once.
+        # If the model chose the gold mode and item, both instances are equal and scored once.
         once = {instance for ways in mine for instance in ways.values()}
         ordered = sorted(once, key=lambda i: (i.turn_index, i.response))
         packs += arrange(ordered, 4 * bundle.builder.max_length)
-    limit = max(batch_tokens(bundle.model.device) // 4, 1)  # each token of a reply has its logits
+    # A quarter, since the logits of every token of a reply must fit in memory.
+    limit = max(batch_tokens(bundle.model.device) // 4, 1)
     scored: dict[tuple[Tokens, Tokens], Nll] = {}
     for some in show_progress(batches(packs, limit, range(len(packs))), "gold replies", progress):
         scored |= _score(bundle, some, together)
@@ -75,13 +76,14 @@ def note_gold_nll(
 def _score(
     bundle: Bundle, packs: Sequence[Packed], together: Collate
 ) -> Iterable[tuple[tuple[Tokens, Tokens], Nll]]:
-    """(context, response) of every branch -> the response's word tokens' NLL and count."""
+    """Yield, for the (context, response) of every branch, the NLL and the number of the response's
+    word tokens."""
     special = torch.tensor([*new_tokens(bundle.vocab, bundle.control), bundle.builder.eos])
     batch = together(packs, bundle.builder.eos)
     batch["labels"] = batch["labels"].masked_fill(torch.isin(batch["labels"], special), IGNORE)
     rows, columns = (batch["labels"] != IGNORE).nonzero(as_tuple=True)
     most = max(len(packed.branches) for packed in packs)
-    # A sequence apart has one branch.
+    # A sequence that is not packed has one branch.
     branch = batch["branch"][rows, columns] - 1 if "branch" in batch else torch.zeros_like(rows)
     place = rows * most + branch
     sums = torch.zeros(len(packs) * most)
@@ -111,5 +113,5 @@ def _own_item(bundle: Bundle, prediction: Prediction) -> str | None:
         return None
     if prediction.ranking:
         return prediction.ranking[0]
-    # Without an item part only the mode is written, and any item says that it is REC.
+    # A layout without the item writes only the mode, and any item stands for REC.
     return None if bundle.builder.layout.item else bundle.items[0].item_id

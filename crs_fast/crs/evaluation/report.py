@@ -1,4 +1,4 @@
-"""Evaluation figures as markdown."""
+"""Writes evaluation figures as markdown tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TITLES = {
     "held out, new-only": "Targets held out on purpose, new-only",
     "unseen, new-only": "Targets that no training dialogue names, new-only",
 }
-# What must stand beside every figure of a data set, by its name.
+# A caveat that must stand beside every figure of a data set, by the data set's name.
 CAVEATS = {
     "inspired": "INSPIRED: about 65 of the 292 test targets are false tags (`Sir (2018)` from "
     '"Yeah Sir!"), so recall ends at about 78 %, and so few targets mean an interval of ±3.6 '
@@ -50,9 +50,10 @@ def scores_markdown(
 
 
 def recommendation_table(methods: dict[str, dict[str, Any]]) -> str:
-    """One row a method, in per cent: mean ± sd over seeds where there are several, else hits in
-    brackets; the 95 % interval (bootstrap over dialogues) behind R@1 and R@10. A second row by film
-    where the catalogue has films twice."""
+    """One row per method, in per cent. A cell holds the mean ± standard deviation over seeds if
+    there are several, else the number of hits in brackets; R@1 and R@10 also have their 95 %
+    interval (bootstrap over dialogues). If the catalogue has a film twice, a second row counts by
+    film."""
     seeds = ["seeds"] if any("seeds" in figures for figures in methods.values()) else []
     rows = [["%", "n", *seeds, *COLUMNS]]
     for name, figures in methods.items():
@@ -82,7 +83,7 @@ def _cell(figures: dict[str, Any], column: str) -> str:
 
 
 def mode_table(mode: dict[str, Any]) -> str:
-    """Gold against chosen mode over all recommender turns."""
+    """The gold mode against the chosen mode, over all recommender turns."""
     table = markdown_table(
         [
             ["gold \\ chosen", "CHAT", "REC"],
@@ -100,7 +101,7 @@ def mode_table(mode: dict[str, Any]) -> str:
 
 
 def intent_table(methods: dict[str, dict[str, Any]]) -> str:
-    """One row a method (see `intent_figures`), shares in per cent."""
+    """One row per method (see `intent_figures`); shares are in per cent."""
     rows = [["intent, %", "n", "intents", "accuracy", "macro f1", "most frequent"]]
     for name, figures in methods.items():
         counts, shares = rows[0][1:3], rows[0][3:]
@@ -117,7 +118,7 @@ def text_table(text: dict[str, Any]) -> str:
 
 
 def difference_table(differences: dict[str, dict[str, Any]]) -> str:
-    """One row a protocol or a pair: paired differences in points, see `paired_difference`."""
+    """One row per protocol or pair, with paired differences in points (see `paired_difference`)."""
     rows = [["", "n", "R@1 difference", "ratio", "R@10 difference", "ratio"]]
     for name, values in differences.items():
         row = [name, str(values["n"])]

@@ -1,11 +1,12 @@
-"""Every figure that follows from predictions and a data set alone: no model in here.
+"""Computes all figures that follow from predictions and a data set, without a model.
 
-The paper's protocol and the ones it lacks stand together, every figure with n, hits and an interval
-by bootstrap over dialogues, beside baselines without a model on the same targets.
+The paper's protocol stands beside the protocols that the paper lacks. Every figure comes with n,
+hits and a bootstrap interval over dialogues, and beside baselines without a model on the same
+targets.
 
-Where a catalogue holds a film several times (items that share an IMDb id), every protocol has a
-second line by film: any item of a target's film hits it, a film counts once in a ranking, and a
-target is new, or unseen, only where its film is. Searches still filter by item.
+If a catalogue has several items for one film (they share an IMDb id), every protocol has a second
+line by film. There any item of a target's film is a hit, a film counts once in a ranking, and a
+target is new, or unseen, only if its film is. Searches still filter by item.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ PROTOCOLS = ("paper", "new-only", "free", "unseen", "unseen, new-only")
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Targets of one protocol: `ranks[i]` is 1 at best and 0 where not ranked; `dialogues[i]` says
-    where the target stands, `keys[i]` names it (dialogue, turn, item)."""
+    """The targets of one protocol. `ranks[i]` is the rank of target i, 1 at best and 0 if it is not
+    ranked; `dialogues[i]` is its dialogue; `keys[i]` is its (dialogue, turn, item)."""
 
     ranks: np.ndarray
     dialogues: np.ndarray
@@ -59,24 +60,29 @@ def recommendation_figures(
     more: dict[str, Baseline] | None = None,
     name: str = "crs_fast",
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Protocol -> method -> figures (`n`, `hits@k`, `recall@k`, `ndcg@k`, `mrr@k`, and 95 %
-    intervals of recall; the same again under "by film" where the catalogue has a film twice), for
-    the system and for baselines on the same targets.
+    """The figures of a system, and of baselines on the same targets.
 
-    Protocols: "paper" (mode forced to the gold one), "new-only" (targets not named before, named
-    items filtered out of the search), "free" (the system chooses its mode, a wrong CHAT is a miss,
-    and baselines recommend at every turn; absent where the system chooses none), "unseen" (targets
-    no training dialogue names) and "unseen, new-only".
+    Returns a dict of protocol -> method -> figures. The figures are `n`, `hits@k`, `recall@k`,
+    `ndcg@k`, `mrr@k` and 95 % intervals of recall. If the catalogue has a film twice, the same
+    figures stand again under "by film".
+
+    The protocols are:
+        "paper": the mode is forced to the gold one.
+        "new-only": targets not named before; named items are filtered out of the search.
+        "free": the system chooses its mode, a wrong CHAT is a miss, and baselines recommend at
+            every turn. It is left out if the system chooses no mode.
+        "unseen": targets that no training dialogue names.
+        "unseen, new-only": both.
 
     Args:
-        dataset: its "train" split gives popularity and says what is unseen.
-        split: where the predictions were made.
-        predictions: of whole dialogues of the split.
-        more: further rankings to put beside, by name.
-        name: of the system in the tables.
+        dataset: the data set; popularity and unseen items are counted on its "train" split.
+        split: the split of the predictions.
+        predictions: predictions for whole dialogues of the split.
+        more: further rankings to compare with, by name.
+        name: the system's name in the tables.
 
     Raises:
-        ValueError: no target.
+        ValueError: there is no target.
     """
     rec = [p for p in predictions if p.gold_items]
     if not rec:
@@ -113,7 +119,7 @@ def baseline_predictions(
     more: Mapping[str, Baseline],
     new: bool,
 ) -> dict[str, list[Prediction]]:
-    """What each baseline answers, named items left out where `new` says so."""
+    """The predictions of each baseline; with `new`, named items are left out of the rankings."""
     rankings: dict[str, Rankings] = {
         "popularity": popularity_ranking(turns, items, train, 50, new),
         "copy": copy_ranking(turns, 50),
@@ -132,12 +138,13 @@ def baseline_predictions(
 
 
 def named_items(dialogues: Sequence[Dialogue]) -> set[str]:
-    """Items that any turn of any role names."""
+    """The ids of all items that a turn of either role names."""
     return {m.item_id for d in dialogues for turn in d.turns for m in turn.mentions}
 
 
 def same_films(items: Iterable[Item]) -> dict[str, str]:
-    """Item id -> the first item of the same film, for items that are not that item themselves."""
+    """For each item that is not the first of its film: its id -> the id of the film's first
+    item."""
     first: dict[str, str] = {}
     films = {i.item_id: first.setdefault(i.imdb_id, i.item_id) for i in items if i.imdb_id}
     return {item: film for item, film in films.items() if item != film}
@@ -149,11 +156,12 @@ def protocol_targets(
     seen: set[str] | None = None,
     films: Mapping[str, str] | None = None,
 ) -> Targets:
-    """Where each target of a protocol stands (see `recommendation_figures`).
+    """The rank of each target of a protocol (see `recommendation_figures`).
 
     Args:
-        seen: what training dialogues name, for the "unseen" protocols.
-        films: see `same_films`; everything then goes by film, and ranks are among distinct films.
+        seen: the items that training dialogues name, for the "unseen" protocols.
+        films: see `same_films`; if given, everything counts by film, and ranks are among distinct
+            films.
     """
     new, unseen = protocol.endswith("new-only"), protocol.startswith("unseen")
 
@@ -184,8 +192,8 @@ def target_figures(targets: Targets) -> dict[str, Any]:
 
 
 def recall_intervals(runs: Sequence[Targets]) -> dict[str, tuple[float, float]]:
-    """`recall@k interval`, 95 % by bootstrap over dialogues, of several runs (seeds) on the same
-    targets: a target counts by the share of the runs that hit it."""
+    """`recall@k interval`: 95 % intervals by bootstrap over dialogues, of several runs (seeds) on
+    the same targets. A target counts by the share of the runs that hit it."""
     return {
         f"recall@{k} interval": bootstrap_interval(_hit_shares(runs, k), runs[0].dialogues)
         for k in DEFAULT_KS
@@ -204,12 +212,12 @@ def paired_difference(
     ks: Sequence[int] = (1, 10),
     seen: set[str] | None = None,
 ) -> dict[str, Any]:
-    """How much more of the same targets one system hits than another: `n` and, for each k,
-    `difference@k` in recall with its 95 % interval by paired bootstrap over dialogues, and
-    `ratio@k` (None where the other system hits nothing).
+    """The difference between two systems on the same targets: `n` and, for each k, `difference@k`
+    in recall with its 95 % interval by paired bootstrap over dialogues, and `ratio@k`, which is
+    None if the other system hits nothing.
 
     Raises:
-        ValueError: the two don't answer the same turns.
+        ValueError: the two systems do not answer the same turns.
     """
     one, two = (protocol_targets(p, protocol, seen) for p in (ours, theirs))
     return paired_runs([one], [two], ks)
@@ -218,7 +226,7 @@ def paired_difference(
 def paired_runs(
     ours: Sequence[Targets], theirs: Sequence[Targets], ks: Sequence[int] = (1, 10)
 ) -> dict[str, Any]:
-    """`paired_difference` of several runs (seeds) a system: a target counts by the share of the
+    """`paired_difference` with several runs (seeds) per system. A target counts by the share of the
     runs that hit it."""
     runs = [*ours, *theirs]
     odd = next((run for run in runs if run.keys != runs[0].keys), None)
@@ -239,8 +247,9 @@ def paired_runs(
 
 
 def mode_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """2 x 2 table of gold against chosen mode over all turns, accuracy, precision, recall and F1 of
-    REC, base rate and item precision. A system that chooses no mode recommends at every turn."""
+    """The gold mode against the chosen mode over all turns (2 x 2 counts), accuracy, the base rate
+    of REC, its precision, recall and F1, and item precision. A system that chooses no mode counts
+    as recommending at every turn."""
     table = {f"{g} -> {c}": 0 for g in ("chat", "rec") for c in ("chat", "rec")}
     for p in predictions:
         table[f"{'rec' if p.gold_items else 'chat'} -> {p.mode or REC}"] += 1
@@ -255,15 +264,15 @@ def mode_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
         "rec precision": both / named if named else 0.0,
         "rec recall": both / gold if gold else 0.0,
         "rec f1": 2 * both / (named + gold) if named + gold else 0.0,
-        # Of the turns at which the system recommends, those whose top item is a gold one.
+        # The share of the turns where the system recommends whose top item is a gold one.
         "item precision": hits / named if named else 0.0,
     }
 
 
 def intent_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Of the turns whose intent the data set knows: accuracy, macro-F1 (the mean over all intents
-    that are gold or chosen somewhere) and the share of the most frequent gold intent; {} where the
-    system chooses no intents, or none is known."""
+    """Over the turns with a gold intent: accuracy, macro F1 (the mean over all intents that are
+    gold or chosen somewhere), and the share of the most frequent gold intent. {} if the system
+    chooses no intents or no turn has a gold one."""
     pairs = [(p.gold_intent, p.intent) for p in predictions if p.gold_intent and p.intent]
     if not pairs:
         return {}
@@ -281,9 +290,9 @@ def intent_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
 
 
 def text_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """SacreBLEU, Distinct-1..4, invalid items, the share of REC replies that name the system's own
-    top item, and, where `gold_nll` is there, the gold replies' perplexity given the gold mode and
-    item and given the system's own; {} where there are no replies."""
+    """SacreBLEU, Distinct-1..4, invalid items, and the share of REC replies that name the system's
+    own top item. With `gold_nll`, also the gold replies' perplexity given the gold mode and item,
+    and given the system's own. {} if there are no replies."""
     written = [p for p in predictions if p.reply is not None]
     if not written:
         return {}

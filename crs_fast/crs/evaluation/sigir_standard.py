@@ -1,31 +1,31 @@
 """The public standard on ReDial: Kostric and Balog, "A Standardized Re-evaluation of Conversational
 Recommender Systems on the ReDial Dataset", SIGIR 2026.
 
-Messages are not joined into turns. An instance is a recommender message that names an item and that
-some message precedes (`crs_fast.crs.evaluation.messages`). Recall@k is the share of all targets
-that stand within the top k of their instance's ranking. Three variants:
+Messages are not joined into turns. An instance is a recommender message that names an item and is
+not the first message (`crs_fast.crs.evaluation.messages`). Recall@k is the share of all targets
+that are among the top k of their instance's ranking. There are three variants:
 
 all               every target
 fresh             targets that no earlier message named; named items stay in the ranking. The
-                  published "fresh" rows are to be compared with this one.
-fresh, filtered   the same targets, named items left out of the ranking. That alone lifts the
-                  figures, so no published row is comparable.
+                  published "fresh" rows are comparable with this variant.
+fresh, filtered   the same targets, but named items are left out of the ranking. This alone raises
+                  the figures, so no published row is comparable.
 
 SR is the share of dialogues in which, at some instance, the top item is one that the seeker liked
 or has seen. RDL is, per dialogue, the sum over its instances of 1.0 (top item liked) or 0.5 (seen,
-and not liked), divided by the number of its instances; then the mean over dialogues. What the paper
-leaves open is decided here as follows:
+and not liked), divided by the number of its instances; then the mean over dialogues. The paper
+leaves some choices open, which are made here as follows:
 
-- The turns of a dialogue are its instances of the variant, not all recommender messages; a dialogue
-  without an instance does not count, one whose form is empty counts as a failure.
+- The turns of a dialogue are its instances of the variant, not all recommender messages. A dialogue
+  without an instance does not count; a dialogue whose form is empty counts as a failure.
 - In the fresh variants an instance needs a fresh target, and a top item that an earlier message
-  named earns nothing: otherwise repetition would come back through the form.
-- An item that was seen and is disliked earns 0.5, as the definition's words have it.
+  named earns nothing. Otherwise repeated items would earn rewards through the form.
+- An item that was seen and is disliked earns 0.5, which follows the definition's words.
 
-Their naive baseline (items of the context, latest first) is published as .043 / .090 / .090 on all
-targets. Ranked over the whole context it must reach 1 - 4,472 / 4,975 = .101 at 10, because that is
+The paper publishes its naive baseline (items of the context, latest first) as .043 / .090 / .090 on
+all targets. Over the whole context it must reach 1 - 4,472 / 4,975 = .101 at 10, because this is
 the share of targets named before, and it does here (.042 / .101 / .101; fresh 0). Which contexts
-theirs leaves out is not public.
+the paper leaves out is not public.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ NAIVE = "naive (context items, latest first)"
 
 @dataclass(frozen=True, slots=True)
 class PublishedRow:
-    """A row of the paper's tables: R@1, R@10 and R@50 of both variants, SR and RDL of the fresh
-    one; None where they print none."""
+    """A row of the paper's tables: R@1, R@10 and R@50 of both variants, and SR and RDL of the fresh
+    one, or None if the paper gives none."""
 
     all: tuple[float, float, float]
     fresh: tuple[float, float, float]
@@ -66,8 +66,8 @@ class PublishedRow:
     rdl: float | None = None
 
 
-# Claimed by the paper, not measured here. Beside their rows, MESE has fresh R@1 .027 and R@50 .371
-# in another setting of theirs, PECRS .027 and .362.
+# These are the paper's figures, not measured here. In another setting of the paper, MESE has fresh
+# R@1 .027 and R@50 .371, and PECRS .027 and .362.
 PUBLISHED = {
     "naive": PublishedRow((0.043, 0.090, 0.090), (0.0, 0.0, 0.0)),
     "KBRD": PublishedRow((0.033, 0.177, 0.332), (0.017, 0.148, 0.300), 0.046, 0.036),
@@ -82,7 +82,7 @@ PUBLISHED = {
 
 @dataclass(frozen=True, slots=True)
 class MessageAnswer:
-    """What one system ranks at an instance: with named items in the ranking, and without."""
+    """A system's rankings at an instance, with named items and without them."""
 
     ranking: Sequence[str]
     filtered: Sequence[str]
@@ -93,23 +93,23 @@ def standard_figures(
     split: str,
     systems: Mapping[str, Sequence[Prediction]],
 ) -> dict[str, Any]:
-    """Every figure of the standard, for some systems and for baselines without a model.
+    """All figures of the standard, for some systems and for baselines without a model.
 
-    An instance at the first message of a turn has the turn's context, so the turn's ranking answers
-    it; one at a later message is answered by `Prediction.messages`. Where that is missing, the
-    turn's own ranking (which has read less) stands in, and "stand-ins" counts such instances of
-    each system.
+    An instance at the first message of a turn has the turn's context, so its ranking is the turn's.
+    For an instance at a later message it is the one in `Prediction.messages`. If this is missing,
+    the turn's ranking, which has read less, takes its place; "stand-ins" counts such instances per
+    system.
 
     Args:
-        dataset: its "train" split gives popularity.
-        split: where the predictions were made.
-        systems: predictions of whole dialogues of the split, by a name for the tables. Only what
-            all of them answered counts.
+        dataset: the data set; popularity is counted on its "train" split.
+        split: the split of the predictions.
+        systems: predictions for whole dialogues of the split, by the system's name in the tables.
+            Only instances that all systems answered count.
 
     Returns:
-        "stand-ins" and, for each variant, method -> `n` targets, `instances`, `hits@k`, `recall@k`,
-        `sr`, `rdl` (these two only where the data set has the seekers' forms) and the 95 % interval
-        of each by bootstrap over dialogues; {} where there is no instance.
+        "stand-ins" and, for each variant, method -> figures: `n` targets, `instances`, `hits@k`,
+        `recall@k`, `sr` and `rdl` (these two only if the data set has the seekers' forms), each
+        with its 95 % interval by bootstrap over dialogues. {} if there is no instance.
     """
     dialogues = dataset.splits[split]
     predicted = [{(p.dialogue, p.turn): p for p in of_one} for of_one in systems.values()]
@@ -138,8 +138,8 @@ def standard_figures(
 def system_answers(
     instances: Sequence[RecMessage], predictions: dict[tuple[int, int], Prediction]
 ) -> tuple[list[MessageAnswer], int]:
-    """What a system's predictions say at each instance, and how many of the answers are stand-ins
-    (see `standard_figures`)."""
+    """A system's answer at each instance, and how many of the answers are stand-ins (see
+    `standard_figures`)."""
     answers, stand_ins = [], 0
     for instance in instances:
         turn = predictions[instance.dialogue, instance.turn]
@@ -177,7 +177,7 @@ def _baselines(
 def variant_targets(
     instances: Sequence[RecMessage], answers: Sequence[MessageAnswer], variant: str
 ) -> Targets:
-    """Where each target of a variant stands in its instance's ranking."""
+    """The rank of each target of a variant in its instance's ranking."""
     ranks, keys = [], []
     for instance, answer in zip(instances, answers, strict=True):
         ranking = answer.filtered if variant == FILTERED else answer.ranking
@@ -216,7 +216,7 @@ def variant_figures(
 
 
 def _reward(dialogue: Dialogue, instance: RecMessage, answer: MessageAnswer, variant: str) -> float:
-    """What the top item of an instance earns towards RDL."""
+    """The reward of an instance's top item in RDL."""
     ranking = answer.filtered if variant == FILTERED else answer.ranking
     if not ranking or (variant != ALL and ranking[0] in instance.named):
         return 0.0

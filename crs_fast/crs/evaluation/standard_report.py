@@ -1,5 +1,5 @@
-"""Figures of the public standard, with the published rows beside them, and of corrected labels, as
-markdown."""
+"""Writes the figures of the public standard, beside the published rows, and those of corrected
+labels as markdown tables."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CLAIMED = " (claimed)"
 
 
 def standard_markdown(dataset: str, split: str, figures: dict[str, Any]) -> str:
-    """Two tables of `standard_figures`: all targets, and fresh ones with named items in the ranking
-    and without them. Published rows stand under ReDial's test split alone; "" without figures."""
+    """Two tables of `standard_figures`: all targets, and fresh targets with and without named items
+    in the ranking. Published rows are added for ReDial's test split only. "" without figures."""
     if not figures:
         return ""
     published = PUBLISHED if (dataset, split) == ("redial", "test") else {}
@@ -84,7 +84,7 @@ def _published_fresh(row: PublishedRow, forms: list[str]) -> list[str]:
 
 
 def _share(value: float | None) -> str:
-    """As the paper prints it: .043."""
+    """A share as the paper prints it: .043."""
     return "–" if value is None else f"{value:.3f}".replace("0.", ".", 1)
 
 
@@ -93,7 +93,7 @@ def _interval(ends: tuple[float, float]) -> str:
 
 
 def labels_markdown(figures: dict[str, Any]) -> str:
-    """`label_figures` as tables: both label sets, and what the misses are; "" without figures."""
+    """`label_figures` as tables: both label sets, and the causes of misses. "" without figures."""
     if not figures:
         return ""
     parts = ["### The same predictions by corrected labels\n"]

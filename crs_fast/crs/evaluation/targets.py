@@ -1,7 +1,8 @@
-"""Recommendation targets: what a ranking is asked for and what it may see.
+"""Recommendation targets: the items that a ranking should contain, and the context that it may
+read.
 
-The standard count: a target is each distinct item of a recommender turn; its context is all
-earlier turns, possibly none; one ranking serves all targets of a turn. A target is new when no
+By the standard count, every distinct item of a recommender turn is a target. Its context is all
+earlier turns, possibly none, and one ranking serves all targets of a turn. A target is new if no
 earlier turn, by either role, named it.
 """
 
@@ -15,9 +16,9 @@ from crs_fast.crs.data.dialogue import RECOMMENDER, Dialogue
 
 @dataclass(frozen=True, slots=True)
 class RecTurn:
-    """A recommender turn. `dialogue` and `turn` are indices; `targets` are the
-    distinct items in order of mention, `new[i]` says whether `targets[i]` is new; `named` are the
-    mentions of all earlier turns in order, repeats kept."""
+    """A recommender turn. `dialogue` and `turn` are indices. `targets` are its distinct items in
+    order of mention, and `new[i]` says whether `targets[i]` is new. `named` are the mentions of all
+    earlier turns in order, with repetitions."""
 
     dialogue: int
     turn: int
@@ -28,7 +29,8 @@ class RecTurn:
 
 @dataclass(frozen=True, slots=True)
 class TargetCounts:
-    """`mentions` counts repeats within a turn; `rec_turns` name at least one item."""
+    """Counts over a split. `mentions` counts repetitions within a turn; `rec_turns` is the number
+    of recommender turns that name an item."""
 
     mentions: int
     targets: int
@@ -38,7 +40,7 @@ class TargetCounts:
 
 
 def recommender_turns(dialogues: Sequence[Dialogue]) -> list[RecTurn]:
-    """Every recommender turn, in order; those of small talk have no targets."""
+    """Every recommender turn, in order; turns of small talk have no targets."""
     found = []
     for d, dialogue in enumerate(dialogues):
         named: list[str] = []
@@ -72,7 +74,7 @@ def count_targets(dialogues: Sequence[Dialogue]) -> TargetCounts:
 def target_ranks(
     turns: Sequence[RecTurn], rankings: Sequence[Sequence[str]], new_only: bool = False
 ) -> tuple[list[int], list[int]]:
-    """Where each target stands in its turn's ranking.
+    """The rank of each target in its turn's ranking.
 
     Args:
         turns: the turns.

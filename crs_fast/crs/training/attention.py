@@ -1,4 +1,4 @@
-"""Which of PyTorch's attention kernels read dialogues."""
+"""Chooses PyTorch's attention kernels for training on dialogues."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @contextmanager
 def attention_of_any_shape() -> Iterator[None]:
-    """Inside (or in a function decorated by it), attention runs on kernels that take any shape.
+    """Inside this context, or in a function decorated with it, attention runs without cuDNN's
+    kernels.
 
-    cuDNN's, which PyTorch prefers on Hopper, are planned anew for each (0.2 to 0.3 s, and as much
-    again for the gradient), and a batch of dialogues seldom has the shape of another.
+    PyTorch prefers cuDNN's kernels on Hopper, but they are planned again for each new shape (0.2 to
+    0.3 s, and as much again for the gradient), and batches of dialogues seldom have the same shape.
     """
-    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    with sdpa_kernel(others):
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(kernels):
         yield

@@ -1,5 +1,5 @@
-"""The language model that training starts from: one that knows a language, or a tiny one from
-scratch, made for the data set."""
+"""The language model that training starts from: a pretrained one, or a tiny one with random weights
+that is made for the data set."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ def starting_backbone(
     seed: int = 0,
     encode: Callable[[list[str]], torch.Tensor] = encode_texts,
 ) -> Backbone:
-    """`load_backbone`, or for the name "tiny" `tiny_backbone_for`: for machines without a GPU.
+    """Load a model with `load_backbone`; for the name "tiny", make one with `tiny_backbone_for`,
+    for machines without a GPU.
 
     Raises:
-        ValueError: `four_bit` with "tiny", or see `load_backbone`.
+        ValueError: `four_bit` is given with "tiny"; or as in `load_backbone`.
     """
     if name != TINY:
         return load_backbone(name, four_bit=four_bit)
@@ -48,14 +49,14 @@ def tiny_backbone_for(
     encode: Callable[[list[str]], torch.Tensor] = encode_texts,
     **shape: int,
 ) -> Backbone:
-    """A small Llama that knows no language yet. Its tokenizer is trained on the texts of the
-    "train" split, and its embedding rows start from what its tokens mean (see `init_word_rows`).
-    Train all of it: adapters on random weights learn next to nothing.
+    """A small Llama that is not pretrained. Its tokenizer is trained on the texts of the "train"
+    split, and its embedding rows start from a text encoder's embeddings of its tokens (see
+    `init_word_rows`). Train all of its weights: adapters on random weights learn next to nothing.
 
     Args:
-        seed: of the weights.
-        encode: n texts to float [n, D]; best the encoder that the items' SIDs are made with.
-        shape: other values for those of `TINY_SHAPE`, see `tiny_backbone`.
+        seed: seed of the weights.
+        encode: maps n texts to float [n, D]; best the encoder with which the items' SIDs are made.
+        shape: values in place of those of `TINY_SHAPE`, see `tiny_backbone`.
 
     Raises:
         ValueError: the data set has no "train" split.

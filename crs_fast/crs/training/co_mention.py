@@ -1,4 +1,4 @@
-"""What dialogues say about items: those named together are alike."""
+"""Item vectors from dialogues: items that are named together are similar."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from crs_fast.crs.data.dialogue import Dialogue, Item
 def co_mention_embeddings(
     items: Sequence[Item], dialogues: Sequence[Dialogue], dim: int = 64, seed: int = 0
 ) -> torch.Tensor:
-    """Item vectors from who is named with whom.
+    """Item vectors from the items that are named in the same dialogues.
 
-        counts[i, j] = dialogues that name both; ppmi = max(0, log(counts * all / rows / columns))
+        counts[i, j] = number of dialogues that name both
+        ppmi = max(0, log(counts * total / row sums / column sums))
         U, S = svd(ppmi); vector = U * sqrt(S), scaled to unit length
 
     Args:
         items: the catalogue, N items.
         dialogues: training dialogues.
-        dim: of the vectors, at most N.
-        seed: of the randomised SVD.
+        dim: width of the vectors, at most N.
+        seed: seed of the randomised SVD.
 
     Returns:
-        float32 [N, dim]; zero for an item that is never named beside another.
+        float32 [N, dim]; zero for an item that is never named together with another.
 
     Source: Levy & Goldberg 2014 (shifted PPMI factorisation).
     """
@@ -43,27 +44,28 @@ def co_mention_embeddings(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         u, s, _ = torch.svd_lowrank(ppmi, q=dim)
-    # Rows of zeros explicitly: in a null space they are rounding, which would become unit length.
+    # Set rows of unnamed items to zero: the SVD leaves rounding there, which would be scaled up.
     return F.normalize(u * s.sqrt() * (sums > 0)[:, None], dim=1)
 
 
 def fill_unnamed(vectors: torch.Tensor, texts: torch.Tensor, neighbours: int = 10) -> torch.Tensor:
-    """Co-mention vectors for items that have none: those of the items nearest by text, weighted by
-    cosine, scaled to unit length. Without them such items share a corner of their own, and a model
-    that was never taught its SIDs finds none of them.
+    """Fill in co-mention vectors for items that have none: the mean of the vectors of the items
+    nearest by text, weighted by cosine and scaled to unit length. Without them, all such items
+    share SIDs that no training dialogue names, and the model finds none of them.
 
     Args:
-        vectors: float [N, C], zero rows where there is none.
+        vectors: float [N, C]; rows of zeros where an item has no vector.
         texts: float [N, D], text embeddings.
-        neighbours: at most so many items that have a vector.
+        neighbours: the most items with a vector to average over.
 
     Returns:
-        float [N, C]; the other rows as they were, and all of them where no item has a vector.
+        float [N, C]; rows of items with a vector are unchanged. If no item has one, all are.
     """
-    known = vectors.any(1)
+    has_vector = vectors.any(1)
     x = F.normalize(texts.float(), dim=1)
-    near, which = (x[~known] @ x[known].T).topk(min(neighbours, int(known.sum())))  # [U, k]
-    means = (near.clamp(min=0)[..., None] * vectors[known][which]).sum(1)  # [U, C]
+    similarity = x[~has_vector] @ x[has_vector].T
+    cosine, nearest = similarity.topk(min(neighbours, int(has_vector.sum())))  # [U, k]
+    means = (cosine.clamp(min=0)[..., None] * vectors[has_vector][nearest]).sum(1)  # [U, C]
     filled = vectors.clone()
-    filled[~known] = F.normalize(means, dim=1)
+    filled[~has_vector] = F.normalize(means, dim=1)
     return filled

@@ -1,4 +1,4 @@
-"""Decoder layers compiled one by one (`torch.compile`) while a model trains."""
+"""Compiles a model's decoder layers one by one (`torch.compile`) for training."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ BACKEND = "inductor"
 
 
 def decoder_layers(model: Any) -> list[torch.nn.Module]:
-    """
+    """The model's decoder layers.
+
     Raises:
-        ValueError: the model has none of transformers' kind.
+        ValueError: the model has no decoder layers of transformers.
     """
     layers = [module for module in model.modules() if is_layer(module)]
     if not layers:
@@ -28,16 +29,16 @@ def decoder_layers(model: Any) -> list[torch.nn.Module]:
 
 
 def compile_layers(layers: Sequence[Any]) -> None:
-    """From now on each of the layers runs compiled, with the same weights under the same names. All
-    layers of a kind share one compilation, whatever the batch and its length (a batch of one may
-    cost a second)."""
+    """From now on run each of the layers compiled; weights and their names stay. Layers of one
+    class share one compilation for all batch sizes and lengths (a batch of one may need a second
+    compilation)."""
     for layer in layers:
         layer.compile(dynamic=True, backend=BACKEND)
 
 
 @contextmanager
 def compiled(layers: Sequence[Any]) -> Iterator[None]:
-    """Inside, each of the layers runs compiled."""
+    """Inside this context, each of the layers runs compiled."""
     if not layers:
         yield
         return

@@ -1,4 +1,4 @@
-"""How to train: every number of a run, checked before it begins."""
+"""The settings of a training run, which are checked before it begins."""
 
 from __future__ import annotations
 
@@ -22,43 +22,43 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """How to train.
+    """The settings of a training run.
 
     Args:
         epochs: passes over the dialogues.
-        max_tokens: train on about so many tokens (without padding) instead of `epochs`: the same
-            budget for models that read dialogues in different ways.
-        max_minutes: stop cleanly after so many minutes, or None; in one process only. The learning
-            rate follows the larger of the share of steps and the share of time, so it reaches zero
-            either way.
-        learning_rate: peak, after a linear warm-up over `warmup_ratio`; then a cosine to zero.
-        embedding_lr_ratio: learning rate of the embedding rows that train (and those of an untied
-            head) over that of all other weights: above 1 where a pretrained model has new rows to
-            learn in a few hundred steps.
-        tokens_per_batch: padded tokens a batch holds at most (one sequence at least).
-        accumulate: batches a step.
-        lora_rank: rank on all linear layers, where old embedding rows stay frozen and only the
-            new tokens' rows train; None tunes every weight.
-        qlora: the adapter stands on a backbone in 4 bits (`load_backbone(..., four_bit=True)`),
-            which is unpacked to bfloat16 when it is merged.
-        embeddings: "all" tunes every row; "new" leaves the rows of old tokens as they are (LoRA
-            always does) and needs a `weight_decay` of 0.
-        code_noise: share of the code tokens a model is fed while it learns to write a SID that are
-            replaced by another code of the level, anew in each batch; what it must write stays.
-        bf16: autocast to bfloat16; None means on a GPU that has it, and not on the CPU.
-        context_dropout: share of the context's tokens replaced by padding, anew in each batch.
-            Helps a small model from scratch over to wordings it was not trained on.
-        every_mention: also train on every item named in a dialogue, by either role, where it stands
-            in the text (see `mentions`). Read by `train` and `train_recommender`.
-        packed: all instances of a dialogue in one sequence (see `packing`). A model
-            that gives another loss for it is trained on separate instances, with a warning.
-        compile_layers: run the decoder layers under `torch.compile`: the same losses up to rounding
-            and the draws of dropout, faster once it is compiled (a minute or so).
-        save_steps: steps between checkpoints (`<output_dir>/training/checkpoint-*`, the newest
-            two are kept); 0 for none.
+        max_tokens: train on about so many tokens (without padding) instead of `epochs`, to give
+            the same budget to models that read dialogues in different ways.
+        max_minutes: stop cleanly after so many minutes, or None; with one process only. The
+            learning rate follows the larger of the share of steps and the share of time, so it
+            reaches zero either way.
+        learning_rate: the peak, after a linear warm-up over `warmup_ratio`; then a cosine to zero.
+        embedding_lr_ratio: learning rate of the trained embedding rows (and those of an untied
+            head) divided by that of all other weights. Choose it above 1 if a pretrained model has
+            to learn new rows in a few hundred steps.
+        tokens_per_batch: the most tokens of a batch, with padding (but at least one sequence).
+        accumulate: batches per step.
+        lora_rank: rank of the adapters on all linear layers. Old embedding rows are then frozen,
+            and only the new tokens' rows train. None tunes every weight.
+        qlora: train the adapter on a backbone in 4 bits (`load_backbone(..., four_bit=True)`),
+            which is unpacked to bfloat16 when the adapter is merged.
+        embeddings: "all" tunes every row; "new" freezes the rows of old tokens (LoRA always does)
+            and needs a `weight_decay` of 0.
+        code_noise: share of the code tokens in a response's input that each batch replaces by
+            another code of the same level; the labels stay.
+        bf16: autocast to bfloat16; None means yes on a GPU that supports it, and no on the CPU.
+        context_dropout: share of the context's tokens that each batch replaces by padding. It helps
+            a small model from scratch with wordings that it was not trained on.
+        every_mention: also train on every item that either role names in the text of a dialogue
+            (see `mentions`). `train` and `train_recommender` read this setting.
+        packed: put all instances of a dialogue into one sequence (see `packing`). A model whose
+            loss changes by this is trained on separate instances, with a warning.
+        compile_layers: run the decoder layers under `torch.compile`. The losses are the same up to
+            rounding and dropout, and training is faster after a minute or so of compiling.
+        save_steps: steps between checkpoints (`<output_dir>/training/checkpoint-*`, of which the
+            newest two are kept); 0 saves none.
 
     Raises:
-        ValueError: a number out of range, or settings that exclude each other.
+        ValueError: a number is out of range, or two settings exclude each other.
     """
 
     epochs: float = 3
@@ -90,16 +90,16 @@ class TrainConfig:
     save_steps: int = 0
 
     def __post_init__(self) -> None:
-        for names, expected, good in _RANGES:
+        for names, expected, allowed in _RANGES:
             for name in names.split():
                 value = getattr(self, name)
-                # None says that there is no limit, or no adapter.
-                if value is not None and not good(value):
+                # None means no limit, or no adapter.
+                if value is not None and not allowed(value):
                     raise ValueError(f"TrainConfig: {name} must be {expected} (got {value!r})")
         if self.embeddings == "new" and self.weight_decay and not self.lora_rank:
             raise ValueError(
-                "TrainConfig: weight_decay must be 0 with embeddings='new', for it would move the "
-                f"other rows (got {self.weight_decay})"
+                "TrainConfig: weight_decay must be 0 with embeddings='new', since it would move "
+                f"the other rows (got {self.weight_decay})"
             )
         if self.qlora and not self.lora_rank:
             raise ValueError(

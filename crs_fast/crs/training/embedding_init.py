@@ -1,4 +1,4 @@
-"""The embedding rows of the new tokens: where they start, and how they alone train."""
+"""Initialises the embedding rows of the new tokens, and freezes all other rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crs_fast.trie import Vocabulary
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NOISE = 0.5  # of the old rows' standard deviation, for rows that stand for nothing yet
+NOISE = 0.5  # for rows without items, as a share of the old rows' standard deviation
 
 
 @torch.no_grad()
@@ -26,20 +26,20 @@ def init_sid_rows(
     sids: Any,
     seed: int = 0,
 ) -> None:
-    """Start the new rows from what the items are, so that near items have near SIDs in the
-    language model too.
+    """Start the new rows from the item embeddings, so that similar items have similar SID tokens in
+    the language model too.
 
-    A code's row is mean + z * std of the old rows, z a random projection (to zero mean, unit
-    variance) of the mean residual embedding of the items that hold the code; residuals as in
-    residual quantization. Rows of `<BOI>`, the modes and unused codes are mean + noise. Input and
-    untied output embeddings both get their rows, in place.
+    The row of a code is mean + z * std of the old rows. Here z is a random projection, scaled to
+    zero mean and unit variance, of the mean residual embedding of the items with this code;
+    residuals are those of residual quantization. Rows of `<BOI>`, `<EOI>`, control tokens and
+    unused codes are mean + noise. The input embedding and an untied head are changed in place.
 
     Args:
-        item_embeddings: float [N, D], row i for the item with SID `sids[i]`.
-        sids: int [N, L], -1 pads ragged rows.
+        item_embeddings: float [N, D]; row i belongs to the item with SID `sids[i]`.
+        sids: int [N, L]; -1 pads shorter SIDs.
 
     Raises:
-        ValueError: `item_embeddings` and `sids` differ in rows, or `sids` don't fit `vocab`.
+        ValueError: `item_embeddings` and `sids` have different N, or `sids` do not fit `vocab`.
     """
     codes = torch.as_tensor(sids, dtype=torch.int64)
     residual = torch.as_tensor(item_embeddings).detach().float().cpu().clone()  # [N, D]
@@ -65,12 +65,13 @@ def init_sid_rows(
 
 @torch.no_grad()
 def init_word_rows(model: PreTrainedModel, embeddings: torch.Tensor, seed: int = 0) -> None:
-    """Start the first rows of an untrained model from what the words mean: a random projection of
-    a text encoder's embeddings, the one `init_sid_rows` takes for the same seed and encoder, so
-    that words stand near the items they speak of. In place; mean and std stay as they were.
+    """Start the first rows of an untrained model from a random projection of a text encoder's
+    embeddings of their words. With the same seed and encoder, `init_sid_rows` takes the same
+    projection, so that words lie near the items that they describe. It changes the rows in place
+    and keeps their mean and standard deviation.
 
     Args:
-        embeddings: float [n, D], row i for token i.
+        embeddings: float [n, D]; row i belongs to token i.
     """
     for weight in embedding_weights(model).values():
         rows = weight[: len(embeddings)]
@@ -80,7 +81,7 @@ def init_word_rows(model: PreTrainedModel, embeddings: torch.Tensor, seed: int =
 
 
 def _projection(dim: int, hidden: int, seed: int) -> tuple[torch.Tensor, torch.Generator]:
-    """Random projection [D, H], and the generator that drew it."""
+    """A random projection [D, H], and the generator that drew it."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(dim, hidden, generator=generator), generator
 
@@ -88,10 +89,10 @@ def _projection(dim: int, hidden: int, seed: int) -> tuple[torch.Tensor, torch.G
 def _code_means(
     residual: torch.Tensor, codes: torch.Tensor, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean residual of every code [K, D] and the codes in use, bool [K]."""
-    held = codes >= 0
-    sums = torch.zeros(size, residual.shape[1]).index_add_(0, codes[held], residual[held])
-    counts = torch.bincount(codes[held], minlength=size)
+    """The mean residual per code [K, D], and which codes are used, bool [K]."""
+    coded = codes >= 0
+    sums = torch.zeros(size, residual.shape[1]).index_add_(0, codes[coded], residual[coded])
+    counts = torch.bincount(codes[coded], minlength=size)
     return sums / counts.clamp(min=1)[:, None], counts > 0
 
 
@@ -111,7 +112,7 @@ def _write_rows(weights: dict[str, torch.nn.Parameter], tokens: list[int], z: to
 
 
 def trained_rows(model: Any) -> list[torch.nn.Parameter]:
-    """The parameters that hold embedding rows which train: whole matrices, or PEFT's new rows."""
+    """The parameters that hold trained embedding rows: whole matrices, or PEFT's new rows."""
     whole = {id(weight) for weight in embedding_weights(model).values()}
     return [
         parameter
@@ -121,19 +122,21 @@ def trained_rows(model: Any) -> list[torch.nn.Parameter]:
 
 
 def freeze_old_rows(model: PreTrainedModel, tokens: list[int]) -> list[Any]:
-    """Let only the rows of `tokens` of the embedding (and an untied head) take gradients; all else
-    of the model trains on. Weight decay must be 0, for it would move the others still.
+    """Of the embedding (and an untied head), let only the rows of `tokens` take gradients; the rest
+    of the model trains as before. Weight decay must be 0, since it would still move the other rows.
 
     Returns:
-        Hooks; `remove()` each to undo.
+        Hooks; call `remove()` on each of them to undo this.
     """
 
-    def keeper(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        rows = torch.tensor(tokens, device=weight.device)  # once: a copy would wait for the device
+    def gradient_hook(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        # Copied to the device once; a copy in each step would wait for the device.
+        rows = torch.tensor(tokens, device=weight.device)
 
         def keep_new(gradient: torch.Tensor) -> torch.Tensor:
             return torch.zeros_like(gradient).index_copy_(0, rows, gradient[rows])
 
         return keep_new
 
-    return [weight.register_hook(keeper(weight)) for weight in embedding_weights(model).values()]
+    weights = embedding_weights(model).values()
+    return [weight.register_hook(gradient_hook(weight)) for weight in weights]

@@ -1,9 +1,9 @@
-"""Every mention as a target: a model also learns to name each item of a dialogue where it stands in
-the text, the seeker's items too, and not only those that recommender turns recommend.
+"""Makes every mention a target: the model also learns to name each item where it stands in the text
+of a dialogue, the seeker's items too, and not only the items of recommender turns.
 
     Instance("User: I loved <BOI>", "<a_3><b_7><c_1><d_0><EOI>")
 
-Packed onto its dialogue's trunk, such a branch costs a SID's tokens and no more.
+As a branch behind its dialogue's trunk, such an instance costs only the tokens of a SID.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from crs_fast.crs.sequence import Instance, SequenceBuilder
 
 
 def with_mentions(builder: SequenceBuilder, dialogue: Dialogue) -> list[Instance]:
-    """The builder's instances of a dialogue, then `mention_instances`."""
+    """The builder's instances of a dialogue, followed by `mention_instances`."""
     return builder.instances(dialogue) + mention_instances(builder, dialogue)
 
 
 def mention_instances(builder: SequenceBuilder, dialogue: Dialogue) -> list[Instance]:
-    """For each mention that is located in a turn's text, one instance whose context ends in its
-    `<BOI>`. Where the dialogue outgrows `builder.max_length` it ends."""
+    """One instance for each mention whose position in a turn's text is known; its context ends in
+    the mention's `<BOI>`. Mentions that lie beyond `builder.max_length` are left out."""
     out: list[Instance] = []
     past: list[int] = []
     for index, tokens in enumerate(builder.turns(dialogue.turns)):

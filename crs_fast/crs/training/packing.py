@@ -1,13 +1,13 @@
-"""All instances of a dialogue in one sequence: a trunk (the longest context) and a branch for
-each response. A branch sees the trunk up to its own context's end and itself, at the positions it
-would have alone, so its loss and gradient are those of the separate instance at a fraction of the
-tokens. It mirrors the token tree of beam search.
+"""Packs all instances of a dialogue into one sequence: a trunk, which is the longest context, and
+one branch per response. A branch sees itself and the trunk up to the end of its own context, at the
+position ids that it would have alone. So its loss and gradient are those of the separate instance,
+at a fraction of the tokens. Packing mirrors the token tree of beam search.
 
     trunk    t0 t1 t2 t3 t4
-    branch   response of the instance whose context is t0 t1 t2, at positions 3, 4, ...
+    branch   response of the instance whose context is t0 t1 t2, at position ids 3, 4, ...
 
-The last context token predicts the first response token, so it stands at the branch's head and
-not in the trunk: every token of a branch has a label, and no token of the trunk.
+The last context token predicts the first response token, so it stands at the beginning of the
+branch and not in the trunk: every token of a branch has a label, and no token of the trunk has one.
 """
 
 from __future__ import annotations
@@ -34,24 +34,26 @@ Collate = Callable[..., dict[str, torch.Tensor]]
 
 @dataclass(slots=True)
 class Packed:
-    """`trunk`: the longest context. `branches`: (context length, response) of each instance."""
+    """One sequence. `trunk` is the longest context; `branches` holds (context length, response) of
+    each instance."""
 
     trunk: tuple[int, ...]
     branches: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        """Tokens the model reads."""
+        """The number of tokens that the model reads."""
         return len(self.trunk) - 1 + sum(len(response) for _, response in self.branches)
 
 
 def pack(instances: Iterable[Instance], max_tokens: int | None = None) -> list[Packed]:
     """Put instances whose contexts are prefixes of one another into one sequence.
 
-    A truncated context is no prefix of the others, so it stands alone and the loss stays exact.
+    A context that was cut off at its left end is no prefix of the others, so it gets a sequence of
+    its own, and the loss stays exact.
 
     Args:
-        instances: of one dialogue; any instances give a right result.
-        max_tokens: a sequence takes no further branch past this length; None for no limit.
+        instances: the instances of one dialogue; the result is right for any instances.
+        max_tokens: a sequence takes no further branch beyond this length; None sets no limit.
     """
     packs: list[Packed] = []
     for instance in sorted(instances, key=lambda i: -len(i.context)):
@@ -59,11 +61,11 @@ def pack(instances: Iterable[Instance], max_tokens: int | None = None) -> list[P
             raise ValueError(
                 "pack: instances must have a context and a response (got an empty one)"
             )
-        home = next((p for p in packs if _takes(p, instance, max_tokens)), None)
-        if home is None:
-            home = Packed(instance.context)
-            packs.append(home)
-        home.branches.append((len(instance.context), instance.response))
+        packed = next((p for p in packs if _takes(p, instance, max_tokens)), None)
+        if packed is None:
+            packed = Packed(instance.context)
+            packs.append(packed)
+        packed.branches.append((len(instance.context), instance.response))
     return packs
 
 
@@ -73,53 +75,55 @@ def _takes(packed: Packed, instance: Instance, max_tokens: int | None) -> bool:
 
 
 def separate(instances: Iterable[Instance], max_tokens: int | None = None) -> list[Packed]:
-    """Every instance as a sequence of its own, whatever its length: ordinary causal sequences."""
+    """Each instance as a sequence of its own, an ordinary causal one, whatever its length."""
     return [Packed(i.context, [(len(i.context), i.response)]) for i in instances]
 
 
 def collate(packs: Sequence[Packed], pad_id: int = 0) -> dict[str, torch.Tensor]:
-    """Packed sequences as one batch, padded on the left so that labels stand together at the end.
+    """Packed sequences as one batch, padded on the left, so that labels stand together at the end.
 
     Returns:
-        int64 [B, S] tensors: `input_ids`; `position_ids`; `branch` (0 trunk, then 1, 2, ...; -1
-        padding); `visible`, the number of trunk tokens a token of a branch sees; `labels`, already
-        shifted: `labels[b, s]` follows `input_ids[b, s]`, -100 where there is no loss.
+        int64 [B, S] tensors. `input_ids` and `position_ids`; `branch`, 0 in the trunk, then 1, 2,
+        ..., and -1 for padding; `visible`, the number of trunk tokens that a branch's token sees;
+        `labels`, already shifted: `labels[b, s]` follows `input_ids[b, s]`, or is -100 if there is
+        no loss.
     """
-    names = {"input_ids": pad_id, "position_ids": 0, "branch": PAD, "visible": 0, "labels": IGNORE}
-    batch = _padding(packs, names.values())
+    fills = {"input_ids": pad_id, "position_ids": 0, "branch": PAD, "visible": 0, "labels": IGNORE}
+    batch = _padding(packs, fills.values())
     for row, packed in enumerate(packs):
         batch[:, row, -len(packed) :] = _layout(packed)
-    return dict(zip(names, torch.from_numpy(batch), strict=True))
+    return dict(zip(fills, torch.from_numpy(batch), strict=True))
 
 
 def collate_separate(packs: Sequence[Packed], pad_id: int = 0) -> dict[str, torch.Tensor]:
-    """Sequences of one branch as an ordinary batch, padded on the right, for models that take no
-    4-D mask: int64 [B, S] `input_ids`, `attention_mask` and `labels` (shifted, see `collate`).
+    """Sequences of one branch as an ordinary batch, padded on the right, for models that do not
+    take a 4-D mask: int64 [B, S] `input_ids`, `attention_mask` and `labels` (shifted as in
+    `collate`).
 
     Raises:
         ValueError: a sequence has several branches.
     """
     if any(len(packed.branches) != 1 for packed in packs):
         raise ValueError("collate_separate: packs must have one branch each")
-    names = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORE}
-    batch = _padding(packs, names.values())
+    fills = {"input_ids": pad_id, "attention_mask": 0, "labels": IGNORE}
+    batch = _padding(packs, fills.values())
     for row, packed in enumerate(packs):
         tokens, *_, labels = _layout(packed)
         batch[0, row, : len(packed)] = tokens
         batch[1, row, : len(packed)] = 1
         batch[2, row, : len(packed)] = labels
-    return dict(zip(names, torch.from_numpy(batch), strict=True))
+    return dict(zip(fills, torch.from_numpy(batch), strict=True))
 
 
 def _padding(packs: Sequence[Packed], fills: Iterable[int]) -> np.ndarray:
-    """An empty batch: int64 [fills, B, S]."""
+    """A batch that holds only padding, int64 [number of fills, B, S]."""
     padding = np.reshape([*fills], (-1, 1, 1))
     return np.repeat(np.repeat(padding, len(packs), 1), max(map(len, packs)), 2)
 
 
 def note_labels(batch: dict[str, torch.Tensor]) -> None:
-    """Add `label_at`, int64 [n]: the flat positions of the labels. To be called where the batch is
-    made: a GPU that is asked for them would have to finish all its work first."""
+    """Add `label_at`, int64 [n], the positions of the labels in the flattened batch. Call it where
+    the batch is made, on the CPU: on a GPU, finding them would wait for all work queued there."""
     batch["label_at"] = _places(batch["labels"].flatten())
 
 
@@ -128,46 +132,47 @@ def _places(labels: torch.Tensor) -> torch.Tensor:
 
 
 def reading(packed: bool) -> tuple[Arrange, Collate]:
-    """How instances become sequences, and sequences a batch, for a model that reads them packed or
-    one that can't."""
+    """The functions that make sequences of instances, and a batch of sequences: packed ones, or
+    separate ones for a model that cannot read packed sequences."""
     return (pack, collate) if packed else (separate, collate_separate)
 
 
 def drop_context(batch: dict[str, torch.Tensor], share: float, token: int) -> None:
-    """Replace a random share of the context's tokens by `token`, in place, so that a model learns
-    to do without any one of them (word dropout: Bowman et al. 2016, arXiv 1511.06349). Responses
-    stay whole."""
+    """Replace a random share of the context's tokens by `token`, in place, so that a model does not
+    come to rely on single tokens (word dropout: Bowman et al. 2016, arXiv 1511.06349). Responses
+    stay unchanged."""
     ids = batch["input_ids"]
     context = batch["labels"] == IGNORE
     ids.masked_fill_(context & (torch.rand(ids.shape) < share), token)
 
 
 def swap_codes(batch: dict[str, torch.Tensor], share: float, codes: Sequence[torch.Tensor]) -> None:
-    """Replace a random share of the responses' code tokens, as inputs and not as labels, by another
-    code of their level, in place: a model that saw wrong prefixes forgives them in beam search
-    (exposure bias: Bengio et al. 2015, arXiv 1506.03099)."""
+    """Replace a random share of the responses' code tokens by another code of their level, in
+    place, in the input and not in the labels. A model that saw wrong prefixes in training copes
+    better with them in beam search (exposure bias: Bengio et al. 2015, arXiv 1506.03099)."""
     ids = batch["input_ids"]
-    fed = batch["labels"] != IGNORE
+    in_response = batch["labels"] != IGNORE
     for level in codes:
         level = level.to(ids.device)
-        hit = fed & torch.isin(ids, level) & (torch.rand(ids.shape, device=ids.device) < share)
+        drawn = torch.rand(ids.shape, device=ids.device) < share
+        replaced = in_response & torch.isin(ids, level) & drawn
         other = torch.randint(len(level), ids.shape, device=ids.device)
-        ids.copy_(torch.where(hit, level[other], ids))
+        ids.copy_(torch.where(replaced, level[other], ids))
 
 
 def _layout(packed: Packed) -> np.ndarray:
-    """Tokens, positions, branch numbers, visible trunk lengths and labels of one sequence, int64
-    [5, S]."""
+    """Token ids, position ids, branch numbers, visible trunk lengths and labels of one sequence,
+    int64 [5, S]."""
     at = len(packed.trunk) - 1
     out = np.empty((5, len(packed)), dtype=np.int64)
     out[0, :at], out[1, :at] = packed.trunk[:at], np.arange(at)
     out[2:, :at] = [[0], [0], [IGNORE]]
     for number, (length, response) in enumerate(packed.branches, start=1):
-        columns = out[:, at : at + len(response)]
-        columns[0, 0], columns[0, 1:] = packed.trunk[length - 1], response[:-1]
-        columns[1] = np.arange(length - 1, length - 1 + len(response))
-        columns[2:4] = [[number], [length - 1]]
-        columns[4] = response
+        branch = out[:, at : at + len(response)]
+        branch[0, 0], branch[0, 1:] = packed.trunk[length - 1], response[:-1]
+        branch[1] = np.arange(length - 1, length - 1 + len(response))
+        branch[2:4] = [[number], [length - 1]]
+        branch[4] = response
         at += len(response)
     return out
 
@@ -175,10 +180,10 @@ def _layout(packed: Packed) -> np.ndarray:
 def tree_mask(
     branch: torch.Tensor, visible: torch.Tensor, position_ids: torch.Tensor
 ) -> torch.Tensor:
-    """Who sees whom: bool [B, 1, S, S], True where query (row) may read key (column).
+    """The attention mask, bool [B, 1, S, S], True where a query (row) may read a key (column).
 
-    A query reads keys of its own branch at no later position and, if it stands in a branch, trunk
-    tokens at positions below `visible`. Padding reads itself, so no row is empty.
+    A query reads keys of its own branch that do not come after it. A query in a branch also reads
+    trunk tokens at position ids below `visible`. Padding reads itself, so that no row is empty.
     """
     query, key = branch[:, :, None], branch[:, None, :]
     at_query, at_key = position_ids[:, :, None], position_ids[:, None, :]
@@ -191,8 +196,9 @@ def tree_mask(
 def batches(
     packs: Sequence[Packed], tokens_per_batch: int, order: Sequence[int]
 ) -> list[list[Packed]]:
-    """Group sequences of like length so that a batch, padded, holds at most `tokens_per_batch`
-    tokens (or one sequence). `order` breaks ties of length: pass a shuffled range."""
+    """Group sequences of similar length, so that a padded batch holds at most `tokens_per_batch`
+    tokens (or one sequence). `order`, a shuffled range, decides between sequences of equal
+    length."""
     by_length = sorted(order, key=lambda i: len(packs[i]))
     out: list[list[Packed]] = []
     for index in by_length:
@@ -204,34 +210,36 @@ def batches(
 
 
 def next_token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """Summed cross-entropy of a batch of `collate` or `collate_separate`, and its label count."""
+    """The summed cross-entropy of a batch from `collate` or `collate_separate`, and the number of
+    its labels."""
     losses = token_losses(model, batch)
     return losses.sum(), losses.numel()
 
 
 def token_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Cross-entropy of each label of a batch, in nats: [n], in the order of
-    `batch["labels"] != -100` by rows."""
+    """The cross-entropy of each label of a batch in nats, [n], in the order of the flattened
+    labels."""
     return F.cross_entropy(*label_logits(model, batch), reduction="none")
 
 
 def label_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32 logits [n, V] at the labels of a batch, and the labels [n], by rows.
+    """float32 logits [n, V] at the labels of a batch, and the labels [n], in flattened order.
 
-    The head runs where there is a label only: on a small model it costs more than all layers.
+    The head runs only at positions with a label: in a small model it costs more than all layers.
     """
     labels = batch["labels"].flatten()
     at = batch["label_at"] if "label_at" in batch else _places(labels)
     with _head_at(model, at), attention_of_any_shape():
         logits = model(**_model_inputs(model, batch)).logits
-    if logits.shape[:2] != (1, len(at)):  # its head is not the module it says, or is none
+    if logits.shape[:2] != (1, len(at)):  # the model did not call the head that it names
         logits = logits.flatten(0, 1)[at][None]
     return logits[0].float(), labels[at]
 
 
 @contextmanager
 def _head_at(model: Any, at: torch.Tensor) -> Iterator[None]:
-    """Inside, the head reads the states at the flat positions `at` [n] alone, as one row [1, n]."""
+    """Inside this context, the head reads only the states at the flat positions `at` [n], as a
+    batch of shape [1, n]."""
     head = getattr(model, "module", model).get_output_embeddings()
     if head is None:
         yield
@@ -256,33 +264,33 @@ def read_after(
     tokens_per_batch: int = 8192,
     pad_id: int = 0,
 ) -> torch.Tensor:
-    """What a model expects after each context, contexts of one group on one trunk where the model
-    can read them so.
+    """The model's prediction after each context. Contexts of one group are packed on one trunk if
+    the model can read packed sequences.
 
     Args:
         contexts: C token sequences.
-        groups: which of them belong to one dialogue, [C]; a group's stand together.
-        read: logits [n, V] to what is kept of them, [n, ...].
+        groups: the dialogue of each context, [C]; contexts of one dialogue are adjacent.
+        read: maps logits [n, V] to what is kept of them, [n, ...].
         tokens_per_batch: see `batches`.
 
     Returns:
-        [C, ...] on the CPU, row i for context i.
+        [C, ...] on the CPU; row i belongs to context i.
     """
-    most = Counter(groups).most_common(1)
-    few = [
+    largest_group = Counter(groups).most_common(1)
+    probe = [
         Instance(0, None, tuple(context), (0,))
         for context, group in zip(contexts, groups, strict=True)
-        if group == most[0][0]
+        if group == largest_group[0][0]
     ]
     longest = max(map(len, contexts), default=0)
-    arrange, together = reading(packing_is_exact(model, few, longest))
+    arrange, together = reading(packing_is_exact(model, probe, longest))
     packs: list[Packed] = []
     for _, members in itertools.groupby(range(len(contexts)), key=groups.__getitem__):
-        # A response of one token is only a label, so it can carry the context's number.
+        # A response of one token is never an input, so its label can be the context's number.
         packs += arrange([Instance(i, None, tuple(contexts[i]), (i,)) for i in members])
     rows: dict[int, torch.Tensor] = {}
-    for some in batches(packs, tokens_per_batch, range(len(packs))):
-        batch = {k: v.to(model.device) for k, v in together(some, pad_id).items()}
+    for batch_packs in batches(packs, tokens_per_batch, range(len(packs))):
+        batch = {k: v.to(model.device) for k, v in together(batch_packs, pad_id).items()}
         logits, numbers = label_logits(model, batch)
         rows |= dict(zip(numbers.tolist(), read(logits).cpu(), strict=True))
     return torch.stack([rows[i] for i in range(len(contexts))])
@@ -295,7 +303,7 @@ def _model_inputs(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
     mask = tree_mask(batch["branch"], batch["visible"], batch["position_ids"])
     config = getattr(model, "module", model).config
     if getattr(config, "_attn_implementation", None) != "sdpa":
-        # Only SDPA reads a bool mask as one; other attention adds it to the scores.
+        # Only SDPA takes a bool mask as such; other attention adds the mask to the scores.
         zero = torch.zeros(mask.shape, device=mask.device)
         mask = zero.masked_fill_(~mask, torch.finfo(zero.dtype).min)
     return {**inputs, "attention_mask": mask, "position_ids": batch["position_ids"]}
@@ -303,11 +311,13 @@ def _model_inputs(model: Any, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 @torch.no_grad()
 def packing_is_exact(model: Any, instances: Sequence[Instance], max_length: int) -> bool:
-    """Whether a model gives packed `instances` the loss of separate ones. The first four are tried;
-    they should be of one dialogue, for alone they are packed as they stand.
+    """Whether a model gives packed `instances` the loss of separate ones. The first four instances
+    are tried. They should be of one dialogue, since instances of different dialogues are not packed
+    together.
 
-    Models with relative positions by index (ALiBi), recurrent layers or flash attention don't; a
-    sliding window shorter than `max_length` is ignored by a 4-D mask, so it counts as no.
+    The loss differs for models with relative positions by index (ALiBi), recurrent layers or flash
+    attention. A 4-D mask overrides a sliding window, so the answer is no if the window is shorter
+    than `max_length`.
     """
     window = getattr(model.config, "sliding_window", None)
     if window and window < max_length and getattr(model.config, "use_sliding_window", True):

@@ -1,4 +1,4 @@
-"""From a dataset and a language model to a trained recommender directory, in one call."""
+"""Trains a recommender from a data set and a language model, and writes its directory."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ class SidConfig:
     """How items get their semantic IDs.
 
     Args:
-        levels, codes: L codes a SID, K codewords a level.
+        levels, codes: a SID has L codes, and a level has K codewords.
         method: "rqvae" or "rqkmeans".
-        encoder: a sentence-transformers path or hub name; None is the offline MiniLM.
-        seed: of the quantizer.
-        signals: what an item's embedding is made of, side by side: "text" (the encoder's), and
-            "co-mention" (see `co_mention_embeddings`; of the "train" split) or "co-mention-filled",
-            where items without one get their text neighbours' (see `fill_unnamed`).
+        encoder: a sentence-transformers path or hub name; None takes the offline MiniLM.
+        seed: seed of the quantizer.
+        signals: the parts of an item's embedding, which are concatenated. "text" is the encoder's
+            embedding. "co-mention" is the vector of `co_mention_embeddings` on the "train" split;
+            with "co-mention-filled", items without one get that of their neighbours by text (see
+            `fill_unnamed`).
     """
 
     levels: int = 4
@@ -76,8 +77,8 @@ def make_catalogue(
     """Encode the items and quantize them to distinct semantic IDs.
 
     Args:
-        held: ids of items that the quantizer's fit may not see.
-        texts: embeddings of the items' texts, float32 [N, D], if the encoder has been there before.
+        held: ids of items that are left out of the quantizer's fit and get their SIDs afterwards.
+        texts: embeddings of the items' texts, float32 [N, D], if they are computed already.
     """
     config = config or SidConfig()
     unknown = [signal for signal in config.signals if signal not in SIGNALS]
@@ -100,7 +101,7 @@ def make_catalogue(
 
 
 def item_texts(dataset: CrsDataset) -> list[str]:
-    """What the encoder reads of each item."""
+    """The text of each item that the encoder reads."""
     return [item.text() for item in dataset.items]
 
 
@@ -123,15 +124,15 @@ def save_catalogue(folder: Path, catalogue: Catalogue) -> None:
 
 
 def load_catalogue(folder: Path, method: str) -> Catalogue:
-    """Read what `save_catalogue` wrote; `method` says which quantizer it is."""
+    """Read what `save_catalogue` wrote; `method` is that of its quantizer."""
     from safetensors.torch import load_file
 
     from crs_fast.quantize import RQVAE, RQKMeans
 
     quantizer = (RQVAE if method == "rqvae" else RQKMeans).from_pretrained(folder / "quantizer")
-    held = load_file(folder / "sids.safetensors")
+    tensors = load_file(folder / "sids.safetensors")
     report = json.loads((folder / "report.json").read_text())
-    return Catalogue(held["embeddings"], held["sids"], quantizer, report)
+    return Catalogue(tensors["embeddings"], tensors["sids"], quantizer, report)
 
 
 def train_recommender(
@@ -148,23 +149,24 @@ def train_recommender(
 ) -> TrainResult:
     """Train a recommender and write the directory that `Recommender.from_pretrained` loads.
 
-        catalogue = quantize(encode(items)); tokens for SIDs and modes join the model
-        new rows start from the item embeddings; train on dataset.splits["train"]; save
+        catalogue = quantize(encode(items)); add tokens for SIDs and modes to the model
+        start the new rows from the item embeddings; train on dataset.splits["train"]; save
 
     Args:
         dataset: catalogue and dialogues.
         backbone: model and tokenizer, changed in place.
-        output_dir: gets the model directory, `quantizer/` (of SIDs) and `training/`.
+        output_dir: the model directory is written here, with `quantizer/` (for SIDs) and
+            `training/`.
         sids: how items get SIDs.
         titles: the model writes an item as its title, under the same trie constraint, and there
             are no SIDs (see `titles.py`).
         training: see `TrainConfig`.
-        catalogue: from `make_catalogue`, to skip encoding and quantizing.
+        catalogue: a result of `make_catalogue`, to skip encoding and quantizing.
         resume: go on from the newest checkpoint in `output_dir`.
 
     Raises:
-        ValueError: `output_dir` holds something else than a bundle, no "train" split, what is about
-            SIDs together with `titles`, or see `train`.
+        ValueError: `output_dir` holds something other than a bundle, the data set has no "train"
+            split, a setting of SIDs is given together with `titles`; or as in `train`.
     """
     check_folder("train_recommender: output_dir", Path(output_dir))
     need_splits(dataset, "train_recommender", ["train"])
@@ -223,18 +225,18 @@ def with_sids(
     max_length: int = 768,
     seed: int = 0,
 ) -> Bundle:
-    """A backbone that names items by semantic IDs, not yet trained: tokens for SIDs and modes join
-    it, in place, and their rows start from the items' embeddings.
+    """Prepare a backbone to name items by semantic IDs, before training. It gets tokens for SIDs
+    and modes, whose rows start from the items' embeddings.
 
     Args:
         backbone: model and tokenizer, changed in place.
         items: the catalogue's items, in its order.
-        max_length: of a sequence, context and response together.
-        seed: of what is random in the new rows.
+        max_length: maximum length of a sequence, context and response together.
+        seed: seed of the random part of the new rows.
     """
     model, tokenizer = backbone
     levels, codes = catalogue.sids.shape[1], catalogue.quantizer.codebooks.shape[1]
-    vocab = SidVocab.extend(tokenizer, model, levels, codes)
+    vocab = SidVocab.extend(tokenizer, model, levels, codes, special=True)
     control = ControlTokens.extend(tokenizer, model)
     trie = SidTrie.from_sids(catalogue.sids, [item.item_id for item in items])
     init_sid_rows(model, vocab, control, catalogue.embeddings, catalogue.sids, seed)

@@ -1,6 +1,7 @@
-"""Several processes on one experiment, as `torchrun` starts them: all train, the first one writes.
+"""Several processes in one training run, as `torchrun` starts them: all train, the first one
+writes.
 
-Imports accelerate where there is more than one.
+It imports accelerate only if there are several processes.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import torch
 
 
 def join_processes() -> None:
-    """Meet the other processes, each on a device of its own. The first one answers a test split
-    while the others wait, so nobody is given up on for a day."""
+    """Connect to the other processes, each of which has its own device. The others wait while the
+    first one answers a test split, so the timeout is a day."""
     if several_processes() and not torch.distributed.is_initialized():
         from accelerate import PartialState
 
@@ -37,8 +38,7 @@ def wait_for_all() -> None:
 
 @contextmanager
 def first_alone() -> Iterator[None]:
-    """The first process goes through the block before the others do, so that they find what it
-    wrote."""
+    """The first process runs the block before the others do, so that they find what it wrote."""
     if not first_process():
         wait_for_all()
     yield

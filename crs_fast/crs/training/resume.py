@@ -1,4 +1,4 @@
-"""Going on from a checkpoint, if it holds the weights that are to be trained."""
+"""Resumes from a checkpoint, if it holds the same kind of weights that are to be trained."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ NOTE = "weights.json"
 
 
 def note_weights(folder: Path, config: TrainConfig) -> None:
-    """Write down in `folder` which weights its checkpoints hold."""
+    """Note in `folder` which weights its checkpoints hold."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / NOTE, json.dumps(_weights(config), indent=1) + "\n")
 
 
 def newest_checkpoint(folder: Path, config: TrainConfig) -> str | None:
-    """The checkpoint to go on from, None without one.
+    """The newest checkpoint in `folder`, or None.
 
     Raises:
-        ValueError: the checkpoints are of a full tuning where `config` says LoRA, or the reverse,
-            of an adapter of another rank, alpha, dropout or precision, or of another
-            `embedding_lr_ratio`.
+        ValueError: the checkpoints hold all weights and `config` trains an adapter, or the reverse;
+            or they are of another rank, alpha, dropout, precision or `embedding_lr_ratio`.
     """
     from transformers.trainer_utils import get_last_checkpoint
 

@@ -1,4 +1,4 @@
-"""Items as their titles: the trie takes any token sequences, so titles need no codes at all."""
+"""Titles in place of SIDs. A trie takes any token sequences, so that titles need no codes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.sequence import GCRS, Layout, SequenceBuilder
+from crs_fast.crs.text_tokens import TextTokens
 from crs_fast.crs.training.embedding_init import init_sid_rows
 from crs_fast.trie import SidTrie, TitleVocab, Vocabulary
 
@@ -30,18 +31,13 @@ def title_tokens(
     same title. Items that are still alike share their tokens, and rank in catalogue order."""
     count = Counter(item.title.lower() for item in items)
     texts = [item.display() if count[item.title.lower()] > 1 else item.title for item in items]
-    encoded = tokenizer(
-        [f" {text}" for text in texts], add_special_tokens=False, split_special_tokens=True
-    )
-    return {
-        item.item_id: tuple(ids[:MAX_TOKENS])
-        for item, ids in zip(items, encoded["input_ids"], strict=True)
-    }
+    encoded = TextTokens(tokenizer).encode([f" {text}" for text in texts])
+    return {item.item_id: tuple(ids[:MAX_TOKENS]) for item, ids in zip(items, encoded, strict=True)}
 
 
 def title_trie(titles: Mapping[str, Sequence[int]], vocab: Vocabulary) -> SidTrie:
-    """The titles as a catalogue. Each ends in `<EOI>`, so that a title which begins another pays
-    for ending there."""
+    """A trie of the titles. Each ends in `<EOI>`, so that the score of a title which is the
+    beginning of another one includes the probability of ending there."""
     rows = [[*tokens, vocab.end] for tokens in titles.values()]
     width = max(map(len, rows))
     padded = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
@@ -56,15 +52,16 @@ def with_titles(
     layout: Layout = GCRS,
     seed: int = 0,
 ) -> Bundle:
-    """A backbone that names items by their titles, not yet trained: tokens for modes and for where
-    a title begins and ends join it, in place, and every title goes into the trie.
+    """Prepare a backbone to name items by their titles, before training. It gets tokens for modes
+    and for the beginning and end of a title, and all titles form the trie.
 
     Args:
         backbone: model and tokenizer, changed in place.
         items: the catalogue.
-        max_length: of a sequence, context and response together.
+        max_length: maximum length of a sequence, context and response together.
         layout: the parts of a response.
-        seed: of the new tokens' embedding rows, which start at random around the old ones' mean.
+        seed: seed of the new tokens' embedding rows, which start at random around the mean of the
+            old rows.
     """
     model, tokenizer = backbone
     control = ControlTokens.extend(tokenizer, model)

@@ -1,4 +1,5 @@
-"""Training: the HF `Trainer` on packed dialogues, with LoRA (PEFT) or all weights."""
+"""Training with Hugging Face's `Trainer` on packed dialogues: of a LoRA adapter or of all
+weights."""
 
 from __future__ import annotations
 
@@ -44,12 +45,18 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FEW_STEPS = 50
+
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a run did. `losses`: one dict a log line (step, loss, learning_rate, seconds, tokens;
-    the last two of the whole run, earlier calls included).
-    `tokens`: tokens the model read, without padding; `seconds`: of this call's steps."""
+    """The result of a training run.
+
+    losses: one dict per log entry, with step, loss, learning_rate, seconds and tokens; the last two
+        count from the start of the run, over earlier calls too
+    tokens: the tokens that the model read in this call, without padding
+    seconds: the duration of this call's steps
+    """
 
     model: PreTrainedModel
     losses: list[dict[str, float]] = field(repr=False)
@@ -77,20 +84,21 @@ def train(
     """Teach a language model to choose a mode, an item and the words (GCRS, section 3.3).
 
     Args:
-        backbone: model and tokenizer, extended by `SidVocab.extend` and `ControlTokens.extend`.
-            `init_sid_rows` gives the new rows an informed start. The model is trained in place;
-            a LoRA adapter is merged into it at the end.
-        dialogues: a dataset (its "train" split is used) or dialogues.
-        trie: `SidTrie` with the SID of every item the dialogues name.
+        backbone: model and tokenizer, extended by `SidVocab.extend(..., special=True)` and
+            `ControlTokens.extend`. `init_sid_rows` starts the new rows from the items' embeddings.
+            The model is trained in place; a LoRA adapter is merged into it at the end.
+        dialogues: a data set (its "train" split is used) or dialogues.
+        trie: a `SidTrie` with the SID of every item that the dialogues name.
         vocab, control: the new tokens.
-        output_dir: gets `training/` with checkpoints, `loss.jsonl` and `loss.png`. The model
-            itself is saved by `save_bundle`.
+        output_dir: `training/` is written here, with checkpoints, `loss.jsonl` and `loss.png`.
+            `save_bundle` saves the model itself.
         resume: go on from the newest checkpoint in `output_dir`, if there is one; the parameters
             become those of an uninterrupted run.
 
     Raises:
-        ValueError: no instance to train on, `config.qlora` and a backbone of plain weights (or
-            the reverse, without LoRA), or a checkpoint of another kind of training.
+        ValueError: there is no instance to train on, `config.qlora` is set and the backbone is not
+            in 4 bits, the backbone is in 4 bits without LoRA, or the checkpoint is of another kind
+            of training.
         ImportError: accelerate, peft (for LoRA) or matplotlib is missing (`crs_fast[train]`).
     """
     config = config or TrainConfig()
@@ -106,7 +114,7 @@ def train(
         pad_id=builder.eos if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id),
         output_dir=output_dir,
         config=config,
-        codes=vocab.token_ids,
+        codes=[ids[ids >= 0] for ids in vocab.token_ids],
         resume=resume,
         progress=progress,
     )
@@ -125,19 +133,19 @@ def train_instances(
     resume: bool = False,
     progress: bool = True,
 ) -> TrainResult:
-    """`train` on instances made already, of any model that `token_losses` takes.
+    """Like `train`, but on given instances, and for any model that `token_losses` takes.
 
     Args:
-        model: trained in place.
-        groups: instances, those of one dialogue together.
+        model: it is trained in place.
+        groups: the instances of each dialogue.
         new_rows: token ids whose embedding rows are new.
-        pad_id: a token for padding.
+        pad_id: the id of a token for padding.
         codes: for `config.code_noise`, the tokens of each level's codes.
-        whole: names of modules that train whole under LoRA too.
+        whole: names of modules that train all their weights even with LoRA.
 
     Raises:
-        ValueError: the checkpoint to go on from holds other weights than `config` trains, a time
-            limit with several processes (each has a clock of its own), or no layers to compile.
+        ValueError: the checkpoint holds other weights than `config` trains, a time limit is given
+            with several processes (each has its own clock), or there are no layers to compile.
     """
     require("train", ["accelerate", "matplotlib", *(["peft"] if config.lora_rank else [])], "train")
     if in_four_bits(model) and not config.lora_rank:
@@ -172,6 +180,7 @@ def train_instances(
     trainer = _trainer(trained, packs, together, pad_id, disturb, folder, config, progress)
     if trainer.is_world_process_zero():
         note_weights(folder, config)
+        _say_if_short(trainer)
     start = time.perf_counter()
     with compiled(layers):
         trainer.train_from(checkpoint)
@@ -188,6 +197,17 @@ def train_instances(
         trainer.tokens_of_all(),
         seconds,
     )
+
+
+def _say_if_short(trainer: PackedTrainer) -> None:
+    """A model that has seen next to nothing answers at random; better said before than after."""
+    steps = trainer.last_step()
+    if steps < FEW_STEPS:
+        logger.warning(
+            f"train: this run takes {steps} step{'s' if steps > 1 else ''}, and in fewer than "
+            f"{FEW_STEPS} a model learns little; more epochs, a smaller tokens_per_batch "
+            "(--tokens-per-batch) or more dialogues make it longer"
+        )
 
 
 def _disturbance(
@@ -216,9 +236,10 @@ def _instances(
 
 
 def require(caller: str, packages: Sequence[str], extra: str) -> None:
-    """
+    """Check that packages are installed.
+
     Raises:
-        ImportError: a package is missing; the message names the extra that brings it.
+        ImportError: a package is missing; the message names the extra that installs it.
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:

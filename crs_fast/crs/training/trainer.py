@@ -1,4 +1,5 @@
-"""HF `Trainer` for packed dialogues. Imports transformers, so import it only to train."""
+"""Hugging Face's `Trainer` for packed dialogues. It imports transformers at once, so import this
+module only for training."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from crs_fast.crs.training.packing import PAD, next_token_loss
 
 
 class Clock(TrainerCallback):
-    """Time spent training, earlier runs of a resumed training included, and the stop at its end.
+    """Measures the time spent training, with the earlier calls of a resumed training, and stops
+    training at the time limit.
 
     Args:
         limit: seconds after which training stops, or None.
@@ -35,18 +37,18 @@ class Clock(TrainerCallback):
     def __init__(self, limit: float | None) -> None:
         self.limit = limit
         self.spent = 0.0
-        self.tokens = 0  # read by earlier runs
+        self.tokens = 0  # tokens read by earlier calls
         self.started = time.perf_counter()
 
     def seconds(self) -> float:
         return self.spent + time.perf_counter() - self.started
 
     def share(self) -> float:
-        """Of the time limit, 0 without one."""
+        """The share of the time limit that is used up; 0 without a limit."""
         return self.seconds() / self.limit if self.limit else 0.0
 
     def go_on_from(self, state: TrainerState) -> None:
-        """Start now, after the runs that `state` tells of."""
+        """Start measuring now, after the earlier calls whose log `state` holds."""
         self.spent = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
         self.tokens = int(max((entry.get("tokens", 0) for entry in state.log_history), default=0))
         self.started = time.perf_counter()
@@ -59,21 +61,22 @@ class Clock(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        late = self.share() >= 1
-        if late:
+        out_of_time = self.share() >= 1
+        if out_of_time:
             control.should_training_stop = True
-        if late or state.global_step >= state.max_steps:
+        if out_of_time or state.global_step >= state.max_steps:
             control.should_log = True
             control.should_save = args.save_strategy != "no"
 
 
 def losses_of(state: TrainerState) -> list[dict[str, float]]:
-    """The lines about the loss among all that was logged."""
+    """The logged entries that hold a loss."""
     return [entry for entry in state.log_history if "loss" in entry]
 
 
 class LossFile(TrainerCallback):
-    """`loss.jsonl`: one line a log, rewritten whole so that a resumed run leaves no doubles."""
+    """Writes `loss.jsonl`, one line per log entry. The whole file is written each time, so that a
+    resumed training leaves no duplicates."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -90,7 +93,7 @@ class LossFile(TrainerCallback):
 
 
 class LossBar(ProgressCallback):
-    """The progress bar with the loss on it, instead of a printed line a log."""
+    """Shows the loss in the progress bar, instead of printing a line per log entry."""
 
     def on_log(
         self,
@@ -106,11 +109,11 @@ class LossBar(ProgressCallback):
 
 
 class PackedTrainer(Trainer):
-    """`Trainer` over ready-made batches (per_device_train_batch_size is 1: one batch).
+    """`Trainer` over prepared batches, so that one sample of its data set is one batch.
 
-    The loss is the mean over all labels of a step. The learning rate goes up linearly over
-    `warmup`, then down a cosine to zero, in the larger of the shares of steps and time done;
-    parameters in `rows` have it times `rows_ratio`.
+    The loss is the mean over all labels of a step. The learning rate rises linearly over `warmup`
+    and then falls to zero along a cosine, by the larger of the shares of steps and of time that are
+    done. For the parameters in `rows` it is multiplied by `rows_ratio`.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class PackedTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.clock, self.loss_file, self.warmup = clock, loss_file, warmup
         self.rows, self.rows_ratio = {id(row) for row in rows}, rows_ratio
-        self.model_accepts_loss_kwargs = True  # makes Trainer count a step's labels
+        self.model_accepts_loss_kwargs = True  # makes Trainer count the labels of a step
         self.tokens_read: torch.Tensor | int = 0
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -136,12 +139,13 @@ class PackedTrainer(Trainer):
         self.add_callback(loss_file)
 
     def train_from(self, checkpoint: str | None) -> None:
-        """Train what is left after a checkpoint; from the start if it is None. After the last step
-        nothing is left, where `Trainer.train` would take one step more."""
+        """Train what is left after a checkpoint, or from the start if it is None. If the checkpoint
+        is of the last step, nothing is trained, whereas `Trainer.train` would take one more
+        step."""
         if checkpoint is not None:
             state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
             self.clock.go_on_from(state)
-            if state.global_step >= self._last_step() or self.clock.share() >= 1:
+            if state.global_step >= self.last_step() or self.clock.share() >= 1:
                 self._load_from_checkpoint(checkpoint)
                 self.state = state
                 self.loss_file.history = losses_of(state)
@@ -150,15 +154,16 @@ class PackedTrainer(Trainer):
         self._give_back()
 
     def _give_back(self) -> None:
-        """Take off what Accelerate put around the model's forward pass: with autocast left on, a
-        model of float32 would answer in bfloat16. Its own way of it takes transformers' decorators
-        off, too."""
+        """Remove Accelerate's wrapper from the model's forward pass. With its autocast left on, a
+        float32 model would answer in bfloat16. Accelerate's own function for this would also remove
+        transformers' decorators."""
         model: Any = self.model
         original = vars(model).pop("_original_forward", None)
         if original is not None:
             model.forward = original
 
-    def _last_step(self) -> int:
+    def last_step(self) -> int:
+        """How many steps the whole run has."""
         batches = len(self.get_train_dataloader())
         an_epoch = math.ceil(batches / self.args.gradient_accumulation_steps)
         return math.ceil(self.args.num_train_epochs * an_epoch)
@@ -186,7 +191,7 @@ class PackedTrainer(Trainer):
         return optimizer
 
     def _part_rows(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give the rows groups of their own."""
+        """Move the rows into parameter groups of their own."""
         for group in list(optimizer.param_groups):
             rows = [p for p in group["params"] if id(p) in self.rows]
             if rows:
@@ -216,13 +221,13 @@ class PackedTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def tokens_of_all(self) -> int:
-        """Tokens read by this call's steps in all processes, each of which must ask."""
-        mine = torch.as_tensor(self.tokens_read, device=self.args.device)
-        return int(self.accelerator.reduce(mine))
+        """The tokens that all processes read in this call. Every process must call this."""
+        own = torch.as_tensor(self.tokens_read, device=self.args.device)
+        return int(self.accelerator.reduce(own))
 
 
 def save_loss_curve(history: list[dict[str, float]], path: Path) -> None:
-    """The training loss over the steps, as a PNG."""
+    """Plot the training loss over the steps, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

@@ -308,3 +308,30 @@ def test_learning_beats_popularity_and_matching_words():
         hits["matched"] += target in np.argsort(-np.array(matched), kind="stable")[:10]
     assert hits["learned"] > 3 * hits["popular"]
     assert hits["learned"] > 2 * hits["matched"]
+
+
+def test_a_wish_is_told_one_modifier_at_a_time(data):
+    """No second clause hangs on one that is complete ("... nightmares about a mum"): behind a
+    phrase with a clause of its own the next one stands in a sentence of its own."""
+    complete = {p for p in MEANING if re.search(r"\b(that|where|with|about|set)\b", p)}
+    genres = {p for p in complete if MEANING[p][0][0] == "genre"}
+    joined = re.compile(f"({PHRASE.pattern}) ({PHRASE.pattern})")
+    turns = [t.with_placeholder("|") for s in data.splits.values() for d in s for t in d.turns]
+    pairs = [match.group(2) for text in turns for match in joined.finditer(text)]
+    assert len(pairs) > 100
+    assert not genres & set(pairs)
+
+
+def test_a_film_the_seeker_loved_is_the_only_one_offered_again(data):
+    """Offering a film again that was just turned down answers nobody."""
+    checked = 0
+    for dialogue in (d for split in data.splits.values() for d in split):
+        loved = {i for turn in dialogue.turns if turn.role == SEEKER for i in turn.item_ids()}
+        offered: set[str] = set()
+        for turn, answer in pairwise(dialogue.turns):
+            if turn.role == RECOMMENDER and answer.role == SEEKER and turn.mentions:
+                again = set(turn.item_ids()) & offered
+                assert not again
+                checked += bool(set(turn.item_ids()) & loved)
+                offered |= set(turn.item_ids())
+    assert checked > 20

@@ -144,7 +144,7 @@ def packed(tmp_path):
         device_map={"": "cpu"},
     )
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")
-    vocab = SidVocab.extend(tokenizer, packed, levels=3, codes=4)
+    vocab = SidVocab.extend(tokenizer, packed, levels=3, codes=4, special=True)
     control = ControlTokens.extend(tokenizer, packed)
     return packed, tokenizer, vocab, control
 

@@ -29,7 +29,7 @@ OFF_TASTE = 0.04
 TYPICAL = 2.0  # how much a seeker's wishes lean to what sets their taste apart
 # The world (popularity, tastes) is one and the same for every seed of the dialogues, or a model
 # trained on one seed could not be tested on another.
-WORLD_SEED = 20260
+WORLD_SEED = 20261
 
 Part = str | Item
 
@@ -96,6 +96,7 @@ class _Script:
         self.turns: list[Turn] = []
         self.stated: set[Attribute] = set()
         self.named: list[int] = []
+        self.loved: list[int] = []
         self.open = np.ones(len(world.items), dtype=bool)  # [F]
         self.group = int(rng.integers(len(world.tastes)))
         own = not self.chance(OFF_TASTE)
@@ -151,22 +152,19 @@ class _Script:
         self.stated.add(attribute)
         self.open &= self.world.has[attribute] == value
 
-    def wish(self, count: int, lacking: int | None = None) -> str | None:
-        """State up to `count` attributes of the goal, of different kinds, as one noun phrase; with
-        `lacking`, the first is one that film lacks. None if nothing can be stated."""
+    def wish(self, count: int, lacking: Sequence[int] = ()) -> dict[str, str]:
+        """State up to `count` attributes of the goal, of different kinds; with `lacking`, the first
+        is one that those films lack. Returns kind -> words; empty if nothing can be stated."""
         options = [a for a in self.wants if self.can_state(a)]
-        if lacking is not None:
-            options = [a for a in options if not self.world.has[a][lacking]]
+        if lacking:
+            options = [a for a in options if not self.world.has[a][list(lacking)].any()]
         said: dict[str, str] = {}
         for attribute in self.shuffled(options):
             kind = attribute[0]
             if len(said) < count and kind not in said and self.can_state(attribute):
                 self.state(attribute)
                 said[kind] = self.word(attribute)
-        if not said:
-            return None
-        order = (said.get("genre", "something"), said.get("decade"), said.get("keyword"))
-        return " ".join(words for words in order if words)
+        return said
 
     def shuffled(self, options: Sequence[Attribute]) -> list[Attribute]:
         """In random order, what is typical of the seeker's taste tending to come first."""
@@ -174,6 +172,14 @@ class _Script:
         lift = [self.taste @ has / (self.world.popularity @ has) for has in having]
         keys = self.rng.exponential(size=len(options)) / np.array(lift) ** TYPICAL
         return [options[at] for at in keys.argsort()]
+
+    def asked(self, kind: str, said: dict[str, str]) -> list[list[Part]]:
+        """A wish as one sentence of a kind, or as two where one would not read well."""
+        genre = said.get("genre")
+        detail = " ".join(said[key] for key in ("keyword", "decade") if key in said)
+        if genre and detail and not phrases.takes_detail(genre):
+            return [self.say(kind, want=genre), self.say("detail", detail=detail)]
+        return [self.say(kind, want=" ".join(filter(None, (genre or "something", detail))))]
 
     def persona(self) -> list[Part]:
         """What the seeker does for a living: tells their group, and nothing of tonight's film."""
@@ -185,15 +191,16 @@ class _Script:
             return phrases.GENRE_NAMES[value]
         return self.pick(self.wants[attribute])
 
-    def liked(self) -> list[Part]:
-        """A film of the seeker's taste, whatever was wished for tonight."""
+    def liked(self) -> list[list[Part]]:
+        """A film of the seeker's taste, whatever was wished for tonight; none if naming it would
+        leave too few candidates."""
         weights = self.taste.copy()
         weights[[self.goal, *self.named]] = 0.0
-        kept = self.open.copy()
         film = self.draw(weights)
-        if kept[film] and kept.sum() <= MIN_CANDIDATES:
-            return self.say("remark")
-        return self.say("liked", film=self.name(film))
+        if self.open[film] and self.open.sum() <= MIN_CANDIDATES:
+            return []
+        self.loved.append(film)
+        return [self.say("liked", film=self.name(film))]
 
     def avoid(self) -> list[list[Part]]:
         """Something to rule out that holds neither of the goal nor of a film the seeker likes."""
@@ -210,9 +217,9 @@ class _Script:
 
     def request(self) -> list[list[Part]]:
         wish = self.wish(int(self.rng.integers(1, 4)))
-        sentences = [self.say("request", want=wish or "something good")]
+        sentences = self.asked("request", wish or {"genre": "something good"})
         if self.chance(0.8):
-            sentences.append(self.liked())
+            sentences += self.liked()
         if self.chance(0.15):
             sentences += self.avoid()
         return sentences
@@ -223,8 +230,10 @@ class _Script:
         if self.chance(0.35):
             hello.append(self.say("remark"))
         if self.chance(0.95):
-            said = hello if self.chance(0.7) else request
-            said.insert(int(self.rng.integers(len(said) + 1)), self.persona())
+            if self.chance(0.5):
+                hello.append(self.persona())
+            else:
+                request.insert(0, self.persona())
         if self.chance(0.5):
             self.turn(SEEKER, *hello)
             self.turn(RECOMMENDER, self.say("recommender_hello"))
@@ -235,30 +244,32 @@ class _Script:
         """The recommender asks, the seeker answers."""
         if not self.named and self.chance(0.6):
             self.turn(RECOMMENDER, self.say("ask_liked"))
-            self.turn(SEEKER, self.liked())
+            self.turn(SEEKER, *(self.liked() or [self.say("no_favorite")]))
             return
         wish = self.wish(1)
         self.turn(RECOMMENDER, self.say("ask_more"))
-        self.turn(SEEKER, self.say("refine", want=wish) if wish else self.say("shrug"))
+        self.turn(SEEKER, *(self.asked("refine", wish) if wish else [self.say("shrug")]))
 
     def rejected(self) -> None:
         """A film that satisfies all said so far is recommended (now and then two, or one the
-        seeker named), and turned down for a reason."""
-        if self.named and self.chance(0.08):
-            film = self.named[self.rng.integers(len(self.named))]
-            self.turn(RECOMMENDER, self.say("rewatch", film=self.world.items[film]))
-            self.turn(SEEKER, self.say("reject_seen"))
+        seeker loved), and turned down for a reason."""
+        if self.loved and self.chance(0.1):
+            loved = self.world.items[self.loved.pop()]
+            self.turn(RECOMMENDER, self.say("rewatch", film=loved))
+            self.turn(SEEKER, self.say("reject_rewatch"))
             return
-        film = self.draw(self.others())
-        if self.chance(0.1) and self.open.sum() > MIN_CANDIDATES:
-            first = self.name(film)
-            film = self.draw(self.others())
-            self.turn(RECOMMENDER, self.say("recommend_two", film=first, other=self.name(film)))
+        films = [self.draw(self.others())]
+        film = self.name(films[0])
+        if self.chance(0.1) and self.open.sum() >= MIN_CANDIDATES:
+            films.append(self.draw(self.others()))
+            self.turn(RECOMMENDER, self.say("recommend_two", film=film, other=self.name(films[1])))
         else:
-            self.turn(RECOMMENDER, self.say("recommend", film=self.name(film)))
-        wish = self.wish(1, lacking=film) if self.chance(0.6) else None
+            self.turn(RECOMMENDER, self.say("recommend", film=film))
+        wish = self.wish(1, lacking=films) if self.chance(0.6) else None
         if wish:
-            self.turn(SEEKER, self.say("reject_wish", want=wish))
+            self.turn(SEEKER, *self.asked("reject_wish", wish))
+        elif len(films) == 2:
+            self.turn(SEEKER, self.say("reject_both"))
         else:
             self.turn(SEEKER, self.say(self.pick(("reject_seen", "reject_taste"))))
 
