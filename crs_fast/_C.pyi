@@ -16,7 +16,9 @@ class Normalize(enum.Enum):
 Address = int
 
 class TrieBuilder:
-    def __init__(self, *, sids: Address, num_items: int, levels: int, num_sorted: int) -> None: ...
+    def __init__(
+        self, *, sids: Address, num_items: int, levels: int, num_sorted: int, threads: int
+    ) -> None: ...
     def sort(self) -> None: ...
     def fill(
         self,
@@ -83,6 +85,7 @@ class MaskArgs:
         row_stride: int,
         out_stride: int,
         dtype: DType,
+        threads: int,
     ) -> None: ...
 
 class StepArgs:
@@ -107,10 +110,13 @@ class StepArgs:
         out_nodes: Address,
         out_parents: Address,
         out_codes: Address,
+        threads: int,
     ) -> None: ...
 
-def trie_walk(*, trie: Trie, codes: Address, rows: int, length: int, nodes: Address) -> None: ...
-def trie_rows(*, trie: Trie, items: Address, size: int, codes: Address) -> None: ...
+def trie_walk(
+    *, trie: Trie, codes: Address, rows: int, length: int, nodes: Address, threads: int
+) -> None: ...
+def trie_rows(*, trie: Trie, items: Address, size: int, codes: Address, threads: int) -> None: ...
 def trie_mask(args: MaskArgs) -> None: ...
 def trie_step(args: StepArgs) -> None: ...
 def residual_lookup(
@@ -176,6 +182,9 @@ def trie_step_workspace(args: StepArgs) -> int: ...
 def trie_step_cuda(args: StepArgs, workspace: Address, stream: Address) -> None: ...
 
 cuda_architectures: str  # "" where no CUDA kernels were built
-openmp: bool
 compiler: str
-isa: str  # of the CPU kernels on this processor: "avx512", "avx2" or "portable"
+isas: list[str]  # that this processor can run of "portable", "avx2" and "avx512", the widest last
+isa: str  # the one that the CPU kernels run with
+
+def use_isa(name: str) -> None:
+    """Run the CPU kernels with another one of `isas` from now on."""

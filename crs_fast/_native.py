@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
 import warnings
 from importlib import machinery
@@ -17,9 +18,16 @@ CUDA_HINT = "put nvcc on PATH, then CRS_FAST_CUDA=1 " + BUILD_HINT
 
 @functools.cache
 def load() -> ModuleType | None:
-    """The compiled module, or None (with one warning) where it was not built."""
+    """The compiled module, or None (with one warning) where it was not built.
+
+    Its CPU kernels run the widest instruction set that this machine has, or the one that the
+    environment variable CRS_FAST_ISA names.
+
+    Raises:
+        ValueError: this machine cannot run what CRS_FAST_ISA names.
+    """
     try:
-        return importlib.import_module("crs_fast._C")
+        module = importlib.import_module("crs_fast._C")
     except ImportError as error:
         installed = _installed_elsewhere()
         hint = f"To build them: {BUILD_HINT}"
@@ -35,6 +43,15 @@ def load() -> ModuleType | None:
             stacklevel=2,
         )
         return None
+    forced = os.environ.get("CRS_FAST_ISA")
+    if forced:
+        if forced not in module.isas:
+            raise ValueError(
+                f"CRS_FAST_ISA must be one of {', '.join(module.isas)}, which this machine can run "
+                f"(got {forced!r})"
+            )
+        module.use_isa(forced)
+    return module
 
 
 def _installed_elsewhere() -> Path | None:
@@ -80,17 +97,16 @@ def warn_no_cuda_kernels(op: str, version: tuple[int, int]) -> None:
 
 
 def describe() -> dict[str, Any]:
-    """What was built: `native`, `compiler`, `openmp`, `isa` (the instruction set that the CPU
-    kernels run with here: "avx512", "avx2" or "portable"), `cuda_architectures`, and hints for what
-    is missing."""
+    """What was built: `native`, `compiler`, `cuda_architectures`, and hints for what is missing;
+    `isa`, the instruction set that the CPU kernels run, and `isas`, those that this machine can."""
     module = load()
     if module is None:
         return {"native": False, "missing": {"native": BUILD_HINT, "cuda": CUDA_HINT}}
     return {
         "native": True,
         "compiler": module.compiler,
-        "openmp": module.openmp,
         "isa": module.isa,
+        "isas": ", ".join(module.isas),
         "cuda_architectures": module.cuda_architectures or None,
         "missing": {} if module.cuda_architectures else {"cuda": CUDA_HINT},
     }

@@ -8,10 +8,5 @@ PYBIND11_MODULE(_C, m) {
   bind_text_table(m);
 
   m.attr("cuda_architectures") = CRS_FAST_CUDA_ARCHITECTURES;
-#if defined(_OPENMP)
-  m.attr("openmp") = true;
-#else
-  m.attr("openmp") = false;
-#endif
   m.attr("compiler") = CRS_FAST_COMPILER;
 }

@@ -1,10 +1,13 @@
 // The numbers that Python and C++ must agree on, and what this build runs with.
+#include <pybind11/stl.h>
+
 #include "bindings.h"
 #include "dtype.h"
 #include "isa.h"
 #include "trie_ops.h"
 
 namespace py = pybind11;
+using py::arg;
 
 void bind_constants(py::module_& m) {
   using crs::DType, crs::Normalize;
@@ -16,5 +19,13 @@ void bind_constants(py::module_& m) {
       .value("vocab", Normalize::kVocab)
       .value("level", Normalize::kLevel)
       .value("legal", Normalize::kLegal);
-  m.attr("isa") = crs::isa_name();
+  m.attr("isas") = crs::isas();
+  m.attr("isa") = crs::isas().back();
+  m.def(
+      "use_isa",
+      [module = py::handle(m)](const std::string& name) {
+        crs::use_isa(name);
+        module.attr("isa") = name;
+      },
+      arg("name"));
 }

@@ -42,7 +42,7 @@ Tokens tokens(Address column, int64_t stride, int64_t width, int64_t terminator,
 crs::MaskArgs mask_args(const Trie& trie, const Filter& filter, const Tokens& tokens,
                         int64_t rows_per_filter, Address logits, Address out, Address nodes,
                         int64_t rows, int64_t vocab, int64_t row_stride, int64_t out_stride,
-                        crs::DType dtype) {
+                        crs::DType dtype, int threads) {
   return {trie.view,
           filter.view,
           tokens.view,
@@ -54,7 +54,8 @@ crs::MaskArgs mask_args(const Trie& trie, const Filter& filter, const Tokens& to
           vocab,
           row_stride,
           out_stride,
-          dtype};
+          dtype,
+          threads};
 }
 
 crs::StepArgs step_args(const Trie& trie, const Filter& filter, const Tokens& tokens,
@@ -62,7 +63,7 @@ crs::StepArgs step_args(const Trie& trie, const Filter& filter, const Tokens& to
                         int64_t batch, int64_t beams, int64_t vocab, int64_t row_stride,
                         crs::DType dtype, Address scores, Address nodes, int64_t out_beams,
                         Address out_scores, Address out_nodes, Address out_parents,
-                        Address out_codes) {
+                        Address out_codes, int threads) {
   return {trie.view,
           filter.view,
           tokens.view,
@@ -80,17 +81,20 @@ crs::StepArgs step_args(const Trie& trie, const Filter& filter, const Tokens& to
           as<float>(out_scores),
           as<int64_t>(out_nodes),
           as<int64_t>(out_parents),
-          as<int64_t>(out_codes)};
+          as<int64_t>(out_codes),
+          threads};
 }
 
 void bind_builder(py::module_& m) {
   using Builder = crs::TrieBuilder;
   py::class_<Builder>(m, "TrieBuilder")
-      .def(py::init([](Address sids, int64_t num_items, int64_t levels, int64_t num_sorted) {
+      .def(py::init([](Address sids, int64_t num_items, int64_t levels, int64_t num_sorted,
+                       int threads) {
              return std::make_unique<Builder>(as<const int64_t>(sids), num_items, levels,
-                                              num_sorted);
+                                              num_sorted, threads);
            }),
-           py::kw_only(), arg("sids"), arg("num_items"), arg("levels"), arg("num_sorted"))
+           py::kw_only(), arg("sids"), arg("num_items"), arg("levels"), arg("num_sorted"),
+           arg("threads"))
       .def("sort", &Builder::sort, py::call_guard<py::gil_scoped_release>())
       .def(
           "fill",
@@ -120,13 +124,13 @@ void bind_arguments(py::module_& m) {
   py::class_<crs::MaskArgs>(m, "MaskArgs")
       .def(py::init(&mask_args), py::kw_only(), arg("trie"), arg("filter"), arg("tokens"),
            arg("rows_per_filter"), arg("logits"), arg("out"), arg("nodes"), arg("rows"),
-           arg("vocab"), arg("row_stride"), arg("out_stride"), arg("dtype"));
+           arg("vocab"), arg("row_stride"), arg("out_stride"), arg("dtype"), arg("threads"));
   py::class_<crs::StepArgs>(m, "StepArgs")
       .def(py::init(&step_args), py::kw_only(), arg("trie"), arg("filter"), arg("tokens"),
            arg("normalize"), arg("inverse_temperature"), arg("logits"), arg("batch"), arg("beams"),
            arg("vocab"), arg("row_stride"), arg("dtype"), arg("scores"), arg("nodes"),
            arg("out_beams"), arg("out_scores"), arg("out_nodes"), arg("out_parents"),
-           arg("out_codes"));
+           arg("out_codes"), arg("threads"));
 }
 
 #if defined(CRS_FAST_WITH_CUDA)
@@ -168,18 +172,21 @@ void bind_trie(py::module_& m) {
   bind_arguments(m);
   m.def(
       "trie_walk",
-      [](const Trie& trie, Address codes, int64_t rows, int64_t length, Address nodes) {
+      [](const Trie& trie, Address codes, int64_t rows, int64_t length, Address nodes,
+         int threads) {
         py::gil_scoped_release release;
-        crs::trie_walk_cpu(trie.view, as<const int64_t>(codes), rows, length, as<int64_t>(nodes));
+        crs::trie_walk_cpu(trie.view, as<const int64_t>(codes), rows, length, as<int64_t>(nodes),
+                           threads);
       },
-      py::kw_only(), arg("trie"), arg("codes"), arg("rows"), arg("length"), arg("nodes"));
+      py::kw_only(), arg("trie"), arg("codes"), arg("rows"), arg("length"), arg("nodes"),
+      arg("threads"));
   m.def(
       "trie_rows",
-      [](const Trie& trie, Address items, int64_t size, Address codes) {
+      [](const Trie& trie, Address items, int64_t size, Address codes, int threads) {
         py::gil_scoped_release release;
-        crs::trie_rows_cpu(trie.view, as<const int64_t>(items), size, as<int64_t>(codes));
+        crs::trie_rows_cpu(trie.view, as<const int64_t>(items), size, as<int64_t>(codes), threads);
       },
-      py::kw_only(), arg("trie"), arg("items"), arg("size"), arg("codes"));
+      py::kw_only(), arg("trie"), arg("items"), arg("size"), arg("codes"), arg("threads"));
   m.def(
       "trie_mask",
       [](const crs::MaskArgs& args) {

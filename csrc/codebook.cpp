@@ -1,88 +1,24 @@
-// The residual codebook lookup: levels packed into panels, blocks of rows on threads, one body
-// for each instruction set.
+// Residual codebook lookup: a block of rows goes through all levels while it is in cache. Compiled
+// once per instruction set.
 #include "codebook.h"
 
 #include <cmath>
-#include <memory>
 #include <vector>
 
-#include "codebook_tile.h"
-#include "isa.h"
+#include "codebook_level.h"
+#include "threads.h"
 
 namespace crs {
+namespace CRS_ISA {
 namespace {
 
-constexpr double kEps = std::numeric_limits<float>::epsilon();
-
-// 64-byte aligned, zeroed memory.
+CRS_INLINE int64_t clamp(int64_t value, int64_t low, int64_t high) {
+  return value < low ? low : value > high ? high : value;
+}
 template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t size) : raw_(size + 64 / sizeof(T)) {
-    void* start = raw_.data();
-    size_t space = raw_.size() * sizeof(T);
-    data_ = static_cast<T*>(std::align(64, size * sizeof(T), start, space));
-  }
-  T* get() const { return data_; }
-
- private:
-  std::vector<T> raw_;
-  T* data_;
-};
-
-// One codebook moved to its mean (distances do not see a shift, but rounding grows with the norms)
-// and packed: panels of `width` codes, dimension by dimension; the rest in panels of kLanes codes.
-// Codes past the last have an infinite square and are never best.
-struct Level {
-  Level(const float* book, int64_t codes, int64_t dim, int64_t width)
-      : book(book),
-        wide(codes / width * width),
-        padded(wide + (codes - wide + kLanes - 1) / kLanes * kLanes),
-        mean(dim),
-        panels(padded * dim),
-        half_squares(padded) {
-    double* centre = mean.get();
-    for (int64_t k = 0; k < codes; ++k)
-      for (int64_t d = 0; d < dim; ++d) centre[d] += book[k * dim + d];
-    for (int64_t d = 0; d < dim; ++d) centre[d] /= codes;
-    double most = 0.0;
-    for (int64_t k = 0; k < padded; ++k) {
-      const int64_t size = k < wide ? width : kLanes;
-      const int64_t first = k < wide ? k / width * width : k / kLanes * kLanes;
-      float* panel = panels.get() + first * dim + (k - first);
-      double square = 0.0;
-      for (int64_t d = 0; k < codes && d < dim; ++d) {
-        const double value = book[k * dim + d] - centre[d];
-        panel[d * size] = static_cast<float>(value);
-        square += value * value;
-      }
-      half_squares.get()[k] =
-          k < codes ? static_cast<float>(square / 2) : std::numeric_limits<float>::infinity();
-      most = std::max(most, square);
-    }
-    largest = std::sqrt(most);
-  }
-
-  // How far apart two scores m.c - |c|^2 / 2 must be for float32 to order them rightly: twice the
-  // bound of one. A sum of n products in blocks, (depth + blocks) u |m| |c| (Higham 2002, eq. 3.5
-  // and section 4.2), the rounding of both operands, of |c|^2 / 2, of the last two differences.
-  double margin(double norm, int64_t dim) const {
-    const double limit = std::numeric_limits<float>::max() / 16;
-    // Past this the products may overflow float32: then nothing is sure.
-    if (!((norm + largest) * (norm + largest) <= limit))
-      return std::numeric_limits<double>::infinity();
-    const double terms = std::min(dim, kDepth) + (dim + kDepth - 1) / kDepth + 6.0;
-    return 1.01 * kEps * (terms * norm * largest + 2 * largest * largest) +
-           4.0 * dim * std::numeric_limits<float>::min();
-  }
-
-  const float* book;  // [codes, dim]
-  int64_t wide, padded;
-  Buffer<double> mean;         // [dim]
-  Buffer<float> panels;        // [padded, dim]
-  Buffer<float> half_squares;  // [padded]
-  double largest;              // norm of the longest codeword, centred
-};
+CRS_INLINE void fill(const Buffer<T>& to, int64_t size, T value) {
+  for (int64_t i = 0; i < size; ++i) to.get()[i] = value;
+}
 
 // What a thread works in: a block of rows, from reading x to its last code.
 struct Scratch {
@@ -92,7 +28,7 @@ struct Scratch {
         margins(block),
         best(block * kLanes),
         second(block * kLanes),
-        partial(args.dim > kDepth ? block * 4 * kLanes : 0),
+        partial(args.dim > kDepth ? block * kTileVectors * kLanes : 0),
         scores(padded),
         where(block * kLanes) {}
   Running running(int64_t row) const {
@@ -117,7 +53,7 @@ struct Task {
 };
 
 template <typename T>
-CRS_INLINE bool read_row(const T* from, int64_t dim, double* to) {
+bool read_row(const T* from, int64_t dim, double* to) {
   double size = 0.0;
   for (int64_t d = 0; d < dim; ++d) {
     to[d] = to_float(from[d]);
@@ -126,7 +62,7 @@ CRS_INLINE bool read_row(const T* from, int64_t dim, double* to) {
   return size < std::numeric_limits<double>::infinity();  // false for NaN too
 }
 
-CRS_INLINE void read_block(const Task& task) {
+void read_block(const Task& task) {
   const LookupArgs& a = task.args;
   for (int64_t r = 0; r < task.count; ++r) {
     double* to = task.scratch.rest.get() + r * a.dim;
@@ -143,7 +79,7 @@ CRS_INLINE void read_block(const Task& task) {
 }
 
 // Rows seen from a level's mean, in float32, and the margin that each needs.
-CRS_INLINE void move_block(const Task& task, const Level& level) {
+void move_block(const Task& task, const Level& level) {
   const int64_t dim = task.args.dim;
   const double* mean = level.mean.get();
   for (int64_t r = 0; r < task.count; ++r) {
@@ -168,13 +104,14 @@ CRS_INLINE void move_block(const Task& task, const Level& level) {
   }
 }
 
-template <int R, int V, bool Exact>
-CRS_INLINE void score_panel(const Task& task, const Level& level, int64_t first, int64_t rows) {
+template <int V, bool Exact>
+void score_panel(const Task& task, const Level& level, int64_t first, int64_t rows) {
+  constexpr int R = kTileRows;
   const int64_t dim = task.args.dim;
   const float* panel = level.panels.get() + first * dim;
   const float* half_squares = level.half_squares.get() + first;
   for (int64_t d = 0; d < dim; d += kDepth) {
-    const int64_t depth = std::min(kDepth, dim - d);
+    const int64_t depth = dim - d < kDepth ? dim - d : kDepth;
     for (int64_t r = 0; r < rows; r += R) {
       Floats sums[R][V];
       multiply<R, V>(task.scratch.moved.get() + r * dim + d, dim, panel + d * V * kLanes, depth,
@@ -182,11 +119,7 @@ CRS_INLINE void score_panel(const Task& task, const Level& level, int64_t first,
       float* partial = task.scratch.partial.get() + r * V * kLanes;
       if (d > 0) {
 #pragma GCC unroll 32
-        for (int i = 0; i < R * V; ++i) {
-          Floats before;
-          load(partial + i * kLanes, before);
-          sums[i / V][i % V] += before;
-        }
+        for (int i = 0; i < R * V; ++i) sums[i / V][i % V] += load(partial + i * kLanes);
       }
       if (d + depth == dim) {
         absorb<R, V, Exact>(sums, half_squares, static_cast<int32_t>(first),
@@ -199,9 +132,22 @@ CRS_INLINE void score_panel(const Task& task, const Level& level, int64_t first,
   }
 }
 
-// The float64 choice among the codes that float32 cannot tell from the best.
+// The scores in float32 of one row, from `first` on; `partial` sums as in score_panel.
 template <int V>
-CRS_INLINE int32_t recheck(const Task& task, const Level& level, int64_t r) {
+void score_row(const Level& level, const float* row, int64_t dim, int64_t first, float* scores) {
+  const float* panel = level.panels.get() + first * dim;
+  Floats total[1][V] = {};
+  for (int64_t d = 0; d < dim; d += kDepth) {
+    Floats sums[1][V];
+    multiply<1, V>(row + d, 0, panel + d * V * kLanes, dim - d < kDepth ? dim - d : kDepth, sums);
+    for (int v = 0; v < V; ++v) total[0][v] += sums[0][v];
+  }
+  for (int v = 0; v < V; ++v, first += kLanes)
+    store(total[0][v] - load(level.half_squares.get() + first), scores + first);
+}
+
+// The float64 choice among the codes that float32 cannot tell from the best.
+int32_t recheck(const Task& task, const Level& level, int64_t r) {
   const int64_t dim = task.args.dim, codes = task.args.codes;
   const double* rest = task.scratch.rest.get() + r * dim;
   const float* moved = task.scratch.moved.get() + r * dim;
@@ -209,32 +155,15 @@ CRS_INLINE int32_t recheck(const Task& task, const Level& level, int64_t r) {
   float* scores = task.scratch.scores.get();
   double limit = -std::numeric_limits<double>::infinity();
   if (margin < std::numeric_limits<double>::infinity()) {
+    for (int64_t k = 0; k < level.wide; k += Level::kWidth)
+      score_row<kTileVectors>(level, moved, dim, k, scores);
+    for (int64_t k = level.wide; k < level.padded; k += kLanes)
+      score_row<1>(level, moved, dim, k, scores);
     float top = -std::numeric_limits<float>::infinity();
-    for (int64_t k = 0; k < level.padded;) {
-      const int vectors = k < level.wide ? V : 1;
-      const float* panel = level.panels.get() + k * dim;
-      Floats total[V] = {};
-      for (int64_t d = 0; d < dim; d += kDepth) {
-        const int64_t depth = std::min(kDepth, dim - d);
-        Floats sums[1][V], one[1][1];
-        if (vectors == V) {
-          multiply<1, V>(moved + d, 0, panel + d * V * kLanes, depth, sums);
-          for (int v = 0; v < V; ++v) total[v] += sums[0][v];
-        } else {
-          multiply<1, 1>(moved + d, 0, panel + d * kLanes, depth, one);
-          total[0] += one[0][0];
-        }
-      }
-      for (int v = 0; v < vectors; ++v, k += kLanes) {
-        Floats half;
-        load(level.half_squares.get() + k, half);
-        store(total[v] - half, scores + k);
-      }
-    }
-    for (int64_t k = 0; k < codes; ++k) top = std::max(top, scores[k]);
+    for (int64_t k = 0; k < codes; ++k) top = top < scores[k] ? scores[k] : top;
     limit = top - margin;
   } else {
-    std::fill(scores, scores + codes, 0.0f);
+    for (int64_t k = 0; k < codes; ++k) scores[k] = 0.0f;
   }
   int32_t chosen = 0;
   double nearest = std::numeric_limits<double>::infinity();
@@ -251,7 +180,17 @@ CRS_INLINE int32_t recheck(const Task& task, const Level& level, int64_t r) {
   return chosen;
 }
 
-CRS_INLINE void take(const Task& task, int64_t l, int64_t r, int64_t code) {
+// Float32's choice; -1 where the margin makes it unsure.
+template <bool Exact>
+int32_t choose(const Scratch& scratch, int64_t r) {
+  const Running lanes = scratch.running(r);
+  if (!Exact) return highest(lanes.best, lanes.where);
+  const double margin = scratch.margins.get()[r];
+  if (!(margin < std::numeric_limits<float>::max())) return -1;
+  return highest_if_sure(lanes.best, lanes.second, lanes.where, static_cast<float>(margin));
+}
+
+void take(const Task& task, int64_t l, int64_t r, int64_t code) {
   const LookupArgs& a = task.args;
   double* rest = task.scratch.rest.get() + r * a.dim;
   const float* word = task.levels[l].book + code * a.dim;
@@ -264,41 +203,29 @@ CRS_INLINE void take(const Task& task, int64_t l, int64_t r, int64_t code) {
   for (int64_t d = 0; d < a.dim; ++d) rest[d] -= word[d];
 }
 
-template <int R, int V, bool Exact>
-CRS_INLINE void run_levels(const Task& task) {
+template <bool Exact>
+void run_levels(const Task& task) {
   const LookupArgs& a = task.args;
   const Scratch& s = task.scratch;
   // Rows past the end of a tile hold what an earlier block left there; their codes are not read.
-  const int64_t rows = (task.count + R - 1) / R * R;
+  const int64_t rows = (task.count + kTileRows - 1) / kTileRows * kTileRows;
   read_block(task);
   if (!task.result->finite) return;
   for (int64_t l = 0; l < a.levels; ++l) {
     const Level& level = task.levels[l];
     move_block(task, level);
-    std::fill(s.best.get(), s.best.get() + rows * kLanes, -std::numeric_limits<float>::infinity());
-    if (Exact)
-      std::fill(s.second.get(), s.second.get() + rows * kLanes,
-                -std::numeric_limits<float>::infinity());
-    std::fill(s.where.get(), s.where.get() + rows * kLanes, 0);
-    for (int64_t k = 0; k < level.wide; k += V * kLanes)
-      score_panel<R, V, Exact>(task, level, k, rows);
+    fill(s.best, rows * kLanes, -std::numeric_limits<float>::infinity());
+    if (Exact) fill(s.second, rows * kLanes, -std::numeric_limits<float>::infinity());
+    fill(s.where, rows * kLanes, 0);
+    for (int64_t k = 0; k < level.wide; k += Level::kWidth)
+      score_panel<kTileVectors, Exact>(task, level, k, rows);
     for (int64_t k = level.wide; k < level.padded; k += kLanes)
-      score_panel<R, 1, Exact>(task, level, k, rows);
+      score_panel<1, Exact>(task, level, k, rows);
     for (int64_t r = 0; r < task.count; ++r) {
-      const Running lanes = s.running(r);
-      int32_t code;
-      if (Exact) {
-        const double margin = s.margins.get()[r];
-        code =
-            margin < std::numeric_limits<float>::max()
-                ? highest_if_sure(lanes.best, lanes.second, lanes.where, static_cast<float>(margin))
-                : -1;
-        if (code < 0) {
-          code = recheck<V>(task, level, r);
-          ++task.result->rechecked;
-        }
-      } else {
-        code = highest(lanes.best, lanes.where);
+      int32_t code = choose<Exact>(s, r);
+      if (code < 0) {
+        code = recheck(task, level, r);
+        ++task.result->rechecked;
       }
       take(task, l, r, code);
     }
@@ -310,87 +237,73 @@ CRS_INLINE void run_levels(const Task& task) {
   }
 }
 
-// A tile shape for each instruction set: what its registers hold.
-struct Kernel {
-  void (*run)(const Task&);
-  int64_t tile_rows, width;
+// What one thread has of its own.
+struct Worker {
+  Worker(const LookupArgs& args, int64_t block, int64_t padded) : scratch(args, block, padded) {}
+  Scratch scratch;
+  LookupResult result{0, true};
 };
-
-#define CRS_KERNEL(name, target, R, V)                                         \
-  target void name##_exact(const Task& task) { run_levels<R, V, true>(task); } \
-  target void name##_fast(const Task& task) { run_levels<R, V, false>(task); } \
-  Kernel name(bool exact) { return {exact ? name##_exact : name##_fast, R, V * kLanes}; }
-
-CRS_KERNEL(portable, , 4, 1)
-#if defined(__x86_64__) && defined(__GNUC__)
-CRS_KERNEL(avx2, __attribute__((target("avx2,fma,bmi,bmi2,f16c"))), 6, 1)
-CRS_KERNEL(avx512,
-           __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi,bmi2,f16c"))), 6,
-           4)
-#endif
-#undef CRS_KERNEL
-
-Kernel choose_kernel(bool exact) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (isa() == Isa::kAvx512) return avx512(exact);
-  if (isa() == Isa::kAvx2) return avx2(exact);
-#endif
-  return portable(exact);
-}
 
 }  // namespace
 
-LookupResult residual_lookup_cpu(const LookupArgs& args) {
-  const Kernel kernel = choose_kernel(args.exact);
+LookupResult residual_lookup(const LookupArgs& args) {
   std::vector<Level> levels;
   levels.reserve(args.levels);
   for (int64_t l = 0; l < args.levels; ++l)
-    levels.emplace_back(args.books + l * args.codes * args.dim, args.codes, args.dim, kernel.width);
+    levels.emplace_back(args.books + l * args.codes * args.dim, args.codes, args.dim);
 
   // Many rows share a panel while it is in cache, and their residuals should stay there too.
-  const int64_t block =
-      std::clamp<int64_t>((1 << 15) / args.dim / kernel.tile_rows, 8, 16) * kernel.tile_rows;
-  // Statistics are summed slab by slab and the slabs in order, so threads change no bit of them.
+  const int64_t block = clamp((1 << 15) / args.dim / kTileRows, 8, 16) * kTileRows;
+  // Statistics are summed slab by slab and the slabs in order, so neither threads nor the
+  // instruction set change a bit of them.
   const int64_t table = args.levels * args.codes * args.dim;
   int64_t slabs = (args.rows + block - 1) / block, slab = block;
-  std::vector<double> sums;
-  std::vector<int64_t> counts;
   if (args.sums) {
-    slabs = std::clamp<int64_t>(args.rows / (8 * args.codes), 1, 16);
-    slabs = std::min(slabs, std::max<int64_t>(1, (int64_t{1} << 25) / table));
+    const int64_t affordable = (int64_t{1} << 25) / table;
+    slabs = clamp(args.rows / (8 * args.codes), 1, clamp(affordable, 1, 16));
     slab = (args.rows + slabs - 1) / slabs;
-    sums.resize(slabs * table);
-    counts.resize(slabs * args.levels * args.codes);
   }
-  [[maybe_unused]] const int threads =
-      static_cast<int>(std::clamp<int64_t>(slabs, 1, std::max(1, args.threads)));
-  int64_t rechecked = 0;
-  bool finite = true;
-#pragma omp parallel num_threads(threads) reduction(+ : rechecked) reduction(&& : finite)
-  {
-    const Scratch scratch(args, block, levels.front().padded);
-    LookupResult mine{0, true};
-#pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < slabs; ++i) {
-      const int64_t end = std::min(args.rows, (i + 1) * slab);
-      for (int64_t begin = i * slab; begin < end && mine.finite; begin += block)
-        kernel.run({args, levels, scratch, begin, std::min(block, end - begin),
-                    args.sums ? counts.data() + i * args.levels * args.codes : nullptr,
-                    args.sums ? sums.data() + i * table : nullptr, &mine});
+  const Buffer<double> sums(args.sums ? slabs * table : 0);
+  const Buffer<int64_t> counts(args.sums ? slabs * args.levels * args.codes : 0);
+
+  // A thread more for every so many products: for less, waking it costs more than it brings.
+  constexpr int64_t kProductsPerThread = 1 << 21;
+  const int64_t worth = args.rows * table / kProductsPerThread;
+  const int64_t threads = clamp(worth < slabs ? worth : slabs, 1, args.threads);
+  std::vector<Worker> workers;
+  workers.reserve(threads);
+  for (int64_t i = 0; i < threads; ++i) workers.emplace_back(args, block, levels.front().padded);
+  parallel_for(threads, slabs, [&](int64_t i, int number) {
+    Worker& worker = workers[number];
+    const int64_t end = args.rows < (i + 1) * slab ? args.rows : (i + 1) * slab;
+    for (int64_t begin = i * slab; begin < end && worker.result.finite; begin += block) {
+      const Task task{args,
+                      levels,
+                      worker.scratch,
+                      begin,
+                      end - begin < block ? end - begin : block,
+                      args.sums ? counts.get() + i * args.levels * args.codes : nullptr,
+                      args.sums ? sums.get() + i * table : nullptr,
+                      &worker.result};
+      args.exact ? run_levels<true>(task) : run_levels<false>(task);
     }
-    rechecked += mine.rechecked;
-    finite = finite && mine.finite;
-  }
+  });
   if (args.sums) {
-    std::fill(args.sums, args.sums + table, 0.0);
-    std::fill(args.counts, args.counts + args.levels * args.codes, 0);
+    std::memset(args.sums, 0, table * sizeof(double));
+    std::memset(args.counts, 0, args.levels * args.codes * sizeof(int64_t));
     for (int64_t i = 0; i < slabs; ++i) {
-      for (int64_t j = 0; j < table; ++j) args.sums[j] += sums[i * table + j];
+      for (int64_t j = 0; j < table; ++j) args.sums[j] += sums.get()[i * table + j];
       for (int64_t j = 0; j < args.levels * args.codes; ++j)
-        args.counts[j] += counts[i * args.levels * args.codes + j];
+        args.counts[j] += counts.get()[i * args.levels * args.codes + j];
     }
   }
-  return {rechecked, finite};
+  LookupResult result{0, true};
+  for (const Worker& worker : workers) {
+    result.rechecked += worker.result.rechecked;
+    result.finite = result.finite && worker.result.finite;
+  }
+  return result;
 }
 
+}  // namespace CRS_ISA
 }  // namespace crs

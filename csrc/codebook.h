@@ -1,9 +1,10 @@
-// Residual codebook lookup on the CPU; see crs_fast/ops/codebook for what it computes.
+// Residual codebook lookup on the CPU; see crs_fast/ops/codebook/__init__.py for what it computes.
 #pragma once
 
 #include <cstdint>
 
 #include "dtype.h"
+#include "isa.h"
 
 namespace crs {
 
@@ -27,5 +28,6 @@ struct LookupResult {
 };
 
 LookupResult residual_lookup_cpu(const LookupArgs& args);
+CRS_FOR_EACH_ISA(LookupResult residual_lookup(const LookupArgs& args);)
 
 }  // namespace crs

@@ -1,34 +1,46 @@
-// The instruction set that the CPU kernels run with on this processor.
+// The instruction sets that the CPU kernels are compiled for, and the one in use.
+//
+// CMakeLists.txt compiles a kernel's file once per instruction set, into the namespace CRS_ISA,
+// with flags that no other file gets. What it shares with the rest of the module is plain data and
+// functions that are always inlined. A weak symbol there (an inline function that was not inlined,
+// an instance of a std template) would be merged by the linker, and a CPU without AVX-512 might
+// then run the AVX-512 copy: the build fails where a kernel's object holds any.
 #pragma once
+
+#include <string>
+#include <vector>
+
+// CRS_FOR_EACH_ISA(declaration) puts a function's declaration into the namespace of each
+// instruction set; CRS_IN_USE(function) is the one to call.
+#if defined(__x86_64__) && !defined(CRS_ONLY_PORTABLE)
+#define CRS_FOR_EACH_ISA(...) \
+  namespace portable {        \
+  __VA_ARGS__                 \
+  }                           \
+  namespace avx2 {            \
+  __VA_ARGS__                 \
+  }                           \
+  namespace avx512 {          \
+  __VA_ARGS__                 \
+  }
+#define CRS_IN_USE(function)                            \
+  (::crs::isa_in_use() == 2   ? ::crs::avx512::function \
+   : ::crs::isa_in_use() == 1 ? ::crs::avx2::function   \
+                              : ::crs::portable::function)
+#else
+#define CRS_FOR_EACH_ISA(...) \
+  namespace portable {        \
+  __VA_ARGS__                 \
+  }
+#define CRS_IN_USE(function) ::crs::portable::function
+#endif
 
 namespace crs {
 
-enum class Isa : int { kPortable, kAvx2, kAvx512 };
-
-inline Isa isa() {
-#if defined(__x86_64__) && defined(__GNUC__)
-  __builtin_cpu_init();
-  // What the bodies of codebook.cpp are compiled for. The clones of simd.h, which GCC alone makes,
-  // ask for x86-64-v3 and x86-64-v4: every processor with these features is of those levels.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
-    return Isa::kAvx512;
-  if (avx2) return Isa::kAvx2;
-#endif
-  return Isa::kPortable;
-}
-
-inline const char* isa_name() {
-  switch (isa()) {
-    case Isa::kAvx512:
-      return "avx512";
-    case Isa::kAvx2:
-      return "avx2";
-    default:
-      return "portable";
-  }
-}
+// The names of those that this machine can run, the widest last.
+const std::vector<std::string>& isas();
+// The place in isas() of the one in use: the last, until `use_isa` chooses another.
+int isa_in_use();
+void use_isa(const std::string& name);
 
 }  // namespace crs

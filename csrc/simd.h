@@ -1,88 +1,167 @@
-// Portable SIMD for the CPU kernels: GCC/Clang vector extensions, and one clone of a function per
-// instruction set, chosen when the module is loaded.
+// Vectors as wide as the registers of the instruction set that a kernel's file is compiled for: GCC
+// and Clang vector extensions, and intrinsics where the extensions have no word for an instruction.
+// (Of AVX-512's, the masked ones: GCC 12 warns of uninitialized values inside the others.)
 #pragma once
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #include <cstdint>
 #include <cstring>
 
 #include "dtype.h"
 
-// Levels or features, never "arch=haswell": GCC takes that for the one processor, not for all
-// since.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#if __GNUC__ >= 12
-#define CRS_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
-#else
-#define CRS_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
-#endif
-#else
-#define CRS_CLONES
-#endif
-// Inlined into each clone, so that it is compiled for the clone's instruction set.
 #define CRS_INLINE inline __attribute__((always_inline))
 
 namespace crs {
+namespace CRS_ISA {
 
+#if defined(__AVX512F__)
 constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
 typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
+typedef uint32_t Unsigned __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 
-CRS_INLINE float to_float(float x) { return x; }
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12  // C++ without _Float16
-CRS_INLINE float to_float(Float16 x) {
-  const uint32_t exponent = x.bits & 0x7c00u;
-  uint32_t bits = (x.bits & 0x7fffu) << 13;
-  if (exponent == 0x7c00u) bits |= 0x7f800000u;  // infinity, NaN
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  value *= 0x1p112f;  // the exponents' biases; also makes subnormal numbers normal
-  return x.bits & 0x8000u ? -value : value;
-}
-#else
-CRS_INLINE float to_float(Float16 x) {
-  _Float16 value;
-  std::memcpy(&value, &x.bits, sizeof value);
-  return static_cast<float>(value);
-}
-#endif
-CRS_INLINE float to_float(BFloat16 x) {
-  uint32_t bits = uint32_t{x.bits} << 16;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
+// Any type from any address.
+template <typename To>
+CRS_INLINE To read(const void* from) {
+  To value;
+  std::memcpy(&value, from, sizeof value);
   return value;
 }
-
-template <typename T>
-CRS_INLINE void load(const T* from, Floats& to) {
-  for (int i = 0; i < kLanes; ++i) to[i] = to_float(from[i]);
+template <typename To, typename From>
+CRS_INLINE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  return read<To>(&from);
 }
-template <>
-CRS_INLINE void load<float>(const float* from, Floats& to) {
-  std::memcpy(&to, from, sizeof to);
+template <typename Vector, typename T>
+CRS_INLINE void store(const Vector& from, T* to) {
+  std::memcpy(to, &from, sizeof from);
 }
 
-CRS_INLINE void maximum(Floats& a, const Floats& b) { a = a > b ? a : b; }
+CRS_INLINE Floats all(float value) { return value - Floats{}; }  // 0 + value would change -0
+CRS_INLINE Ints all(int32_t value) { return value - Ints{}; }
+CRS_INLINE Ints lane_numbers() {
+  Ints lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  return lanes;
+}
 
-// x = 2^x for x <= 0, relative error below 2e-7; 2^-126 below that. 2^n by its bits, the rest of
+CRS_INLINE float to_float(float x) { return x; }
+CRS_INLINE float to_float(BFloat16 x) { return bit_cast<float>(uint32_t{x.bits} << 16); }
+CRS_INLINE float to_float(Float16 x) {
+  uint32_t bits = (x.bits & 0x7fffu) << 13;
+  if (bits >= 0x7c00u << 13) bits |= 0x7f800000u;  // infinity, NaN
+  // The difference of the exponents' biases; also makes subnormal numbers normal.
+  const float value = bit_cast<float>(bits) * 0x1p112f;
+  return x.bits & 0x8000u ? -value : value;
+}
+
+CRS_INLINE Floats load(const float* from) { return read<Floats>(from); }
+CRS_INLINE Floats load(const BFloat16* from) {
+  return bit_cast<Floats>(__builtin_convertvector(read<Halves>(from), Unsigned) << 16);
+}
+CRS_INLINE Floats load(const Float16* from) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_cvtph_ps(-1, read<__m256i>(from));
+#elif defined(__AVX2__)
+  return _mm256_cvtph_ps(read<__m128i>(from));
+#elif defined(__aarch64__)
+  return vcvt_f32_f16(read<float16x4_t>(from));
+#else
+  const Unsigned half = __builtin_convertvector(read<Halves>(from), Unsigned);
+  Unsigned bits = (half & 0x7fffu) << 13;
+  bits |= bit_cast<Unsigned>(bit_cast<Ints>(bits) >= 0x7c00 << 13) & 0x7f800000u;
+  const Floats value = bit_cast<Floats>(bits) * 0x1p112f;
+  return bit_cast<Floats>(bit_cast<Unsigned>(value) | (half & 0x8000u) << 16);
+#endif
+}
+
+// a * b + c, rounded once where the instruction set can.
+CRS_INLINE Floats fma(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+
+// a > b ? a : b, so b where either is NaN.
+CRS_INLINE Floats maximum(Floats a, Floats b) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_max_ps(-1, a, b);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(a, b);
+#elif defined(__SSE2__)
+  return _mm_max_ps(a, b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// Lane i takes lane i ^ Step, so log2(kLanes) of these reduce a vector.
+template <int Step, typename Vector>
+CRS_INLINE Vector exchange(Vector from) {
+#if defined(__clang__)
+  Vector to;
+  for (int i = 0; i < kLanes; ++i) to[i] = from[i ^ Step];
+  return to;
+#else
+  return __builtin_shuffle(from, lane_numbers() ^ Step);
+#endif
+}
+template <int Step = kLanes / 2>
+CRS_INLINE float highest_lane(Floats x) {
+  x = maximum(x, exchange<Step>(x));
+  if constexpr (Step > 1) return highest_lane<Step / 2>(x);
+  return x[0];
+}
+template <int Step = kLanes / 2, typename Vector>
+CRS_INLINE auto sum_of_lanes(Vector x) {
+  x += exchange<Step>(x);
+  if constexpr (Step > 1) return sum_of_lanes<Step / 2>(x);
+  return x[0];
+}
+template <int Step = kLanes / 2>
+CRS_INLINE int32_t lowest_lane(Ints x) {
+  const Ints other = exchange<Step>(x);
+  x = x < other ? x : other;
+  if constexpr (Step > 1) return lowest_lane<Step / 2>(x);
+  return x[0];
+}
+
+// 2^x for x <= 0, relative error below 2e-7; 2^-126 below that. 2^n by its bits, the rest of
 // |r| <= 1/2 by a polynomial (Cephes exp2f).
-CRS_INLINE void exp2_nonpositive(Floats& x) {
-  const Floats least = Floats{} - 126.0f;
-  x = x < least ? least : x;        // NaN stays NaN
+CRS_INLINE Floats exp2_nonpositive(Floats x) {
+  x = maximum(all(-126.0f), x);     // NaN stays NaN
   const float magic = 12582912.0f;  // adding it rounds to the nearest integer
   const Floats shifted = x + magic;
   const Floats r = x - (shifted - magic);
-  Floats p = r * 1.535336188319500e-4f + 1.339887440266574e-3f;
-  p = p * r + 9.618437357674640e-3f;
-  p = p * r + 5.550332471162809e-2f;
-  p = p * r + 2.402264791363012e-1f;
-  p = p * r + 6.931472028550421e-1f;
-  p = p * r + 1.0f;
-  Ints power;
-  std::memcpy(&power, &shifted, sizeof power);
-  power = (power + 127) << 23;  // the low bits of `shifted` hold n
-  Floats scale;
-  std::memcpy(&scale, &power, sizeof scale);
-  x = p * scale;
+  Floats p = fma(r, all(1.535336188319500e-4f), all(1.339887440266574e-3f));
+  p = fma(p, r, all(9.618437357674640e-3f));
+  p = fma(p, r, all(5.550332471162809e-2f));
+  p = fma(p, r, all(2.402264791363012e-1f));
+  p = fma(p, r, all(6.931472028550421e-1f));
+  p = fma(p, r, all(1.0f));
+  // The low bits of `shifted` hold n.
+  return p * bit_cast<Floats>((bit_cast<Unsigned>(shifted) + 127u) << 23);
 }
 
+}  // namespace CRS_ISA
 }  // namespace crs

@@ -13,7 +13,7 @@
 #if defined(__CUDACC__)
 #define CRS_HD __host__ __device__ __forceinline__
 #else
-#define CRS_HD inline
+#define CRS_HD inline __attribute__((always_inline))  // isa.h says why
 #endif
 
 namespace crs {

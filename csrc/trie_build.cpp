@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "threads.h"
 #include "trie.h"
 
 namespace crs {
@@ -25,8 +26,13 @@ std::string describe(int64_t row, const std::string& problem) {
 
 }  // namespace
 
-TrieBuilder::TrieBuilder(const int64_t* sids, int64_t num_items, int64_t levels, int64_t num_sorted)
-    : sids_(sids), num_items_(num_items), levels_(levels), num_sorted_(num_sorted) {
+TrieBuilder::TrieBuilder(const int64_t* sids, int64_t num_items, int64_t levels, int64_t num_sorted,
+                         int threads)
+    : sids_(sids),
+      num_items_(num_items),
+      levels_(levels),
+      num_sorted_(num_sorted),
+      threads_(threads) {
   num_chunks_ = (num_items + kChunk - 1) / kChunk;
 }
 
@@ -73,8 +79,7 @@ void TrieBuilder::check() {
                                 std::to_string(levels_) + ")");
   std::vector<int64_t> top(num_chunks_ * levels_, kEnd), bad(num_chunks_, -1);
   std::vector<char> ragged(num_chunks_, 0);
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t c = 0; c < num_chunks_; ++c) {
+  parallel_for(threads_, num_chunks_, [&](int64_t c, int) {
     int64_t* highest = top.data() + c * levels_;
     for (int64_t i = chunk_begin(c); i < chunk_begin(c + 1) && bad[c] < 0; ++i) {
       const int64_t* codes = row(i);
@@ -90,7 +95,7 @@ void TrieBuilder::check() {
       if (wrong) bad[c] = i;
     }
     done_ += chunk_begin(c + 1) - chunk_begin(c);
-  }
+  });
   for (int64_t i : bad) {
     if (i < 0) continue;
     const int64_t* codes = row(i);
@@ -126,13 +131,14 @@ void TrieBuilder::pack() {
   int left = used;
   for (int64_t l = 0; l < packed_levels_; ++l) shift_[l] = left -= width[l];
   entries_.resize(num_items_);
-#pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < num_items_; ++i) {
-    uint64_t key = 0;
-    for (int64_t l = 0; l < packed_levels_; ++l)
-      key |= static_cast<uint64_t>(row(i)[l] + 1) << shift_[l];
-    entries_[i] = {key, static_cast<uint32_t>(i)};
-  }
+  parallel_for(threads_, num_chunks_, [&](int64_t c, int) {
+    for (int64_t i = chunk_begin(c); i < chunk_begin(c + 1); ++i) {
+      uint64_t key = 0;
+      for (int64_t l = 0; l < packed_levels_; ++l)
+        key |= static_cast<uint64_t>(row(i)[l] + 1) << shift_[l];
+      entries_[i] = {key, static_cast<uint32_t>(i)};
+    }
+  });
   done_ = 2 * num_items_;
 }
 
@@ -154,10 +160,10 @@ void TrieBuilder::sort_entries(std::vector<Entry>& entries) {
   constexpr int64_t kBuckets = 1 << kBucketBits;
   const int64_t chunks = (size + kChunk - 1) / kChunk;
   std::vector<int64_t> at(chunks * kBuckets, 0);
-#pragma omp parallel for schedule(static)
-  for (int64_t c = 0; c < chunks; ++c)
+  parallel_for(threads_, chunks, [&](int64_t c, int) {
     for (int64_t i = c * kChunk; i < std::min(size, (c + 1) * kChunk); ++i)
       ++at[c * kBuckets + (entries[i].key >> shift)];
+  });
   std::vector<int64_t> bounds(kBuckets + 1, 0);
   int64_t total = 0;
   for (int64_t b = 0; b < kBuckets; ++b) {
@@ -170,16 +176,15 @@ void TrieBuilder::sort_entries(std::vector<Entry>& entries) {
   }
   bounds[kBuckets] = total;
   std::vector<Entry> dealt(size);
-#pragma omp parallel for schedule(static)
-  for (int64_t c = 0; c < chunks; ++c)
+  parallel_for(threads_, chunks, [&](int64_t c, int) {
     for (int64_t i = c * kChunk; i < std::min(size, (c + 1) * kChunk); ++i)
       dealt[at[c * kBuckets + (entries[i].key >> shift)]++] = entries[i];
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t b = 0; b < kBuckets; ++b) {
+  });
+  parallel_for(threads_, kBuckets, [&](int64_t b, int) {
     std::sort(dealt.begin() + bounds[b], dealt.begin() + bounds[b + 1],
               [this](const Entry& x, const Entry& y) { return less(x, y); });
     done_ += bounds[b + 1] - bounds[b];
-  }
+  });
   entries.swap(dealt);
 }
 
@@ -198,12 +203,15 @@ int64_t TrieBuilder::common_levels(const Entry& a, const Entry& b) const {
 void TrieBuilder::compare_neighbours() {
   common_.resize(num_items_);
   if (num_items_ > 0) common_[0] = 0;
-  bool ordered = true;
-#pragma omp parallel for schedule(static) reduction(&& : ordered)
-  for (int64_t i = 1; i < num_items_; ++i) {
-    common_[i] = static_cast<uint8_t>(common_levels(entries_[i - 1], entries_[i]));
-    ordered = ordered && less(entries_[i - 1], entries_[i]);
-  }
+  std::atomic<bool> ordered{true};
+  parallel_for(threads_, num_chunks_, [&](int64_t c, int) {
+    bool here = true;
+    for (int64_t i = std::max<int64_t>(1, chunk_begin(c)); i < chunk_begin(c + 1); ++i) {
+      common_[i] = static_cast<uint8_t>(common_levels(entries_[i - 1], entries_[i]));
+      here = here && less(entries_[i - 1], entries_[i]);
+    }
+    if (!here) ordered = false;
+  });
   if (!ordered)
     throw std::invalid_argument("trie_build: the first num_sorted = " +
                                 std::to_string(num_sorted_) + " rows must be in order");
@@ -212,15 +220,14 @@ void TrieBuilder::compare_neighbours() {
 
 void TrieBuilder::count_nodes() {
   first_node_.assign(num_chunks_ * levels_, 0);
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t c = 0; c < num_chunks_; ++c) {
+  parallel_for(threads_, num_chunks_, [&](int64_t c, int) {
     int64_t* count = first_node_.data() + c * levels_;
     for (int64_t i = chunk_begin(c); i < chunk_begin(c + 1); ++i) {
       const int64_t end = length(entries_[i].row);
       for (int64_t l = common_[i]; l < end; ++l) ++count[l];
     }
     done_ += chunk_begin(c + 1) - chunk_begin(c);
-  }
+  });
   num_nodes_.assign(levels_, 0);
   for (int64_t c = 0; c < num_chunks_; ++c)
     for (int64_t l = 0; l < levels_; ++l) {
@@ -273,8 +280,7 @@ void TrieBuilder::fill(const Arrays& out) {
   }
   out.level[2 * levels_] = codes;
   out.level[2 * levels_ + 1] = num_items_;
-#pragma omp parallel for schedule(dynamic)
-  for (int64_t c = 0; c < num_chunks_; ++c) {
+  parallel_for(threads_, num_chunks_, [&](int64_t c, int) {
     if (code_bytes_ == 1)
       fill_chunk<uint8_t>(out, c);
     else if (code_bytes_ == 2)
@@ -282,7 +288,7 @@ void TrieBuilder::fill(const Arrays& out) {
     else
       fill_chunk<int32_t>(out, c);
     done_ += chunk_begin(c + 1) - chunk_begin(c);
-  }
+  });
   // Where the items fill the last word, the position after them has one of its own.
   if (num_items_ % 64 == 0)
     for (int64_t l = 0; l < levels_; ++l) {

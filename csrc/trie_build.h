@@ -12,7 +12,8 @@ class TrieBuilder {
  public:
   // sids: [num_items, levels], row-major, -1 pads ragged rows; must outlive the builder. The first
   // `num_sorted` rows are in order already.
-  TrieBuilder(const int64_t* sids, int64_t num_items, int64_t levels, int64_t num_sorted);
+  TrieBuilder(const int64_t* sids, int64_t num_items, int64_t levels, int64_t num_sorted,
+              int threads);
 
   // Throws std::invalid_argument.
   void sort();
@@ -58,6 +59,7 @@ class TrieBuilder {
 
   const int64_t* sids_;
   const int64_t num_items_, levels_, num_sorted_;
+  const int threads_;  // at most
   bool ragged_ = false;
   int64_t packed_levels_ = 0;
   std::vector<int64_t> top_;         // [levels]: highest code

@@ -1,17 +1,28 @@
-// The logits mask on the CPU.
+// The logits mask on the CPU. Compiled once per instruction set.
 #include <algorithm>
 #include <cstring>
-#include <utility>
-#include <vector>
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
 #endif
 
+#include "buffer.h"
+#include "threads.h"
 #include "trie_ops.h"
 
 namespace crs {
+namespace CRS_ISA {
 namespace {
+
+// A thread more for every so many bytes: for less, waking it costs more than it brings.
+constexpr int64_t kBytesPerThread = 1 << 21;
+constexpr int64_t kRowsPerChunk = 4;
+
+template <typename Bits>
+struct Kept {
+  int64_t token;
+  Bits logit;
+};
 
 // Fill without reading what is overwritten first, which plain stores make the cache do.
 template <typename Bits>
@@ -30,7 +41,7 @@ void fill(Bits* begin, int64_t size, Bits value) {
 }
 
 template <typename Bits>
-void mask_row(const MaskArgs& args, int64_t row, std::vector<std::pair<int64_t, Bits>>& kept) {
+void mask_row(const MaskArgs& args, int64_t row) {
   const Bits* logits = static_cast<const Bits*>(args.logits) + row * args.row_stride;
   Bits* out = static_cast<Bits*>(args.out) + row * args.out_stride;
   const Bits minus_inf = static_cast<Bits>(minus_inf_bits(args.dtype));
@@ -40,42 +51,45 @@ void mask_row(const MaskArgs& args, int64_t row, std::vector<std::pair<int64_t, 
     for (int64_t i = 0; i < tokens.num_denied; ++i) out[tokens.denied[i]] = minus_inf;
     return;
   }
-  kept.clear();
-  auto keep = [&](int64_t token) {
-    if (token >= 0) kept.emplace_back(token, logits[token]);
-  };
   const int64_t filter = row / args.rows_per_filter;
   const Children children(args.trie, args.trie.node(args.nodes[row]));
+  const Buffer<Kept<Bits>> kept(children.size() + 1);
+  int64_t count = 0;
+  const auto keep = [&](int64_t token) {
+    if (token >= 0) kept.get()[count++] = {token, logits[token]};
+  };
   if (children.has_end() && args.filter.any(filter, children.end())) keep(tokens.terminator);
   for (int64_t k = children.first; k < children.last; ++k)
     if (!args.filter.words || args.filter.any(filter, children.child(k)))
       keep(tokens.at(children.parent.depth, children.code(k)));
   // A leaf, or a prefix below which the filter allows nothing: only the terminator is left.
-  if (kept.empty()) keep(tokens.terminator);
+  if (count == 0) keep(tokens.terminator);
   fill(out, args.vocab, minus_inf);
-  for (const auto& [token, value] : kept) out[token] = value;
+  for (int64_t i = 0; i < count; ++i) out[kept.get()[i].token] = kept.get()[i].logit;
 }
 
 template <typename Bits>
 void mask_rows(const MaskArgs& args) {
-#pragma omp parallel if (args.rows > 1)
-  {
-    std::vector<std::pair<int64_t, Bits>> kept;
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < args.rows; ++row) mask_row<Bits>(args, row, kept);
+  const int64_t worth = args.rows * args.vocab * sizeof(Bits) / kBytesPerThread;
+  const int64_t threads = std::clamp<int64_t>(worth, 1, std::max(1, args.threads));
+  parallel_for(threads, (args.rows + kRowsPerChunk - 1) / kRowsPerChunk, [&](int64_t chunk, int) {
+    const int64_t begin = chunk * kRowsPerChunk;
+    for (int64_t row = begin; row < std::min(begin + kRowsPerChunk, args.rows); ++row)
+      mask_row<Bits>(args, row);
 #if defined(__SSE2__)
     _mm_sfence();
 #endif
-  }
+  });
 }
 
 }  // namespace
 
-void trie_mask_cpu(const MaskArgs& args) {
+void trie_mask(const MaskArgs& args) {
   if (element_size(args.dtype) == 4)
     mask_rows<uint32_t>(args);
   else
     mask_rows<uint16_t>(args);
 }
 
+}  // namespace CRS_ISA
 }  // namespace crs

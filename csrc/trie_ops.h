@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "dtype.h"
+#include "isa.h"
 #include "trie.h"
 
 namespace crs {
@@ -26,11 +27,12 @@ struct TokenView {
 // nodes[r] = the node reached from the root by codes[r, :], stopping at the first -1; kNoNode when
 // the trie has no such path.
 void trie_walk_cpu(const TrieView& trie, const int64_t* codes, int64_t rows, int64_t length,
-                   int64_t* nodes);
+                   int64_t* nodes, int threads);
 
 // codes[i, :] = the SID of the item at sorted position items[i], -1 after its end. Null items: of
 // the first `size` items.
-void trie_rows_cpu(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes);
+void trie_rows_cpu(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes,
+                   int threads);
 
 // out[r, v] = logits[r, v] where v is legal after nodes[r], else -inf.
 struct MaskArgs {
@@ -43,6 +45,7 @@ struct MaskArgs {
   const int64_t* nodes;  // [rows]
   int64_t rows, vocab, row_stride, out_stride;
   DType dtype;  // of logits and out
+  int threads;  // at most
 };
 void trie_mask_cpu(const MaskArgs& args);
 
@@ -65,8 +68,16 @@ struct StepArgs {
   int64_t* out_nodes;    // [batch, out_beams]
   int64_t* out_parents;  // [batch, out_beams]
   int64_t* out_codes;    // [batch, out_beams]
+  int threads;           // at most
 };
 void trie_step_cpu(const StepArgs& args);
+
+// What the functions above call.
+CRS_FOR_EACH_ISA(void trie_walk(const TrieView& trie, const int64_t* codes, int64_t rows,
+                                int64_t length, int64_t* nodes, int threads);
+                 void trie_rows(const TrieView& trie, const int64_t* items, int64_t size,
+                                int64_t* codes, int threads);
+                 void trie_mask(const MaskArgs& args); void trie_step(const StepArgs& args);)
 
 #if defined(CRS_FAST_WITH_CUDA)
 // Return a cudaError_t; stream is a cudaStream_t.

@@ -1,11 +1,12 @@
-// The SIDs of items, read back from the trie, on the CPU.
+// The SIDs of items, read back from the trie, on the CPU. Compiled once per instruction set.
 #include <algorithm>
-#include <functional>
 #include <vector>
 
+#include "threads.h"
 #include "trie_ops.h"
 
 namespace crs {
+namespace CRS_ISA {
 namespace {
 
 // Where the node of depth l + 1 that begins last at or before `item` begins, -1 if none does.
@@ -73,22 +74,24 @@ constexpr int64_t kChunk = 1 << 14;
 
 void chunk_of(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes) {
   const int64_t span = items[size - 1] - items[0] + 1;
-  if (span <= 2 * size && std::is_sorted(items, items + size, std::less_equal<int64_t>()))
-    return rows_of(trie, items, items[0], items[size - 1] + 1, codes);
+  bool ascend = true;
+  for (int64_t i = 1; i < size; ++i) ascend = ascend && items[i - 1] < items[i];
+  if (span <= 2 * size && ascend) return rows_of(trie, items, items[0], items[size - 1] + 1, codes);
   for (int64_t i = 0; i < size; ++i) row_of(trie, items[i], codes + i * trie.levels);
 }
 
 }  // namespace
 
-void trie_rows_cpu(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes) {
-#pragma omp parallel for schedule(static) if (size > kChunk)
-  for (int64_t first = 0; first < size; first += kChunk) {
-    const int64_t count = std::min(kChunk, size - first);
+void trie_rows(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes,
+               int threads) {
+  parallel_for(threads, (size + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
+    const int64_t first = chunk * kChunk, count = std::min(kChunk, size - first);
     if (items)
       chunk_of(trie, items + first, count, codes + first * trie.levels);
     else
       rows_of(trie, nullptr, first, first + count, codes + first * trie.levels);
-  }
+  });
 }
 
+}  // namespace CRS_ISA
 }  // namespace crs

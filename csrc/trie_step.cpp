@@ -1,71 +1,24 @@
 // The beam step on the CPU: one pass over each beam's children, the best of which are kept.
+// Compiled once per instruction set.
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
-#include "simd.h"
+#include "buffer.h"
+#include "logsumexp.h"
 #include "step_rules.h"
+#include "threads.h"
 #include "trie_ops.h"
 
 namespace crs {
+namespace CRS_ISA {
 namespace {
-
-int64_t max_threads() {
-#if defined(_OPENMP)
-  return omp_get_max_threads();
-#else
-  return 1;
-#endif
-}
-
-// log(sum(exp(inverse_temperature * logits))) over a contiguous row.
-template <typename T>
-CRS_INLINE float logsumexp(const T* logits, int64_t size, float inverse_temperature) {
-  Floats value, top;
-  for (int i = 0; i < kLanes; ++i) top[i] = kMinusInf;
-  const int64_t whole = size / kLanes * kLanes;
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    load(logits + i, value);
-    maximum(top, value);
-  }
-  float highest = kMinusInf;
-  for (int i = 0; i < kLanes; ++i) highest = std::max(highest, top[i]);
-  for (int64_t i = whole; i < size; ++i) highest = std::max(highest, to_float(logits[i]));
-  if (!std::isfinite(highest)) return highest;
-
-  const float log2_scale = inverse_temperature * 1.44269504088896341f;
-  Floats sum;
-  for (int i = 0; i < kLanes; ++i) sum[i] = 0.0f;
-  for (int64_t i = 0; i < whole; i += kLanes) {
-    load(logits + i, value);
-    value = (value - highest) * log2_scale;
-    exp2_nonpositive(value);
-    sum += value;
-  }
-  double total = 0.0;
-  for (int i = 0; i < kLanes; ++i) total += sum[i];
-  for (int64_t i = whole; i < size; ++i)
-    total += std::exp((to_float(logits[i]) - highest) * inverse_temperature);
-  return static_cast<float>(highest * double{inverse_temperature} + std::log(total));
-}
-
-CRS_CLONES float row_logsumexp(const float* x, int64_t n, float t) { return logsumexp(x, n, t); }
-CRS_CLONES float row_logsumexp(const BFloat16* x, int64_t n, float t) { return logsumexp(x, n, t); }
-CRS_CLONES float row_logsumexp(const Float16* x, int64_t n, float t) { return logsumexp(x, n, t); }
 
 constexpr int64_t kBlock = 256;  // children scored at a time
 // Fewer allowed items than one in so many children: go from items to children.
 constexpr int64_t kFew = 4;
-// Below so many logits a second thread costs more than it brings.
-constexpr int64_t kParallel = 1 << 15;
+// A thread more for every so many logits: for less, waking it costs more than it brings.
+constexpr int64_t kLogitsPerThread = 1 << 16;
 
 // Where a depth's codes stand among the logits.
 struct Columns {
@@ -82,66 +35,55 @@ struct Columns {
   }
 };
 
-// The children whose logit is above `limit`, as offsets from the first: their number.
+// The children whose logit is above `limit`, as offsets from the first: their number. Without a
+// branch: the logits of codes that are not adjacent come one by one in any case.
 template <typename T, typename Code>
 int64_t above(const T* logits, const Code* codes, int64_t size, float limit, int32_t* out) {
-  int64_t count = 0, i = 0;
-#if defined(__SSE2__)
-  const __m128 limits = _mm_set1_ps(limit);
-  for (; i + kLanes <= size; i += kLanes) {
-    __m128i over[4];
-    for (int j = 0; j < 4; ++j) {
-      const Code* c = codes + i + 4 * j;
-      const __m128 values = _mm_setr_ps(to_float(logits[c[0]]), to_float(logits[c[1]]),
-                                        to_float(logits[c[2]]), to_float(logits[c[3]]));
-      over[j] = _mm_castps_si128(_mm_cmpgt_ps(values, limits));
-    }
-    unsigned bits = _mm_movemask_epi8(
-        _mm_packs_epi16(_mm_packs_epi32(over[0], over[1]), _mm_packs_epi32(over[2], over[3])));
-    for (; bits != 0; bits &= bits - 1)
-      out[count++] = static_cast<int32_t>(i) + __builtin_ctz(bits);
-  }
-#endif
-  for (; i < size; ++i) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; ++i) {
     out[count] = static_cast<int32_t>(i);
     count += to_float(logits[codes[i]]) > limit;
   }
   return count;
 }
 
+struct Better {
+  bool operator()(const Candidate& a, const Candidate& b) const { return better(a, b); }
+};
+
 // The best candidates so far, among others that are thrown out when there is no more room: cheaper
 // than a heap, which would be put in order at every candidate.
 class Best {
  public:
-  explicit Best(size_t wanted) : wanted_(wanted), room_(std::max<size_t>(2 * wanted, 64)) {
-    kept_.reserve(room_);
-  }
+  explicit Best(int64_t wanted)
+      : wanted_(wanted), room_(std::max<int64_t>(2 * wanted, 64)), kept_(room_) {}
   // A lower score never gets in. Nor does an equal one, as candidates come in order of parent and
   // child; at first, what can't be a beam.
   float threshold() const { return threshold_; }
   void add(const Candidate& candidate) {
-    kept_.push_back(candidate);
-    if (kept_.size() == room_) prune();
+    begin()[size_++] = candidate;
+    if (size_ == room_) prune();
   }
   void merge(const Best& other) {
-    for (const Candidate& candidate : other.kept_) add(candidate);
+    for (int64_t i = 0; i < other.size_; ++i) add(other.begin()[i]);
   }
-  const std::vector<Candidate>& sorted() {
-    if (kept_.size() > wanted_) prune();
-    std::sort(kept_.begin(), kept_.end(), better);
-    return kept_;
+  void sort() {
+    if (size_ > wanted_) prune();
+    std::sort(begin(), begin() + size_, Better());
   }
+  Candidate* begin() const { return kept_.get(); }
+  int64_t size() const { return size_; }
 
  private:
   void prune() {
-    std::nth_element(kept_.begin(), kept_.begin() + (wanted_ - 1), kept_.end(), better);
-    kept_.resize(wanted_);
-    threshold_ = kept_.back().score;
+    std::nth_element(begin(), begin() + (wanted_ - 1), begin() + size_, Better());
+    size_ = wanted_;
+    threshold_ = begin()[wanted_ - 1].score;
   }
 
-  size_t wanted_, room_;
+  int64_t wanted_, room_, size_ = 0;
   float threshold_ = kMinusInf;
-  std::vector<Candidate> kept_;
+  Buffer<Candidate> kept_;
 };
 
 template <typename T>
@@ -160,22 +102,22 @@ struct Step {
   float normalizer(int64_t r, const Children& children) const {
     const T* logits = row(r);
     if (args.normalize == Normalize::kVocab)
-      return row_logsumexp(logits, args.vocab, args.inverse_temperature);
-    std::vector<float> picked;
-    if (args.normalize == Normalize::kLevel) {
-      const Columns& level = columns[scored_level(args, children)];
-      if (level.first >= 0)
-        return row_logsumexp(logits + level.first, level.width, args.inverse_temperature);
-      for (int64_t c = 0; c < level.width; ++c)
-        if (level.table[c] >= 0) picked.push_back(to_float(logits[level.table[c]]));
-    } else {
-      for (int64_t k = children.first; k < children.last; ++k) {
-        const int64_t column = legal_column(args, children, r / args.beams, k);
-        if (column >= 0) picked.push_back(to_float(logits[column]));
-      }
-    }
-    return row_logsumexp(picked.data(), static_cast<int64_t>(picked.size()),
-                         args.inverse_temperature);
+      return logsumexp(logits, args.vocab, args.inverse_temperature);
+    const Columns& level = columns[scored_level(args, children)];
+    const bool of_level = args.normalize == Normalize::kLevel;
+    if (of_level && level.first >= 0)
+      return logsumexp(logits + level.first, level.width, args.inverse_temperature);
+    const Buffer<float> picked(of_level ? level.width : children.size());
+    int64_t count = 0;
+    const auto pick = [&](int64_t column) {
+      if (column >= 0) picked.get()[count++] = to_float(logits[column]);
+    };
+    if (of_level)
+      for (int64_t c = 0; c < level.width; ++c) pick(level.table[c]);
+    else
+      for (int64_t k = children.first; k < children.last; ++k)
+        pick(legal_column(args, children, r / args.beams, k));
+    return logsumexp(picked.get(), count, args.inverse_temperature);
   }
 
   // Which of `size` children from the k-th on may beat the threshold.
@@ -183,7 +125,7 @@ struct Step {
                     int32_t* out) const {
     const TrieView& trie = children.trie;
     const Columns& level = columns[children.parent.depth];
-    if (level.first < 0 || children.code(k + size - 1) >= level.width) {
+    if (limit == kMinusInf || level.first < 0 || children.code(k + size - 1) >= level.width) {
       for (int64_t i = 0; i < size; ++i) out[i] = static_cast<int32_t>(i);
       return size;
     }
@@ -264,42 +206,42 @@ struct Step {
     }
   }
 
-  void write(int64_t request, const std::vector<Candidate>& best) const {
+  void write(int64_t request, const Best& best) const {
     for (int64_t i = 0; i < args.out_beams; ++i) {
       const int64_t at = request * args.out_beams + i;
-      if (i < static_cast<int64_t>(best.size()))
-        write_beam(args, at, request, best[i]);
+      if (i < best.size())
+        write_beam(args, at, request, best.begin()[i]);
       else
         write_dead_beam(args, at);
     }
   }
 
-  // A thread takes one request or, where there are fewer of them than threads, a part of one.
+  // A thread takes a request at a time or, where there are few of them, a part of one.
   void run() const {
     if (args.batch == 0) return;
-    const bool alone = args.batch * args.beams * args.vocab < kParallel;
-    const int64_t threads = alone ? 1 : max_threads();
-    const int64_t parts = std::clamp<int64_t>((threads + args.batch - 1) / args.batch, 1,
+    const int64_t worth = args.batch * args.beams * args.vocab / kLogitsPerThread;
+    const int64_t threads = std::clamp<int64_t>(worth, 1, std::max(1, args.threads));
+    const int64_t chunks = threads == 1 ? 1 : 2 * threads;
+    const int64_t parts = std::clamp<int64_t>((chunks + args.batch - 1) / args.batch, 1,
                                               std::max<int64_t>(args.beams, 1));
-    std::vector<Best> best(args.batch * parts, Best(args.out_beams));
-#pragma omp parallel num_threads(threads)
-    {
-#pragma omp for schedule(dynamic)
-      for (int64_t i = 0; i < args.batch * parts; ++i)
-        offer(i / parts, i % parts * args.beams / parts, (i % parts + 1) * args.beams / parts,
-              best[i]);
-#pragma omp for schedule(static)
-      for (int64_t b = 0; b < args.batch; ++b) {
-        for (int64_t p = 1; p < parts; ++p) best[b * parts].merge(best[b * parts + p]);
-        write(b, best[b * parts].sorted());
-      }
+    std::vector<Best> best;
+    best.reserve(args.batch * parts);
+    for (int64_t i = 0; i < args.batch * parts; ++i) best.emplace_back(args.out_beams);
+    parallel_for(threads, args.batch * parts, [&](int64_t i, int) {
+      offer(i / parts, i % parts * args.beams / parts, (i % parts + 1) * args.beams / parts,
+            best[i]);
+    });
+    for (int64_t b = 0; b < args.batch; ++b) {
+      for (int64_t p = 1; p < parts; ++p) best[b * parts].merge(best[b * parts + p]);
+      best[b * parts].sort();
+      write(b, best[b * parts]);
     }
   }
 };
 
 }  // namespace
 
-void trie_step_cpu(const StepArgs& args) {
+void trie_step(const StepArgs& args) {
   switch (args.dtype) {
     case DType::kBFloat16:
       return Step<BFloat16>{args}.run();
@@ -310,4 +252,5 @@ void trie_step_cpu(const StepArgs& args) {
   }
 }
 
+}  // namespace CRS_ISA
 }  // namespace crs

@@ -26,7 +26,11 @@ def build(
     sids = sids.contiguous()
     items, levels = sids.shape
     builder = native.TrieBuilder(
-        sids=sids.data_ptr(), num_items=items, levels=levels, num_sorted=num_sorted
+        sids=sids.data_ptr(),
+        num_items=items,
+        levels=levels,
+        num_sorted=num_sorted,
+        threads=torch.get_num_threads(),
     )
     with _watched(builder, progress):
         builder.sort()
@@ -80,7 +84,7 @@ def walk(native: Any, trie: TrieTensors, path: torch.Tensor) -> torch.Tensor:
         with torch.cuda.device(path.device):
             native.trie_walk_cuda(**arguments, stream=_stream(path))
     else:
-        native.trie_walk(**arguments)
+        native.trie_walk(**arguments, threads=torch.get_num_threads())
     return nodes
 
 
@@ -91,6 +95,7 @@ def rows(native: Any, trie: TrieTensors, items: torch.Tensor | None, out: torch.
         items=0 if items is None else items.data_ptr(),
         size=out.shape[0],
         codes=out.data_ptr(),
+        threads=torch.get_num_threads(),
     )
 
 
@@ -120,6 +125,7 @@ def mask(
         row_stride=logits.stride(0),
         out_stride=out.stride(0),
         dtype=native_dtype(native, logits.dtype),
+        threads=torch.get_num_threads(),
     )
     if logits.is_cuda:
         with torch.cuda.device(logits.device):
@@ -164,6 +170,7 @@ def step(
         out_nodes=out_nodes.data_ptr(),
         out_parents=out_parents.data_ptr(),
         out_codes=out_codes.data_ptr(),
+        threads=torch.get_num_threads(),
     )
     if logits.is_cuda:
         size = native.trie_step_workspace(args)

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
 KERNELS = ["trie_mask", "trie_step", "trie_walk"]
 OTHERS = ["trie_build", "trie_mask", "trie_rows", "trie_step", "trie_walk"]
-OTHERS += ["bindings_constants", "bindings_trie"]
+OTHERS += ["bindings_constants", "bindings_trie", "codebook", "dispatch", "isa", "threads"]
 HEADERS = ["select"]
 MODULE = """
 #include "bindings.h"
@@ -60,7 +60,8 @@ def build(folder: Path) -> SimpleNamespace:
     includes = [HERE, CSRC, Path(torch.__file__).parent / "include", sysconfig.get_path("include")]
     # In a namespace of its own: the module's classes must not be those of the real one.
     flags = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-Dcrs=crs_interpreted"]
-    flags += ["-DCRS_FAST_WITH_CUDA", "-Wno-psabi", *(f"-I{path}" for path in includes)]
+    flags += ["-DCRS_FAST_WITH_CUDA", "-DCRS_ISA=portable", "-DCRS_ONLY_PORTABLE"]
+    flags += ["-Wno-psabi", *(f"-I{path}" for path in includes)]
     objects = [folder / f"{source.stem}.o" for source in sources]
     jobs = [
         subprocess.Popen([compiler(), *flags, "-c", str(source), "-o", str(out)])
@@ -81,7 +82,7 @@ def build(folder: Path) -> SimpleNamespace:
     names += ["DType", "Normalize"]
     return SimpleNamespace(
         **{name: getattr(module, name) for name in names},
-        trie_walk=lambda **args: module.trie_walk_cuda(**args, stream=0),
+        trie_walk=lambda threads, **args: module.trie_walk_cuda(**args, stream=0),
         trie_mask=lambda args: module.trie_mask_cuda(args, 0),
         trie_step=step,
     )
