@@ -77,7 +77,10 @@ class SidLogitsProcessor:
         self.filters = None if filters is None else filters.over(trie).tensors
         self._empty = None if self.filters is None else ~self.filters.words.bool().any(1)
         self.tokens = vocab.tensors(trie.device, eos_token_id)
-        self._watch = BeginWatch(vocab.begin) if prompt_length is None else None
+        # Filters that allow nothing keep `begin` out of the text.
+        never_begins = self._empty is not None and bool(self._empty.all())
+        is_watched = prompt_length is None and not never_begins
+        self._watch = BeginWatch(vocab.begin) if is_watched else None
         if self._watch is not None:
             weakref.finalize(self, self._watch.report)  # the last call, at the latest at exit
         self.grammar = Grammar(

@@ -12,7 +12,16 @@ from . import tree_attention  # its function has the folder's name
 from .codebook import beam_lookup, residual_codes, residual_lookup, residual_statistics
 from .collisions import place_colliding
 from .text_table import text_find, text_table
-from .trie import trie_build, trie_mask, trie_mask_, trie_rows, trie_step, trie_walk
+from .trie import (
+    token_tensors,
+    trie_build,
+    trie_logprob,
+    trie_mask,
+    trie_mask_,
+    trie_rows,
+    trie_step,
+    trie_walk,
+)
 from .trie.tensors import FilterTensors, TokenTensors, TrieTensors
 
 __all__ = [
@@ -26,8 +35,10 @@ __all__ = [
     "residual_statistics",
     "text_find",
     "text_table",
+    "token_tensors",
     "tree_attention",
     "trie_build",
+    "trie_logprob",
     "trie_mask",
     "trie_mask_",
     "trie_rows",

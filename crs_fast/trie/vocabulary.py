@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from crs_fast.ops import TokenTensors
+from crs_fast.ops import TokenTensors, token_tensors
 
 
 class Vocabulary(ABC):
@@ -162,8 +162,7 @@ class Vocabulary(ABC):
         denied = self.code_tokens()
         if self.end is not None:
             denied = torch.cat([denied, denied.new_tensor([self.end])])
-        highest = max(terminator, *(int(ids.max()) for ids in self.token_ids), *denied.tolist())
-        return TokenTensors(self.table(device), denied.to(device), terminator, highest + 1)
+        return token_tensors(self.table(device), terminator, denied, device)
 
     def __repr__(self) -> str:
         frame = f"begin={self.begin}, end={self.end}, eos={self.eos}"

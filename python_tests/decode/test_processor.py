@@ -333,3 +333,14 @@ def test_the_last_call_without_begin_is_reported_too(recwarn):
     del processor
     gc.collect()
     assert len(begin_reports(recwarn)) == 1
+
+
+def test_begin_is_not_missed_where_filters_allow_nothing(recwarn):
+    trie = make_trie()
+    vocab = make_vocab(begin=BEGIN, end=END)
+    processor = SidLogitsProcessor(trie, vocab, trie.filter(allow=[]))
+    for length in (3, 4):
+        processor(torch.full((1, length), 7), torch.zeros(1, VOCAB))
+    del processor
+    gc.collect()
+    assert not begin_reports(recwarn)

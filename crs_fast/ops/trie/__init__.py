@@ -6,13 +6,13 @@ registers, take flat tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from ..dtypes import NATIVE_FLOATS, name_of
-from . import dispatch
+from . import dispatch, eager
 from .tensors import NORMALIZE, FilterTensors, TokenTensors, TrieTensors
 
 
@@ -207,6 +207,85 @@ def trie_step(
         logits, scores, nodes, *trie, *tokens, words, rank, num_beams, normalize, temperature
     )
     return best, following, parents, codes
+
+
+def trie_logprob(
+    logits: torch.Tensor,
+    sids: torch.Tensor,
+    trie: TrieTensors,
+    tokens: TokenTensors,
+    temperature: float = 1.0,
+    filters: FilterTensors | None = None,
+) -> torch.Tensor:
+    """Log-probs of given SIDs among what the trie allows, differentiable with respect to the
+    logits: what a policy that decodes under the constraint gave the SIDs that it sampled.
+
+        for each level:  lp = logits[r, l, column[code]] / temperature - logsumexp(legal children)
+                         node = child(node, code)
+
+    Without the constraint's normalisation a policy gradient over constrained rollouts is
+    off-policy. What `trie_step` adds up with `normalize="legal"`.
+
+    Args:
+        logits: float32, bfloat16 or float16 [R, L, V]: those from which the code of each level is
+            drawn.
+        sids: codes int64 [R, L], -1 behind the end of a SID; a prefix is allowed.
+        trie, tokens: on the device of `logits`.
+        temperature: > 0; that of the rollout.
+        filters: F bitmaps with R divisible by F; row r takes bitmap r // (R / F).
+
+    Returns:
+        float32 [R, L], which adds up to the log-prob of a SID; 0 behind its end, -inf at the code
+        with which it leaves the catalogue or the filter.
+
+    Raises:
+        ValueError: tensors of another dtype, shape or device, or more levels than the trie has.
+    """
+    op = "trie_logprob"
+    _check(op, "logits", logits, trie.codes, NATIVE_FLOATS, 3)
+    _check(op, "sids", sids, trie.codes, (torch.int64,), 2)
+    if sids.shape != logits.shape[:2] or not 1 <= sids.shape[1] <= trie.num_levels:
+        raise ValueError(
+            f"{op}: sids must be [R, L] of logits [R, L, V], with at most {trie.num_levels} levels "
+            f"(got {tuple(sids.shape)} and {tuple(logits.shape)})"
+        )
+    if not temperature > 0:
+        raise ValueError(f"{op}: temperature must be above 0 (got {temperature})")
+    _check_mask(op, logits[:, 0], sids[:, 0], trie, tokens, filters)
+    return eager.trie_logprob(logits, sids, trie, tokens, temperature, filters)
+
+
+def token_tensors(
+    token_ids: torch.Tensor | Sequence[Sequence[int]],
+    terminator: int = -1,
+    denied: torch.Tensor | Sequence[int] = (),
+    device: torch.device | str = "cpu",
+) -> TokenTensors:
+    """Where codes stand among the logits, for those who use the ops alone.
+
+    Args:
+        token_ids: `token_ids[l][c]` is the token of code c at level l, -1 where none stands for
+            it; levels may be of unequal length.
+        terminator: the token forced after a whole SID, -1 where there is none.
+        denied: the tokens masked in rows that stand outside a SID.
+
+    Raises:
+        ValueError: no level, or a token below -1.
+    """
+    if not isinstance(token_ids, torch.Tensor):
+        width = max(map(len, token_ids), default=0)
+        token_ids = torch.tensor([[*level, *[-1] * (width - len(level))] for level in token_ids])
+    column = token_ids.to(device, torch.int64)
+    masked = torch.as_tensor(denied, dtype=torch.int64).to(device)
+    if column.ndim != 2 or column.numel() == 0 or masked.ndim != 1:
+        raise ValueError(
+            "token_tensors: token_ids must be [L, C] and denied [n] "
+            f"(got {tuple(column.shape)} and {tuple(masked.shape)})"
+        )
+    least, highest = torch.stack(torch.cat([column.flatten(), masked]).aminmax()).tolist()
+    if least < -1:
+        raise ValueError(f"token_tensors: tokens must be >= 0, or -1 for none (got {least})")
+    return TokenTensors(column, masked, terminator, max(highest, terminator) + 1)
 
 
 def _check_mask(

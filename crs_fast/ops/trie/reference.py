@@ -218,6 +218,35 @@ def trie_step(
     return _best(candidates, following, code, num_beams)
 
 
+def trie_logprob(
+    logits: torch.Tensor,
+    sids: torch.Tensor,
+    trie: TrieTensors,
+    tokens: TokenTensors,
+    temperature: float = 1.0,
+    filters: FilterTensors | None = None,
+) -> torch.Tensor:
+    """Log-probs of SIDs among their legal continuations; see `crs_fast.ops.trie.trie_logprob`."""
+    rows, levels = sids.shape
+    per = rows // (1 if filters is None else filters.words.shape[0])
+    which = torch.arange(rows, device=sids.device)[:, None] // max(per, 1)
+    node = torch.zeros_like(sids[:, 0])  # -1 behind the end and off the trie
+    out = []
+    for level in range(levels):
+        at = node.clamp(min=0)
+        following, code, column, legal = (x[:, 1:] for x in _continuations(trie, tokens, at))
+        legal = legal & allowed(trie, filters, which, following) & (node >= 0)[:, None]
+        values = logits[:, level].float().gather(1, column.clamp(min=0)) / temperature
+        chosen = legal & (code == sids[:, level, None])
+        share = values.masked_fill(~legal, -torch.inf).softmax(1)
+        value = torch.where(chosen, share, 0.0).sum(1).log()
+        over = (node < 0) | (sids[:, level] == END)
+        out.append(torch.where(over, 0.0, torch.where(chosen.any(1), value, -torch.inf)))
+        stop = over | ~chosen.any(1)
+        node = torch.where(stop, NO_NODE, torch.where(chosen, following, 0).sum(1))
+    return torch.stack(out, 1)
+
+
 def _best(
     candidates: torch.Tensor, child: torch.Tensor, code: torch.Tensor, num_beams: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
