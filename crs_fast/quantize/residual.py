@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from crs_fast.ops.codebook import beam_lookup, residual_codes
-from crs_fast.quantize.sources import Source, open_source
+from crs_fast.quantize.sources import Source, batch_of, open_source
 
 _ENCODE_ROWS = 1 << 14
 
@@ -23,6 +24,38 @@ def rows_of(x: Any, at: int, rows: int) -> torch.Tensor:
     may write to."""
     part = x[at : at + rows]
     return part if isinstance(part, torch.Tensor) else torch.from_numpy(np.array(part))
+
+
+def _is_batches(x: Any) -> bool:
+    """Whether x is batches of rows, and not the rows themselves."""
+    if not isinstance(x, list | tuple):
+        return callable(x) or not hasattr(x, "shape")
+    first = x[0] if x else None
+    if isinstance(first, list | tuple | Mapping) and len(first) == 1:
+        first = batch_of(first) if _holds_array(first) else None
+    return getattr(first, "ndim", 0) == 2
+
+
+def _holds_array(batch: Any) -> bool:
+    (one,) = batch.values() if isinstance(batch, Mapping) else batch
+    return hasattr(one, "dtype")
+
+
+def _as_rows(x: Any) -> torch.Tensor:
+    """Rows in any form as one tensor.
+
+    Raises:
+        ValueError: they can't be one.
+    """
+    x = x.to_numpy() if hasattr(x, "to_numpy") else x
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        x = x.astype(x.dtype.newbyteorder("="))
+    try:
+        if isinstance(x, list | tuple) and any(isinstance(row, torch.Tensor) for row in x):
+            return torch.stack([torch.as_tensor(row) for row in x])
+        return torch.as_tensor(x)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"x must be rows of floats [N, D] (got {error})") from None
 
 
 class ResidualQuantizerConfig(PretrainedConfig):
@@ -104,9 +137,10 @@ class ResidualQuantizer(PreTrainedModel):
 
         Args:
             x: float [N, D], N >= 1, torch or numpy; the fit runs on its device. N may be below
-                K (some codes then stay unused), rows may repeat. A numpy memory map is read batch
-                by batch; RQKMeans also takes a re-iterable of batches [n, D], or a function that
-                returns a new iterator of them.
+                K (some codes then stay unused), rows may repeat. A list of rows will do. A numpy
+                memory map is read batch by batch; RQKMeans also takes a re-iterable of batches
+                [n, D] (a DataLoader, also of a TensorDataset), or a function that returns a new
+                iterator of them.
             progress: show a progress bar.
             distributed: x is this process's share of the rows (torch.distributed's default
                 group, shares in rank order); every process gets the same codebooks, those that
@@ -131,8 +165,7 @@ class ResidualQuantizer(PreTrainedModel):
         return self.eval()
 
     def _source(self, x: Any, sharded: bool) -> Source:
-        batched = callable(x) or not (isinstance(x, list) or hasattr(x, "shape"))
-        if batched or (isinstance(x, list) and x and getattr(x[0], "ndim", 0) == 2):
+        if _is_batches(x):
             if not self.streams:
                 raise ValueError(
                     f"{type(self).__name__}.fit: x must be an array or a memory map (got batches)"
@@ -153,12 +186,16 @@ class ResidualQuantizer(PreTrainedModel):
         return torch.cat([self._embed(rows.double()).float() for rows in x.split(_ENCODE_ROWS)])
 
     def encode(self, x: Any, beams: int = 1) -> torch.Tensor:
-        """Embeddings float [N, D] to codes int64 [N, L]; a numpy memory map is read piece by piece.
+        """Embeddings float [N, D] to codes int64 [N, L]; a numpy memory map is read piece by piece,
+        and batches as `fit` takes them, in their order.
 
         With one beam each level takes its nearest codeword, exactly (`ops.residual_codes`); more
         beams (`ops.beam_lookup`) are slower and leave a smaller error.
         """
         books = self._fitted("encode").codebooks.detach().float()
+        if _is_batches(x):
+            batches = x() if callable(x) else x
+            return torch.cat([self.encode(batch_of(batch), beams) for batch in batches])
         if isinstance(x, np.memmap):
             starts = range(0, len(x), _ENCODE_ROWS)
             return torch.cat([self.encode(rows_of(x, at, _ENCODE_ROWS), beams) for at in starts])
@@ -236,11 +273,15 @@ class ResidualQuantizer(PreTrainedModel):
         return self
 
     def _checked(self, x: Any, op: str) -> torch.Tensor:
-        x = rows_of(x, 0, len(x)) if isinstance(x, np.memmap) else torch.as_tensor(x).detach()
-        if x.ndim != 2 or not x.is_floating_point():
+        try:
+            x = rows_of(x, 0, len(x)) if isinstance(x, np.memmap) else _as_rows(x).detach()
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}.{op}: {error}") from None
+        if x.ndim != 2 or not x.is_floating_point() or x.layout != torch.strided:
+            layout = "" if x.layout == torch.strided else f", {x.layout}"
             raise ValueError(
                 f"{type(self).__name__}.{op}: x must be a float tensor [N, D] "
-                f"(got {x.dtype}, shape {tuple(x.shape)})"
+                f"(got {x.dtype}, shape {tuple(x.shape)}{layout})"
             )
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"{type(self).__name__}.{op}: x must be finite (got NaN or infinity)")

@@ -3,7 +3,7 @@ batches. Everything is read in batches, so a catalogue need not fit in memory.""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,9 +38,29 @@ class Source(Protocol):
         """Every process's `value`, of one shape, concatenated in process order."""
 
 
+def batch_of(x: Any) -> Any:
+    """A batch as data loaders hand it out: the one array of a list, tuple or dictionary, as a
+    `TensorDataset` wraps it, is the batch.
+
+    Raises:
+        ValueError: it holds several arrays, or none.
+    """
+    if isinstance(x, torch.Tensor) or hasattr(x, "dtype"):
+        return x
+    parts = list(x.values() if isinstance(x, Mapping) else x) if isinstance(x, Iterable) else []
+    if len(parts) != 1 or not (isinstance(parts[0], torch.Tensor) or hasattr(parts[0], "dtype")):
+        kinds = [type(part).__name__ for part in parts[:4]]
+        raise ValueError(
+            "fit: a batch of x must be an array [n, D] or hold just one "
+            f"(got {type(x).__name__} of {kinds})"
+        )
+    return parts[0]
+
+
 def open_source(x: Any, sharded: bool = False) -> Source:
     """`x`: a float tensor or array [N, D] (a numpy memory map stays one), or a re-iterable of such
-    batches (a list, a DataLoader) or a function that returns a new iterator.
+    batches (a list, a DataLoader, also of a TensorDataset) or a function that returns a new
+    iterator.
 
     With `sharded` each process of the default group gives rows of its own.
 
@@ -136,7 +156,8 @@ class IterableSource:
     """Batches from outside; see `open_source`. Reading it once tells its size."""
 
     def __init__(self, x: Iterable[Any] | Callable[[], Iterable[Any]]) -> None:
-        self.start_again = x if callable(x) else lambda: x
+        start = x if callable(x) else lambda: x
+        self.start_again = lambda: map(batch_of, start())
         if not callable(x) and iter(x) is x:
             raise ValueError(
                 "fit: x must be an array, a re-iterable of batches or a function that returns an "

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crs_fast._files import write_text
-from crs_fast.crs.data.dialogue import CrsDataset, need_splits
+from crs_fast.crs.data.dialogue import CrsDataset, need_distinct_ids, need_splits
 from crs_fast.crs.evaluation.predict import predict
 from crs_fast.crs.evaluation.predictions import Prediction, write_predictions
 from crs_fast.crs.evaluation.reply_perplexity import note_gold_nll
@@ -88,11 +88,13 @@ def evaluate(
         baselines: more rankings to put beside, by name.
 
     Raises:
-        ValueError: the dataset has no such split, or none to train on, or the split has no target.
+        ValueError: the dataset has no such split, or none to train on, or the split has no target
+            or two dialogues of one id.
     """
     need_splits(dataset, "evaluate", ("train", split))
     start = time.perf_counter()
     dialogues = dataset.splits[split][:limit]
+    need_distinct_ids(dialogues, "evaluate")  # or the predictions can't be saved
     predictions = predict(
         recommender.bundle,
         dialogues,

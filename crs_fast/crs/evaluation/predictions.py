@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from crs_fast.crs.control_tokens import MODES, REC, likelier_mode
-from crs_fast.crs.data.dialogue import Dialogue, Item
+from crs_fast.crs.data.dialogue import Dialogue, Item, need_distinct_ids
 from crs_fast.crs.data.jsonl import json_object, read_lines, write_lines
 from crs_fast.crs.evaluation.targets import recommender_turns
 
@@ -106,7 +106,17 @@ def blank_predictions(dialogues: Sequence[Dialogue]) -> list[Prediction]:
 
 
 def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
-    """Write a `predictions.jsonl`."""
+    """Write a `predictions.jsonl`.
+
+    Raises:
+        ValueError: two dialogues have one id, by which the file names them.
+    """
+    owners: dict[str, int] = {}
+    for p in predictions:
+        if owners.setdefault(p.dialogue_id, p.dialogue) != p.dialogue:
+            raise ValueError(
+                f"write_predictions: dialogue_id must be given once (got {p.dialogue_id!r} again)"
+            )
     write_lines(
         path,
         (
@@ -139,9 +149,10 @@ def read_predictions(
         items: the catalogue: no ranking may name another item.
 
     Raises:
-        ValueError: a broken line, a turn that is not the split's or stands twice, or a recommender
-            turn missing from a dialogue that the file has.
+        ValueError: a broken line, a turn that is not the split's or stands twice, a recommender
+            turn missing from a dialogue that the file has, or two dialogues of one id.
     """
+    need_distinct_ids(dialogues, "read_predictions")
     catalogue = {item.item_id for item in items}
     blank = {(p.dialogue_id, p.turn): p for p in blank_predictions(dialogues)}
     filled: set[tuple[str, int]] = set()

@@ -14,6 +14,7 @@ from crs_fast._files import replacing, write_text
 from crs_fast.crs.checkpoint import Bundle, check_folder, save_bundle
 from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.dialogue import CrsDataset, Item, need_splits
+from crs_fast.crs.data.jsonl import check_items
 from crs_fast.crs.sequence import SequenceBuilder, trie_sids
 from crs_fast.crs.training.co_mention import co_mention_embeddings, fill_unnamed
 from crs_fast.crs.training.config import TrainConfig
@@ -163,11 +164,12 @@ def train_recommender(
         resume: go on from the newest checkpoint in `output_dir`.
 
     Raises:
-        ValueError: `output_dir` holds something else than a bundle, no "train" split, what is about
-            SIDs together with `titles`, or see `train`.
+        ValueError: `output_dir` holds something else than a bundle, no "train" split, an item that
+            could not be saved, what is about SIDs together with `titles`, or see `train`.
     """
     check_folder("train_recommender: output_dir", Path(output_dir))
     need_splits(dataset, "train_recommender", ["train"])
+    check_items("train_recommender", dataset.items)
     training = training or TrainConfig()
     if titles:
         given = {"sids": sids, "catalogue": catalogue, "code_noise": training.code_noise}
