@@ -29,7 +29,7 @@ def rows_of(x: Any, at: int, rows: int) -> torch.Tensor:
 def _is_batches(x: Any) -> bool:
     """Whether x is batches of rows, and not the rows themselves."""
     if not isinstance(x, list | tuple):
-        return callable(x) or not hasattr(x, "shape")
+        return callable(x) or not any(hasattr(x, name) for name in ("shape", "to_numpy"))
     first = x[0] if x else None
     if isinstance(first, list | tuple | Mapping) and len(first) == 1:
         first = batch_of(first) if _holds_array(first) else None
@@ -48,8 +48,8 @@ def _as_rows(x: Any) -> torch.Tensor:
         ValueError: they can't be one.
     """
     x = x.to_numpy() if hasattr(x, "to_numpy") else x
-    if isinstance(x, np.ndarray) and not x.dtype.isnative:
-        x = x.astype(x.dtype.newbyteorder("="))
+    if isinstance(x, np.ndarray):  # torch reads neither foreign bytes nor backwards
+        x = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
     try:
         if isinstance(x, list | tuple) and any(isinstance(row, torch.Tensor) for row in x):
             return torch.stack([torch.as_tensor(row) for row in x])

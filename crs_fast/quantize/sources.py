@@ -156,6 +156,8 @@ class IterableSource:
     """Batches from outside; see `open_source`. Reading it once tells its size."""
 
     def __init__(self, x: Iterable[Any] | Callable[[], Iterable[Any]]) -> None:
+        if not callable(x) and not isinstance(x, Iterable):
+            raise ValueError(f"fit: x must be an array or batches of rows (got {type(x).__name__})")
         start = x if callable(x) else lambda: x
         self.start_again = lambda: map(batch_of, start())
         if not callable(x) and iter(x) is x:
