@@ -119,6 +119,10 @@ class ItemIds:
             return self._text_positions(ids)
         try:
             listed = ids if isinstance(ids, torch.Tensor) else _plain_list(ids)
+            if isinstance(listed, list):
+                odd = [i for i in listed if type(i) is not int]
+                if odd:
+                    raise TypeError(f"got {odd[0]!r}")
             wanted_numbers = _integers(listed)
         except (TypeError, ValueError, RuntimeError) as error:
             raise KeyError(f"SidTrie: this catalogue's item ids are int ({error})") from None
