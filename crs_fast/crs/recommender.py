@@ -117,6 +117,7 @@ class Recommender:
                 message or one that is too long, an item id is not in the catalogue, or `num_items`
                 exceeds `num_beams`.
         """
+        messages = messages if isinstance(messages, Sequence) else list(messages)
         single = not messages or isinstance(messages[0], Mapping)
         batch: list[Messages] = [messages] if single else list(messages)
         excluded = [exclude] if single else (exclude or [None] * len(batch))
@@ -194,6 +195,14 @@ class Recommender:
     ) -> None:
         if not batch or not all(batch):
             raise ValueError("respond: messages must hold at least one message (got none)")
+        for one in batch:
+            listed = one if isinstance(one, list | tuple) else [one]
+            odd = [m for m in listed if not isinstance(m, Mapping)]
+            if odd:
+                raise ValueError(
+                    "respond: messages must be a list of {'role': …, 'content': …}, or a batch of "
+                    f"such lists (got {type(odd[0]).__name__})"
+                )
         if len(excluded) != len(batch):
             raise ValueError(
                 f"respond: exclude must hold one collection per request, {len(batch)} "

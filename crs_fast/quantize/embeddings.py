@@ -35,7 +35,12 @@ def load_embeddings(
         raise ValueError(f"load_embeddings: ids come from .parquet files only (got {path.name})")
     item_ids = None
     if path.suffix == ".npy":
-        x: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        try:
+            x: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(
+                f"load_embeddings: {path.name} must be a whole .npy file of floats (got {error})"
+            ) from None
     elif path.suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -76,11 +81,20 @@ def _parquet(path: Path, key: str | None, ids: str | None) -> tuple[Any, list[An
         )
     table = parquet.read_table(path, columns=[key] if ids is None else [key, ids])
     column = table[key].combine_chunks()
+    gaps = column.is_null().to_numpy(zero_copy_only=False).nonzero()[0]
+    if len(gaps):
+        raise ValueError(
+            f"load_embeddings: rows of {path.name} must hold floats (got null in row {gaps[0]})"
+        )
+    if not len(column):
+        raise ValueError(f"load_embeddings: {path.name} must hold rows (got none)")
     values = column.flatten().to_numpy(zero_copy_only=False)
     lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-    if not len(lengths) or (lengths != lengths[0]).any():
+    if (lengths != lengths[0]).any():
+        other = int((lengths != lengths[0]).argmax())
         raise ValueError(
-            f"load_embeddings: embeddings in {path.name} must have one length (got several)"
+            f"load_embeddings: rows of {path.name} must have one length "
+            f"(got {lengths[0]} in row 0 and {lengths[other]} in row {other})"
         )
     item_ids = None if ids is None else table[ids].to_pylist()
     return torch.from_numpy(np.array(values)).view(len(lengths), -1), item_ids

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from crs_fast.ops.codebook import beam_lookup, residual_codes
-from crs_fast.quantize.sources import Source, open_source
+from crs_fast.quantize.sources import Source, batch_of, open_source
 
 _ENCODE_ROWS = 1 << 14
 
@@ -23,6 +24,38 @@ def rows_of(x: Any, at: int, rows: int) -> torch.Tensor:
     wants memory that it may write to."""
     part = x[at : at + rows]
     return part if isinstance(part, torch.Tensor) else torch.from_numpy(np.array(part))
+
+
+def _is_batches(x: Any) -> bool:
+    """Whether x is batches of rows, and not the rows themselves."""
+    if not isinstance(x, list | tuple):
+        return callable(x) or not any(hasattr(x, name) for name in ("shape", "to_numpy"))
+    first = x[0] if x else None
+    if isinstance(first, list | tuple | Mapping) and len(first) == 1:
+        first = batch_of(first) if _holds_array(first) else None
+    return getattr(first, "ndim", 0) == 2
+
+
+def _holds_array(batch: Any) -> bool:
+    (one,) = batch.values() if isinstance(batch, Mapping) else batch
+    return hasattr(one, "dtype")
+
+
+def _as_rows(x: Any) -> torch.Tensor:
+    """Rows in any form as one tensor.
+
+    Raises:
+        ValueError: they can't be one.
+    """
+    x = x.to_numpy() if hasattr(x, "to_numpy") else x
+    if isinstance(x, np.ndarray):  # torch reads neither foreign bytes nor backwards
+        x = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
+    try:
+        if isinstance(x, list | tuple) and any(isinstance(row, torch.Tensor) for row in x):
+            return torch.stack([torch.as_tensor(row) for row in x])
+        return torch.as_tensor(x)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise ValueError(f"x must be rows of floats [N, D] (got {error})") from None
 
 
 class ResidualQuantizerConfig(PretrainedConfig):
@@ -106,9 +139,10 @@ class ResidualQuantizer(PreTrainedModel):
 
         Args:
             x: float [N, D], N >= 1, torch or numpy; the fit runs on its device. N may be below
-                K (some codes then stay unused), and rows may repeat. A numpy memory map is read
-                batch by batch. RQKMeans also takes an iterable of batches [n, D] that can be read
-                several times, or a function that returns a new iterator of batches.
+                K (some codes then stay unused), and rows may repeat; a list of rows will do. A
+                numpy memory map is read batch by batch. RQKMeans also takes an iterable of batches
+                [n, D] that can be read several times (a DataLoader, also of a TensorDataset), or a
+                function that returns a new iterator of batches.
             progress: show a progress bar.
             distributed: whether x is only this process's share of the rows, in torch.distributed's
                 default group and in rank order. Every process then gets the codebooks that one
@@ -133,8 +167,7 @@ class ResidualQuantizer(PreTrainedModel):
         return self.eval()
 
     def _source(self, x: Any, sharded: bool) -> Source:
-        batched = callable(x) or not (isinstance(x, list) or hasattr(x, "shape"))
-        if batched or (isinstance(x, list) and x and getattr(x[0], "ndim", 0) == 2):
+        if _is_batches(x):
             if not self.streams:
                 raise ValueError(
                     f"{type(self).__name__}.fit: x must be an array or a memory map (got batches)"
@@ -157,12 +190,15 @@ class ResidualQuantizer(PreTrainedModel):
 
     def encode(self, x: Any, beams: int = 1) -> torch.Tensor:
         """Encode embeddings float [N, D] as codes int64 [N, L]. A numpy memory map is read piece by
-        piece.
+        piece, and batches as `fit` takes them are encoded in their order.
 
         With one beam, each level takes the nearest codeword (`ops.residual_codes`, which is
         exact). More beams (`ops.beam_lookup`) are slower and leave a smaller error.
         """
         books = self._fitted("encode").codebooks.detach().float()
+        if _is_batches(x):
+            batches = x() if callable(x) else x
+            return torch.cat([self.encode(batch_of(batch), beams) for batch in batches])
         if isinstance(x, np.memmap):
             starts = range(0, len(x), _ENCODE_ROWS)
             return torch.cat([self.encode(rows_of(x, at, _ENCODE_ROWS), beams) for at in starts])
@@ -241,11 +277,15 @@ class ResidualQuantizer(PreTrainedModel):
         return self
 
     def _checked(self, x: Any, op: str) -> torch.Tensor:
-        x = rows_of(x, 0, len(x)) if isinstance(x, np.memmap) else torch.as_tensor(x).detach()
-        if x.ndim != 2 or not x.is_floating_point():
+        try:
+            x = rows_of(x, 0, len(x)) if isinstance(x, np.memmap) else _as_rows(x).detach()
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}.{op}: {error}") from None
+        if x.ndim != 2 or not x.is_floating_point() or x.layout != torch.strided:
+            layout = "" if x.layout == torch.strided else f", {x.layout}"
             raise ValueError(
                 f"{type(self).__name__}.{op}: x must be a float tensor [N, D] "
-                f"(got {x.dtype}, shape {tuple(x.shape)})"
+                f"(got {x.dtype}, shape {tuple(x.shape)}{layout})"
             )
         if not bool(torch.isfinite(x).all()):
             raise ValueError(f"{type(self).__name__}.{op}: x must be finite (got NaN or infinity)")

@@ -3,7 +3,7 @@ or an iterable of batches. All are read in batches, so a catalogue need not fit 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,13 +39,32 @@ class Source(Protocol):
         """The `value` of every process, all of one shape, concatenated in process order."""
 
 
+def batch_of(x: Any) -> Any:
+    """A batch as data loaders hand it out: the one array of a list, tuple or dictionary, as a
+    `TensorDataset` wraps it, is the batch.
+
+    Raises:
+        ValueError: it holds several arrays, or none.
+    """
+    if isinstance(x, torch.Tensor) or hasattr(x, "dtype"):
+        return x
+    parts = list(x.values() if isinstance(x, Mapping) else x) if isinstance(x, Iterable) else []
+    if len(parts) != 1 or not (isinstance(parts[0], torch.Tensor) or hasattr(parts[0], "dtype")):
+        kinds = [type(part).__name__ for part in parts[:4]]
+        raise ValueError(
+            "fit: a batch of x must be an array [n, D] or hold just one "
+            f"(got {type(x).__name__} of {kinds})"
+        )
+    return parts[0]
+
+
 def open_source(x: Any, sharded: bool = False) -> Source:
     """Make a source of `x`.
 
     Args:
         x: a float tensor or array [N, D] (a numpy memory map is not loaded), an iterable of such
-            batches that can be read several times (a list, a DataLoader), or a function that
-            returns a new iterator of batches.
+            batches that can be read several times (a list, a DataLoader, also of a TensorDataset),
+            or a function that returns a new iterator of batches.
         sharded: whether x holds only this process's share of the rows, of torch.distributed's
             default group.
 
@@ -142,7 +161,10 @@ class IterableSource:
     """An iterable of batches; see `open_source`. It is read once at the start for its size."""
 
     def __init__(self, x: Iterable[Any] | Callable[[], Iterable[Any]]) -> None:
-        self.start_again = x if callable(x) else lambda: x
+        if not callable(x) and not isinstance(x, Iterable):
+            raise ValueError(f"fit: x must be an array or batches of rows (got {type(x).__name__})")
+        start = x if callable(x) else lambda: x
+        self.start_again = lambda: map(batch_of, start())
         if not callable(x) and iter(x) is x:
             raise ValueError(
                 "fit: x must be an array, a re-iterable of batches or a function that returns an "

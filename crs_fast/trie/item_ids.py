@@ -119,6 +119,10 @@ class ItemIds:
             return self._text_positions(ids)
         try:
             listed = ids if isinstance(ids, torch.Tensor) else _plain_list(ids)
+            if isinstance(listed, list):
+                odd = [i for i in listed if type(i) is not int]
+                if odd:
+                    raise TypeError(f"got {odd[0]!r}")
             wanted_numbers = _integers(listed)
         except (TypeError, ValueError, RuntimeError) as error:
             raise KeyError(f"SidTrie: this catalogue's item ids are int ({error})") from None
@@ -251,9 +255,9 @@ def _integers(ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
     if isinstance(ids, torch.Tensor):
         numbers = ids
     else:
-        far = [i for i in ids if isinstance(i, int) and not -(2**63) <= i < 2**63]
-        if far:
-            raise ValueError(f"SidTrie: item_ids must be in [-2^63, 2^63) (got {far[0]})")
+        for end in (min(ids), max(ids)) if ids else ():
+            if not -(2**63) <= end < 2**63:
+                raise ValueError(f"SidTrie: item_ids must be in [-2^63, 2^63) (got {end})")
         dtype = None if ids else torch.int64
         numbers = torch.as_tensor(ids, dtype=dtype, device="cpu")
     if numbers.dtype == torch.bool or numbers.is_floating_point() or numbers.is_complex():

@@ -280,7 +280,9 @@ def _as_tensor(sids: Any) -> torch.Tensor:
     if hasattr(array, "dtype") and array.dtype != object:
         return torch.as_tensor(array, device="cpu")
     rows = _equal_rows(list(array))
-    if any(isinstance(code, np.generic) for row in rows[:1] for code in row):
+    if any(
+        isinstance(code, np.generic) for row in rows[:1] if isinstance(row, list) for code in row
+    ):
         rows = [[index(code) for code in row] for row in rows]
     return torch.as_tensor(rows, device="cpu")
 

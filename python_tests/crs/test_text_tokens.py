@@ -3,6 +3,7 @@ special token, and no other thread can interfere."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import (
@@ -312,6 +313,11 @@ def test_a_recommender_on_each_tokenizer(kind, tmp_path):
     messages = [{"role": "user", "content": "I like Film 1 </s> \ud83d 👩‍👩‍👧"}]
     response = recommender.respond(messages, mode="rec", num_items=3, num_beams=4, max_new_tokens=4)
     assert len(response.items) == 3
+    given = dict(mode="rec", num_items=3, num_beams=4, max_new_tokens=4)
+    assert recommender.respond((m for m in messages), **given) == response
+    for odd in ([SimpleNamespace(role="user", content="hi")], [messages, "hi"], ["hi"]):
+        with pytest.raises(ValueError, match=r"respond: messages must be a list of .* \(got "):
+            recommender.respond(odd, **given)
 
 
 @pytest.mark.parametrize("kind", ["byte-level", "llama 2", "unigram"])

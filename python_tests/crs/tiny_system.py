@@ -24,7 +24,7 @@ def say(role, text, *item_ids, unlocated=()):
 
 
 DIALOGUE = Dialogue(
-    "d0",
+    "whole",
     (
         say(RECOMMENDER, "hello there"),
         say(SEEKER, "I like Film 1, any more?", "i1"),

@@ -6,28 +6,66 @@ turned into semantic IDs, or reduced to `<movie>` placeholders without searching
 
 from __future__ import annotations
 
+import math
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import index
+from typing import Any
 
 SEEKER = "seeker"
 RECOMMENDER = "recommender"
 ROLES = (SEEKER, RECOMMENDER)
 OTHER = "other"  # an intent that says nothing
 OPINIONS = ("disliked", "liked", "not said")
+_DIGITS = re.compile(r"\s*([0-9]{1,9})(?:\.0*)?\s*")
+
+
+def is_null(value: Any) -> bool:
+    """None, or the NaN that pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def whole_number(value: Any) -> int | None:
+    """An integer as people have it: numpy's, a float without a fraction (as pandas makes them of a
+    column with gaps), or digits; None where it is no such thing."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        digits = _DIGITS.fullmatch(value)
+        return int(digits[1]) if digits else None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    try:
+        return index(value)
+    except TypeError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
     """One catalogue entry. `fields` maps a field's name ("genres", "plot", ...) to its text.
-    Entries with one `imdb_id` are the same film (see `crs_fast.crs.evaluation.score`)."""
+    Entries with one `imdb_id` are the same film (see `crs_fast.crs.evaluation.score`).
+
+    Raises:
+        ValueError: an id that is no string, or a year that is no whole number.
+    """
 
     item_id: str
     title: str
     year: int | None = None
     fields: dict[str, str] = field(default_factory=dict)
     imdb_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.item_id, str):
+            raise ValueError(f"Item: item_id must be a string (got {self.item_id!r})")
+        year = None if is_null(self.year) else whole_number(self.year)
+        if year is None and not is_null(self.year):
+            raise ValueError(f"Item: year must be an integer or None (got {self.year!r})")
+        object.__setattr__(self, "year", year)
 
     def text(self) -> str:
         """Text for an encoder, `title: T | year: Y | genres: G | ...`; missing fields left out."""
@@ -179,6 +217,22 @@ def need_splits(dataset: CrsDataset, caller: str, names: Iterable[str]) -> None:
             raise ValueError(
                 f"{caller}: dataset must have a split {name!r} that is not empty (got {held})"
             )
+
+
+def need_distinct_ids(dialogues: Iterable[Dialogue], caller: str) -> None:
+    """What is written of dialogues names them by their ids.
+
+    Raises:
+        ValueError: two dialogues have one id.
+    """
+    seen: set[str] = set()
+    for dialogue in dialogues:
+        if dialogue.dialogue_id in seen:
+            raise ValueError(
+                f"{caller}: dialogue_id must be given once in a split "
+                f"(got {dialogue.dialogue_id!r} again)"
+            )
+        seen.add(dialogue.dialogue_id)
 
 
 def merge_turns(turns: Sequence[Turn], separator: str = " ") -> tuple[Turn, ...]:

@@ -15,7 +15,6 @@ The catalogue is every tag of all splits, sorted; an item's id is its tag.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,10 @@ from crs_fast.crs.data.dialogue import OTHER, ROLES, CrsDataset, Dialogue, Item,
 from crs_fast.crs.data.entity_spans import locate_items
 from crs_fast.crs.data.intents import with_intents
 from crs_fast.crs.data.jsonl import (
+    Once,
     OnError,
     ReadReport,
+    data_line,
     find_file,
     need_file,
     read_json,
@@ -82,7 +83,7 @@ def _read_json_lines(
     path: Path, split: str, on_error: OnError, report: ReadReport
 ) -> list[RawDialogue]:
     def parse(line: str) -> list[RawTurn]:
-        turns = json.loads(line)
+        turns = data_line(line, report)
         if not isinstance(turns, list):
             raise ValueError(f"a {type(turns).__name__} instead of a list of turns")
         return [_raw_turn(t["role"], t["text"], t.get("movie") or [], report) for t in turns]
@@ -98,9 +99,24 @@ def _mend(text: str, report: ReadReport) -> str:
     return " ".join(text.replace(_QUOTE, '"').replace(_LOST, "").split())
 
 
+class _Runs(Once):
+    """Ids whose rows must stand together: an id that comes back is of another dialogue."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._last: str | None = None
+
+    def check(self, value: str) -> str:
+        if value != self._last:
+            super().check(value)
+        self._last = value
+        return value
+
+
 def read_table(path: Path, split: str, on_error: OnError, report: ReadReport) -> list[RawDialogue]:
     """The authors' table: dialogue ids, and the utterances of each with their tags."""
     header: list[str] = []
+    ids = _Runs("dialog_id")
 
     def parse(line: str) -> tuple[str, RawTurn] | None:
         cells = line.split("\t")
@@ -112,6 +128,7 @@ def read_table(path: Path, split: str, on_error: OnError, report: ReadReport) ->
         if len(cells) != len(header):
             raise ValueError(f"{len(cells)} cells under {len(header)} columns")
         row = dict(zip(header, cells, strict=True))
+        ids.check(row["dialog_id"])
         tags = row["movies"].split(";") if row["movies"] else []
         text = _mend(row["text"], report)
         strategy = row.get("expert_label") or None

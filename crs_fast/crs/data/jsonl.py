@@ -6,8 +6,9 @@ A data set is a folder of JSON-lines files in UTF-8, each plain or gzipped (`ite
 
     {"item_id": "m17", "title": "Heat", "year": 1995, "genres": ["crime"], "plot": "…"}
 
-`item_id` (a non-empty string) and `title` are required, `year` is an integer, null or absent, and
-`imdb_id` a string, null or absent (items that share one are the same film). Any other key is a text
+`item_id` (a non-empty string) and `title` are required, `year` is an integer ("1995" and 1995.0 are
+taken for one), null or absent, and `imdb_id` a string, null or absent (items that share one are the
+same film). Any other key is a text
 field of the item (`genres`, `director`, `cast`, `keywords`, `plot`, …): a string or a list of
 strings, which is joined by ", ". Field order is kept.
 
@@ -24,7 +25,10 @@ is not known. Neighbouring turns of one role are joined by a space. A turn may h
 name; `breaks`, the characters at which the second and later of the messages that it joins begin;
 and `corrected`, the ids of the items that it names by labels corrected by hand. A dialogue may have
 `liked`, {item id: "liked", "disliked" or "not said"}, and `seen`, a list of item ids: what the
-seeker said after it was over.
+seeker said after it was over. No file may give an item_id or a dialogue_id twice.
+
+NaN counts as null, as pandas writes it. Half of a surrogate pair ("\\ud83d"), which no other file
+and no tokenizer can hold, becomes U+FFFD, and the report counts it.
 """
 
 from __future__ import annotations
@@ -39,6 +43,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from crs_fast._files import replacing
+from crs_fast._text import well_formed
 from crs_fast.crs.data.dialogue import (
     OPINIONS,
     CrsDataset,
@@ -47,6 +52,7 @@ from crs_fast.crs.data.dialogue import (
     Mention,
     Turn,
     merge_turns,
+    whole_number,
 )
 
 T = TypeVar("T")
@@ -54,6 +60,8 @@ OnError = Literal["raise", "skip"]
 SPLITS = ("train", "valid", "test")
 
 _ITEM_KEYS = ("item_id", "title", "year", "imdb_id")
+_HALF = "\\ud"  # how JSON may write half of a surrogate pair
+LOST_HALF = "half of a surrogate pair, replaced"
 _YEAR_AT_END = re.compile(r"\s*\((\d{4})?(?: film)?\)?\s*$")
 
 
@@ -93,15 +101,28 @@ def _open(path: Path) -> Any:
 
 
 def read_text(path: Path) -> str:
-    """A whole UTF-8 file, plain or gzipped."""
+    """A whole UTF-8 file, plain or gzipped.
+
+    Raises:
+        ValueError: it is not UTF-8, with the line number.
+    """
     with _open(path) as file:
-        return file.read().decode("utf-8-sig")
+        raw = file.read()
+    try:
+        text: str = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"load_dataset: {path}, line {line} must be UTF-8 (got byte 0x{raw[error.start]:02x})"
+        ) from None
+    return text
 
 
 def read_json(path: Path) -> Any:
     """One JSON document, plain or gzipped; ValueError names the file."""
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return _well_formed(json.loads(text)) if _HALF in text.lower() else json.loads(text)
     except ValueError as error:
         raise ValueError(f"load_dataset: {path} must be JSON (got {error})") from error
 
@@ -149,10 +170,63 @@ def read_lines(
 
 def json_object(line: str) -> dict[str, Any]:
     """A line that must be one JSON object."""
-    value = json.loads(line)
+    return _object(json.loads(line))
+
+
+def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__} instead of a JSON object")
     return value
+
+
+def data_line(line: str, report: ReadReport | None = None) -> Any:
+    """A line of data as JSON, with what this module's docstring says of NaN and surrogates."""
+    value = json.loads(line, parse_constant=_constant)
+    if _HALF not in line.lower():
+        return value
+    mended = _well_formed(value)
+    if report is not None and mended != value:
+        report.noise[LOST_HALF] += 1
+    return mended
+
+
+def data_object(line: str, report: ReadReport | None = None) -> dict[str, Any]:
+    """`data_line` of a line that must be one JSON object."""
+    return _object(data_line(line, report))
+
+
+def _constant(name: str) -> None:
+    if name != "NaN":
+        raise ValueError(f"every number must be finite (got {name})")
+
+
+def _well_formed(value: Any) -> Any:
+    """A JSON value with `well_formed` texts."""
+    if isinstance(value, str):
+        return well_formed(value)
+    if isinstance(value, list):
+        return [_well_formed(part) for part in value]
+    if isinstance(value, dict):
+        return {well_formed(key): _well_formed(part) for key, part in value.items()}
+    return value
+
+
+class Once:
+    """Ids that a file may give once."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._seen: set[str] = set()
+
+    def check(self, value: str) -> str:
+        """
+        Raises:
+            ValueError: the id was given before.
+        """
+        if value in self._seen:
+            raise ValueError(f"{self.name} must be given once (got {value!r} again)")
+        self._seen.add(value)
+        return value
 
 
 def split_title(name: str) -> tuple[str, int | None]:
@@ -178,11 +252,17 @@ def _field_text(key: str, value: Any) -> str:
     return value
 
 
-def _parse_item(line: str) -> Item:
-    record = json_object(line)
-    year = record.get("year")
-    if year is not None and type(year) is not int:
-        raise ValueError(f"year must be an integer or null (got {year!r})")
+def _integer(record: dict[str, Any], key: str) -> int | None:
+    value = record.get(key)
+    number = None if value is None else whole_number(value)
+    if number is None and value is not None:
+        raise ValueError(f"{key} must be an integer or null (got {value!r})")
+    return number
+
+
+def _parse_item(line: str, report: ReadReport | None = None) -> Item:
+    record = data_object(line, report)
+    year = _integer(record, "year")
     imdb_id = None if record.get("imdb_id") is None else _string(record, "imdb_id")
     extra = {k: v for k, v in record.items() if k not in _ITEM_KEYS and v is not None}
     fields = {key: _field_text(key, value) for key, value in extra.items()}
@@ -197,22 +277,30 @@ def read_items(
     Raises:
         ValueError: a broken line or an item_id given twice, unless `on_error` is "skip".
     """
-    seen: set[str] = set()
+    ids = Once("item_id")
 
     def parse(line: str) -> Item:
-        item = _parse_item(line)
-        if item.item_id in seen:
-            raise ValueError(f"item_id must be given once (got {item.item_id!r} again)")
-        seen.add(item.item_id)
+        item = _parse_item(line, report)
+        ids.check(item.item_id)
         return item
 
     return tuple(read_lines(Path(path), parse, on_error, report))
 
 
+def _place(entry: dict[str, Any], key: str) -> Any:
+    """A character offset; one without a fraction is an integer."""
+    value = entry.get(key)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _parse_turn(record: dict[str, Any], known: Collection[str] | None) -> Turn:
     mentions = []
     for entry in record.get("items") or []:
-        item_id, start, end = _string(entry, "item_id"), entry.get("start"), entry.get("end")
+        item_id, start, end = (
+            _string(entry, "item_id"),
+            _place(entry, "start"),
+            _place(entry, "end"),
+        )
         if known is not None and item_id not in known:
             raise ValueError(f"item_id must be in the catalogue (got {item_id!r})")
         if not (start is end is None or type(start) is type(end) is int):
@@ -256,25 +344,29 @@ def read_dialogues(
         report: filled in where given.
 
     Raises:
-        ValueError: a broken line, with file and line number, unless `on_error` is "skip".
+        ValueError: a broken line or a dialogue_id given twice, with file and line number, unless
+            `on_error` is "skip".
     """
     known = None if items is None else {item.item_id for item in items}
+    ids = Once("dialogue_id")
 
     def parse(line: str) -> Dialogue:
-        record = json_object(line)
+        record = data_object(line, report)
         turns = [_parse_turn(turn, known) for turn in record["turns"]]
         liked = _liked(record.get("liked") or {})
         seen = _strings(record, "seen")
-        return Dialogue(_string(record, "dialogue_id"), merge_turns(turns), liked, seen)
+        dialogue_id = ids.check(_string(record, "dialogue_id"))
+        return Dialogue(dialogue_id, merge_turns(turns), liked, seen)
 
     return tuple(read_lines(Path(path), parse, on_error, report))
 
 
 def write_lines(path: str | Path, records: Iterable[dict[str, Any]]) -> None:
     """One JSON document a line, the file whole or not at all."""
-    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            line = json.dumps(record, ensure_ascii=False) + "\n"
+            file.write(line.encode(errors="backslashreplace"))  # half a surrogate pair as in JSON
 
 
 def write_items(path: str | Path, items: Sequence[Item]) -> None:
@@ -287,6 +379,24 @@ def write_items(path: str | Path, items: Sequence[Item]) -> None:
         if clash := [key for key in _ITEM_KEYS if key in item.fields]:
             raise ValueError(f"write_items: fields must not be named {clash[0]!r} ({item.item_id})")
     write_lines(path, map(_item_record, items))
+
+
+def check_items(op: str, items: Sequence[Item]) -> None:
+    """Make sure, before work begins, that its end can write the items and read them back.
+
+    Raises:
+        ValueError: an item that an items.jsonl can't hold, or an item_id given twice.
+    """
+    ids = Once("item_id")
+    for item in items:
+        try:
+            if clash := [key for key in _ITEM_KEYS if key in item.fields]:
+                raise ValueError(f"fields must not be named {clash[0]!r}")
+            ids.check(_parse_item(json.dumps(_item_record(item))).item_id)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{op}: item {item.item_id!r} must be one that an items.jsonl can hold: {error}"
+            ) from None
 
 
 def _item_record(item: Item) -> dict[str, Any]:

@@ -12,6 +12,7 @@ read, for oracles and for scoring (`Dialogue.liked`, `Dialogue.seen`).
 from __future__ import annotations
 
 import csv
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ from crs_fast.crs.data.dialogue import (
 )
 from crs_fast.crs.data.intents import read_iard, with_intents
 from crs_fast.crs.data.jsonl import (
+    Once,
     OnError,
     ReadReport,
+    data_object,
     find_file,
-    json_object,
     need_file,
     read_json,
     read_lines,
@@ -67,7 +69,9 @@ def read_catalogue(folder: Path) -> tuple[Item, ...]:
     path = need_file(folder, "movies_with_mentions.csv")
     info_path = find_file(folder, "id2info.json")
     info = {} if info_path is None else read_json(info_path)
-    rows = csv.DictReader(read_text(path).splitlines())
+    # Not splitlines(), which takes U+2028 and others for line ends.
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    ids = Once("movieId")
     items = []
     for row in rows:
         movie_id, name = row.get("movieId") or "", row.get("movieName") or ""
@@ -76,6 +80,10 @@ def read_catalogue(folder: Path) -> tuple[Item, ...]:
                 f"load_dataset: {path}, line {rows.line_num} must hold movieId and movieName "
                 f"(got {movie_id!r}, {name!r})"
             )
+        try:
+            ids.check(movie_id)
+        except ValueError as error:
+            raise ValueError(f"load_dataset: {path}, line {rows.line_num}: {error}") from None
         facts = info.get(movie_id) or {}
         imdb_id = facts.get("imdb_id") or None
         items.append(Item(movie_id, *split_title(name), info_fields(facts), imdb_id))
@@ -83,6 +91,8 @@ def read_catalogue(folder: Path) -> tuple[Item, ...]:
 
 
 def _message_turn(role: str, message: str, catalogue: dict[str, Item], report: ReadReport) -> Turn:
+    if not isinstance(message, str):
+        raise ValueError(f"text must be a string (got {message!r})")
     text, at, mentions = "", 0, []
     for found in _MENTION.finditer(message):
         item = catalogue.get(found[1])
@@ -97,8 +107,10 @@ def _message_turn(role: str, message: str, catalogue: dict[str, Item], report: R
     return Turn(role, text + message[at:], tuple(mentions))
 
 
-def _parse_dialogue(line: str, catalogue: dict[str, Item], report: ReadReport) -> Dialogue:
-    record = json_object(line)
+def _parse_dialogue(
+    line: str, catalogue: dict[str, Item], ids: Once, report: ReadReport
+) -> Dialogue:
+    record = data_object(line, report)
     roles = {record["respondentWorkerId"]: RECOMMENDER, record["initiatorWorkerId"]: SEEKER}
     turns = [
         _message_turn(roles[message["senderWorkerId"]], message["text"], catalogue, report)
@@ -116,7 +128,7 @@ def _parse_dialogue(line: str, catalogue: dict[str, Item], report: ReadReport) -
         if answer.get("liked") in (0, 1, 2)
     }
     seen = tuple(item for item, answer in answers.items() if answer.get("seen") == 1)
-    return Dialogue(str(name), merge_turns(turns), liked, seen)
+    return Dialogue(ids.check(str(name)), merge_turns(turns), liked, seen)
 
 
 def _is_validation(dialogue: Dialogue) -> bool:
@@ -149,8 +161,9 @@ def load_redial(
     catalogue = {item.item_id: item for item in items}
 
     def read(path: Path) -> list[Dialogue]:
+        ids = Once("conversationId")
         return read_lines(
-            path, lambda line: _parse_dialogue(line, catalogue, report), on_error, report
+            path, lambda line: _parse_dialogue(line, catalogue, ids, report), on_error, report
         )
 
     official = read(need_file(folder, "train_data.jsonl", "train_exact.jsonl"))

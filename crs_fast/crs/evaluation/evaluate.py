@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crs_fast._files import write_text
-from crs_fast.crs.data.dialogue import CrsDataset, need_splits
+from crs_fast.crs.data.dialogue import CrsDataset, need_distinct_ids, need_splits
 from crs_fast.crs.evaluation.corrected_labels import label_figures
 from crs_fast.crs.evaluation.predict import predict
 from crs_fast.crs.evaluation.predictions import Prediction, write_predictions
@@ -98,11 +98,13 @@ def evaluate(
         baselines: further rankings to compare with, by name.
 
     Raises:
-        ValueError: the data set lacks this split or "train", or the split has no target.
+        ValueError: the data set lacks this split or "train", the split has no target, or two of its
+            dialogues have one id.
     """
     need_splits(dataset, "evaluate", ("train", split))
     start = time.perf_counter()
     dialogues = dataset.splits[split][:limit]
+    need_distinct_ids(dialogues, "evaluate")  # or the predictions can't be saved
     predictions = predict(
         recommender.bundle,
         dialogues,

@@ -48,7 +48,7 @@ from pathlib import Path
 from typing import Any
 
 from crs_fast.crs.control_tokens import MODES, REC, likelier_mode
-from crs_fast.crs.data.dialogue import Dialogue, Item
+from crs_fast.crs.data.dialogue import Dialogue, Item, need_distinct_ids
 from crs_fast.crs.data.jsonl import json_object, read_lines, write_lines
 from crs_fast.crs.evaluation.messages import recommending_messages
 from crs_fast.crs.evaluation.targets import recommender_turns
@@ -143,7 +143,17 @@ def blank_predictions(dialogues: Sequence[Dialogue]) -> list[Prediction]:
 
 
 def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
-    """Write a `predictions.jsonl`."""
+    """Write a `predictions.jsonl`.
+
+    Raises:
+        ValueError: two dialogues have one id, by which the file names them.
+    """
+    owners: dict[str, int] = {}
+    for p in predictions:
+        if owners.setdefault(p.dialogue_id, p.dialogue) != p.dialogue:
+            raise ValueError(
+                f"write_predictions: dialogue_id must be given once (got {p.dialogue_id!r} again)"
+            )
     write_lines(
         path,
         (
@@ -186,9 +196,10 @@ def read_predictions(
         items: the catalogue; a ranking may name only its items.
 
     Raises:
-        ValueError: a line is malformed, a turn is not in the split or occurs twice, or a
-            recommender turn is missing from a dialogue that the file has.
+        ValueError: a line is malformed, a turn is not in the split or occurs twice, a recommender
+            turn is missing from a dialogue that the file has, or two dialogues have one id.
     """
+    need_distinct_ids(dialogues, "read_predictions")
     catalogue = {item.item_id for item in items}
     blank = {(p.dialogue_id, p.turn): p for p in blank_predictions(dialogues)}
     filled: set[tuple[str, int]] = set()

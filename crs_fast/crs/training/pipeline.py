@@ -14,6 +14,7 @@ from crs_fast._files import replacing, write_text
 from crs_fast.crs.checkpoint import Bundle, check_folder, save_bundle
 from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.dialogue import CrsDataset, Item, need_splits
+from crs_fast.crs.data.jsonl import check_items
 from crs_fast.crs.sequence import SequenceBuilder, trie_sids
 from crs_fast.crs.training.co_mention import co_mention_embeddings, fill_unnamed
 from crs_fast.crs.training.config import TrainConfig
@@ -166,10 +167,12 @@ def train_recommender(
 
     Raises:
         ValueError: `output_dir` holds something other than a bundle, the data set has no "train"
-            split, a setting of SIDs is given together with `titles`; or as in `train`.
+            split, an item could not be saved, a setting of SIDs is given together with `titles`; or
+            as in `train`.
     """
     check_folder("train_recommender: output_dir", Path(output_dir))
     need_splits(dataset, "train_recommender", ["train"])
+    check_items("train_recommender", dataset.items)
     training = training or TrainConfig()
     if titles:
         given = {"sids": sids, "catalogue": catalogue, "code_noise": training.code_noise}

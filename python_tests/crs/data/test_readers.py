@@ -315,7 +315,7 @@ def test_own_format_lists_and_merging(tmp_path):
     [
         ({"title": "x"}, "no key 'item_id'"),
         ({"item_id": 3, "title": "x"}, "item_id must be a non-empty string"),
-        ({"item_id": "m1", "title": "x", "year": "1999"}, "year must be an integer"),
+        ({"item_id": "m1", "title": "x", "year": "soon"}, "year must be an integer"),
         ({"item_id": "m1", "title": "x", "genres": 3}, "genres must be a string"),
         ({"item_id": "m1", "title": "x", "imdb_id": 3}, "imdb_id must be a non-empty string"),
         ({"item_id": "m0", "title": "again"}, "item_id must be given once"),
