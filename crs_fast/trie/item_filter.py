@@ -102,6 +102,11 @@ class ItemFilter:
             return self
         return ItemFilter._of_words(self.tensors.words.to(device), self.num_items, self.item_ids)
 
+    def select(self, rows: Sequence[int]) -> ItemFilter:
+        """The filters of some requests."""
+        words = self.tensors.words[torch.tensor(rows, dtype=torch.int64, device=self.device)]
+        return ItemFilter._of_words(words, self.num_items, self.item_ids)
+
     def over(self, trie: Catalogue) -> ItemFilter:
         """This filter on the trie's device, its bitmaps as wide as the trie's: those of a
         `TrieSlot` have room for more items.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from .capability import capability
+from .stand_in import unwrapped
 from .tree_model import TreeModel
 from .tree_state import TreeState
 
@@ -58,7 +59,8 @@ class Prompt:
         compiled: bool = False,
     ) -> None:
         ids, mask = checked_inputs("Prompt", input_ids, attention_mask)
-        attention, reason = capability(model)
+        model = unwrapped(model)
+        attention, reason, _ = capability(model)
         if attention is None:
             raise ValueError(f"Prompt: the model must hold a token tree (got {reason})")
         self._prefill(TreeModel(model, attention, compiled), pad_right(ids, mask), room)
