@@ -21,14 +21,14 @@ def kmeans_plus_plus(x: torch.Tensor, k: int, generator: torch.Generator) -> tor
     Returns:
         Centres, rows of x, [k, D].
     """
-    chosen = torch.empty(k, dtype=torch.int64)
-    distance = torch.ones(len(x), dtype=torch.float64)  # to the nearest centre so far
+    chosen = torch.empty(k, dtype=torch.int64, device="cpu")
+    distance = torch.ones(len(x), dtype=torch.float64, device="cpu")  # to the nearest centre so far
     for i in range(k):
         mass = distance.cumsum(0)
         # With nothing left to cover, any row does.
         if float(mass[-1]) <= 0:
             mass = torch.ones_like(distance).cumsum(0)
-        draw = torch.rand((), generator=generator, dtype=torch.float64) * mass[-1]
+        draw = torch.rand((), generator=generator, dtype=torch.float64, device="cpu") * mass[-1]
         chosen[i] = torch.searchsorted(mass, draw, right=True).clamp(max=len(x) - 1)
         new = (x - x[chosen[i]]).square().sum(-1).double().cpu()
         distance = new if i == 0 else torch.minimum(distance, new)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from crs_fast.ops.host import as_tensor
+
 if TYPE_CHECKING:
     from crs_fast.quantize.residual import ResidualQuantizer
 
@@ -60,22 +62,28 @@ def neighbourhood_preservation(
     """
     if len(x) < 2:
         return {"nearest": [], "chance": []}
-    generator = torch.Generator().manual_seed(seed)
-    pool = torch.randperm(len(x), generator=generator)[:among].sort().values.to(codes.device)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    pool = (
+        torch.randperm(len(x), generator=generator, device="cpu")[:among]
+        .sort()
+        .values.to(codes.device)
+    )
     chosen = (
         x[pool.to(x.device)] if isinstance(x, torch.Tensor) else np.array(x[pool.cpu().numpy()])
     )
-    points, labels = torch.as_tensor(chosen).to(codes.device).float(), codes[pool]
+    points, labels = as_tensor(chosen).to(codes.device).float(), codes[pool]
     points = points - points.mean(0)
-    asked = torch.randperm(len(pool), generator=generator)[:queries].to(codes.device)
+    asked = torch.randperm(len(pool), generator=generator, device="cpu")[:queries].to(codes.device)
     squares = points.square().sum(-1)
     near = []
     for block in asked.split(128):
         distance = squares - 2 * points[block] @ points.T  # [q, among]
-        distance[torch.arange(len(block)), block] = torch.inf
+        distance[torch.arange(len(block), device="cpu"), block] = torch.inf
         near.append(distance.argmin(-1))
     # A shift by 1 .. n - 1 is a random other item.
-    shift = torch.randint(1, len(pool), (len(asked),), generator=generator).to(codes.device)
+    shift = torch.randint(1, len(pool), (len(asked),), generator=generator, device="cpu").to(
+        codes.device
+    )
     other = (asked + shift) % len(pool)
 
     def shared(partner: torch.Tensor) -> list[float]:
@@ -94,7 +102,7 @@ def _error_and_variance(
 
     def pieces() -> Iterator[tuple[int, torch.Tensor]]:
         for at in range(0, len(codes), _ROWS):
-            part = torch.as_tensor(np.array(x[at : at + _ROWS]) if mapped else x[at : at + _ROWS])
+            part = as_tensor(np.array(x[at : at + _ROWS]) if mapped else x[at : at + _ROWS])
             yield at, part.to(codes.device).double()
 
     total = sum(part.sum(0) for _, part in pieces())

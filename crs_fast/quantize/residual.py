@@ -13,6 +13,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from crs_fast.ops.codebook import beam_lookup, residual_codes
+from crs_fast.ops.host import as_tensor
 from crs_fast.quantize.sources import Source, open_source
 
 _ENCODE_ROWS = 1 << 14
@@ -97,7 +98,7 @@ class ResidualQuantizer(PreTrainedModel):
 
     def _new_codebooks(self, dim: int) -> torch.nn.Parameter:
         shape = (self.config.levels, self.config.codes, dim)
-        return torch.nn.Parameter(torch.full(shape, torch.nan))
+        return torch.nn.Parameter(torch.full(shape, torch.nan, dtype=torch.float32, device="cpu"))
 
     def fit(self, x: Any, progress: bool = False, distributed: bool = False) -> Self:
         """Learn the codebooks from a catalogue, afresh at each call.
@@ -236,7 +237,7 @@ class ResidualQuantizer(PreTrainedModel):
         return self
 
     def _checked(self, x: Any, op: str) -> torch.Tensor:
-        x = rows_of(x, 0, len(x)) if isinstance(x, np.memmap) else torch.as_tensor(x).detach()
+        x = rows_of(x, 0, len(x)) if isinstance(x, np.memmap) else as_tensor(x).detach()
         if x.ndim != 2 or not x.is_floating_point():
             raise ValueError(
                 f"{type(self).__name__}.{op}: x must be a float tensor [N, D] "

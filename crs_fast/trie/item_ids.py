@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from crs_fast.ops.host import as_tensor
+
 
 class ItemIds:
     """N distinct ids, all int or all str, frozen.
@@ -33,7 +35,7 @@ class ItemIds:
             ValueError: ids of neither kind, of mixed kinds, or repeated.
         """
         if isinstance(ids, range):
-            ids = torch.arange(ids.start, ids.stop, ids.step)
+            ids = torch.arange(ids.start, ids.stop, ids.step, device="cpu")
         if not isinstance(ids, torch.Tensor):
             ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
             kinds = {type(i) for i in ids}
@@ -42,7 +44,9 @@ class ItemIds:
             if not kinds <= {int}:
                 names = sorted(kind.__name__ for kind in kinds)
                 raise ValueError(f"SidTrie: item_ids must be all int or all str (got {names})")
-        numbers = _integers(torch.as_tensor(ids) if len(ids) else torch.empty(0, dtype=torch.int64))
+        numbers = _integers(
+            as_tensor(ids) if len(ids) else torch.empty(0, dtype=torch.int64, device="cpu")
+        )
         made = cls(numbers=_narrow(numbers))
         ordered = numbers[made._order.long()]
         if bool((ordered[1:] == ordered[:-1]).any()):
@@ -54,7 +58,7 @@ class ItemIds:
         if len(set(ids)) != len(ids):
             raise ValueError("SidTrie: item_ids must be distinct (got repeated ids)")
         encoded = [i.encode() for i in ids]
-        offsets = torch.tensor([0, *map(len, encoded)], dtype=torch.int64).cumsum(0)
+        offsets = torch.tensor([0, *map(len, encoded)], dtype=torch.int64, device="cpu").cumsum(0)
         text = torch.frombuffer(bytearray(b"".join(encoded) or b"\0"), dtype=torch.uint8)
         return cls(text=text[: int(offsets[-1])].clone(), offsets=offsets)
 
@@ -103,7 +107,9 @@ class ItemIds:
         lengths = (self.offsets[1:] - self.offsets[:-1])[order]
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         start = torch.repeat_interleave(self.offsets[:-1][order] - offsets[:-1], lengths)
-        return ItemIds(text=self.text[start + torch.arange(start.numel())], offsets=offsets)
+        return ItemIds(
+            text=self.text[start + torch.arange(start.numel(), device="cpu")], offsets=offsets
+        )
 
     def positions(self, ids: Iterable[int | str] | torch.Tensor) -> torch.Tensor:
         """The positions of some ids: int64 [n].
@@ -116,12 +122,14 @@ class ItemIds:
             missing = [i for i in wanted if i not in self._of_text]
             if missing:
                 raise KeyError(f"SidTrie: no item {missing[0]!r} ({len(missing)} unknown ids)")
-            return torch.tensor([self._of_text[str(i)] for i in wanted], dtype=torch.int64)
+            return torch.tensor(
+                [self._of_text[str(i)] for i in wanted], dtype=torch.int64, device="cpu"
+            )
         try:
             listed = ids if isinstance(ids, torch.Tensor) else list(ids)
-            wanted_numbers = torch.empty(0, dtype=torch.int64)
+            wanted_numbers = torch.empty(0, dtype=torch.int64, device="cpu")
             if len(listed):
-                wanted_numbers = _integers(torch.as_tensor(listed))
+                wanted_numbers = _integers(as_tensor(listed))
         except (TypeError, ValueError, RuntimeError) as error:
             raise KeyError(f"SidTrie: this catalogue's item ids are int ({error})") from None
         if not len(self):
@@ -175,12 +183,12 @@ class ItemIds:
     def _order(self) -> torch.Tensor:
         """The positions sorted by their ids, int32 [N]; empty for text."""
         if self.numbers is None:
-            return torch.empty(0, dtype=torch.int32)
+            return torch.empty(0, dtype=torch.int32, device="cpu")
         size = len(self)
         if size and int(self.numbers.min()) == 0 and int(self.numbers.max()) == size - 1:
             # Distinct, so a permutation: inverted without a sort.
-            order = torch.full((size,), -1, dtype=torch.int32)
-            order[self.numbers.long()] = torch.arange(size, dtype=torch.int32)
+            order = torch.full((size,), -1, dtype=torch.int32, device="cpu")
+            order[self.numbers.long()] = torch.arange(size, dtype=torch.int32, device="cpu")
             if int(order.min()) >= 0:
                 return order
         return self.numbers.argsort().to(torch.int32)

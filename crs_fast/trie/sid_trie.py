@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from crs_fast.ops import TrieTensors, trie_build, trie_rows, trie_walk
+from crs_fast.ops.host import as_tensor
 from crs_fast.ops.trie.nodes import ending
 from crs_fast.ops.trie.tensors import NODE_BITS
 
@@ -75,7 +76,7 @@ class SidTrie:
                 f"SidTrie.add: item_ids must hold one id a SID, {added.shape[0]} (got {len(ids)})"
             )
         levels = max(self.num_levels, added.shape[1])
-        rows = torch.empty(self.num_items + len(ids), levels, dtype=torch.int64)
+        rows = torch.empty(self.num_items + len(ids), levels, dtype=torch.int64, device="cpu")
         old, new = rows[: self.num_items], rows[self.num_items :]
         if levels == self.num_levels:
             trie_rows(self.tensors, out=old)
@@ -92,7 +93,7 @@ class SidTrie:
         Raises:
             KeyError: an id that is not in the catalogue.
         """
-        keep = torch.ones(self.num_items, dtype=torch.bool)
+        keep = torch.ones(self.num_items, dtype=torch.bool, device="cpu")
         keep[self.item_ids.positions(item_ids)] = False
         left = keep.nonzero().squeeze(1)
         rows = trie_rows(self.tensors, left.to(self.device)).cpu()
@@ -255,7 +256,7 @@ def _sid_tensor(sids: Any) -> torch.Tensor:
     if isinstance(sids, Sequence) and sids and isinstance(sids[0], Sequence):
         width = max(len(row) for row in sids)
         sids = [[*row, *[-1] * (width - len(row))] for row in sids]
-    tensor = torch.as_tensor(sids)
+    tensor = as_tensor(sids)
     if tensor.ndim != 2 or tensor.is_floating_point() or tensor.is_complex():
         raise ValueError(
             f"SidTrie: sids must be integers [N, L] (got {tensor.dtype} {tuple(tensor.shape)})"

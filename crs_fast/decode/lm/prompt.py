@@ -192,8 +192,10 @@ def checked_inputs(
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token sequences of unequal length as one batch: ids int64 [B, P] and mask bool [B, P]."""
     width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], device="cpu")
+    mask = torch.tensor(
+        [[False] * (width - len(row)) + [True] * len(row) for row in rows], device="cpu"
+    )
     return ids, mask
 
 
