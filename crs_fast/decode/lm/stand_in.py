@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+_LARGE = 1 << 16  # elements of a buffer
+
 
 def unwrapped(model: Any) -> Any:
     """The model inside wrappers that leave what it computes alone: `torch.compile`, DataParallel
@@ -64,12 +66,12 @@ def _is_peft(model: Any) -> bool:
 
 
 def stand_in(model: Any) -> Any:
-    """A second tree of modules over the same parameters and buffers, in eval mode.
+    """A second tree of modules over the same parameters, in eval mode.
 
-    What a forward pass assigns (a dynamic RoPE's frequencies, say) stays in the stand-in, so the
-    model is never changed and threads may share it. Training mode, and with it dropout and
-    gradient checkpointing, is off. `generate` finds no defaults but Hugging Face's own, whatever
-    the model's `generation_config` says. Takes about 5 microseconds per module.
+    What a forward pass assigns or writes (a dynamic RoPE's frequencies, say) stays in the
+    stand-in, so the model is never changed and threads may share it. Training mode, and with it
+    dropout and gradient checkpointing, is off. `generate` finds no defaults but Hugging Face's
+    own, whatever the model's `generation_config` says. Takes about 5 microseconds per module.
     """
     from transformers import GenerationConfig
 
@@ -92,12 +94,12 @@ def stand_in(model: Any) -> Any:
 def twin_of(
     module: torch.nn.Module, children: dict[str, torch.nn.Module | None]
 ) -> torch.nn.Module:
-    """`module` in eval mode with other children, sharing its parameters and buffers."""
+    """`module` in eval mode with other children, sharing its parameters and large buffers."""
     made = type(module).__new__(type(module))
     made.__dict__.update(module.__dict__)
     made.__dict__["_modules"] = children
-    for name in ("_parameters", "_buffers"):
-        made.__dict__[name] = dict(module.__dict__[name])
+    made.__dict__["_parameters"] = dict(module._parameters)
+    made.__dict__["_buffers"] = {name: _own(buffer) for name, buffer in module._buffers.items()}
     made.__dict__["_non_persistent_buffers_set"] = set(module._non_persistent_buffers_set)
     made.__dict__["training"] = False
     # Accelerate's hooks replace a forward by one that is bound to the module.
@@ -105,6 +107,19 @@ def twin_of(
         if name in made.__dict__:
             made.__dict__[name] = _bound_to(made.__dict__[name], module, made)
     return made
+
+
+def _own(buffer: torch.Tensor | None) -> torch.Tensor | None:
+    """A buffer that a forward pass may write in place (a long RoPE's frequencies): a copy. Larger
+    ones are masks and quantized weights, which are read alone."""
+    if (
+        buffer is None
+        or not buffer.is_floating_point()
+        or buffer.numel() > _LARGE
+        or buffer.is_meta
+    ):
+        return buffer
+    return buffer.clone()
 
 
 def _bound_to(function: Any, old: torch.nn.Module, new: torch.nn.Module) -> Any:
