@@ -121,14 +121,15 @@ def beams_by_generate(
     )
     scores = BeamScores(request, ids.shape[1], filler)
     base = model.get_base_model() if acts_outside(model) else model
-    out = model.generate(
-        input_ids=ids.to(device),
-        attention_mask=mask.long().to(device),
-        generation_config=config,
-        logits_processor=LogitsProcessorList([scores]),
-        # One beam would be greedy search, which has neither log-probs nor their sums.
-        custom_generate=type(base)._beam_search,
-    )
+    with device:  # some of its tensors take torch's default device
+        out = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.long().to(device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([scores]),
+            # One beam would be greedy search, which has neither log-probs nor their sums.
+            custom_generate=type(base)._beam_search,
+        )
     shape = (len(rows), num_beams)
     tokens = out.sequences[:, -trie.num_levels :].view(*shape, -1)
     codes = vocab.decode(tokens.masked_fill(tokens == filler, -1))

@@ -59,7 +59,11 @@ def sequential_beams(
 
 def sequential(model: PreTrainedModel) -> Sequential:
     """How `model` decodes beams without a tree. On its first use the scores of a small catalogue
-    after prompts of unequal length are compared with those of plain forward passes."""
+    after prompts of unequal length are compared with those of plain forward passes.
+
+    Raises:
+        ValueError: the model is not causal.
+    """
     model = unwrapped(model)
     state, key = ModelState.of(model), state_key(model)
     if key not in state.sequential:
@@ -92,7 +96,26 @@ def _probed(model: Any) -> Sequential | None:
             except Exception:
                 # Whatever a model's code raises, the answer is the same: not in this way.
                 continue
+        _check_causal(lm)
     return PLAIN
+
+
+def _check_causal(lm: Any) -> None:
+    """
+    Raises:
+        ValueError: what follows a token changes its logits, as in models that fill gaps.
+    """
+    generator = torch.Generator("cpu").manual_seed(0)
+    vocab_size = lm.config.get_text_config().vocab_size
+    ids = torch.randint(vocab_size, (2, 8), generator=generator, device="cpu")
+    ids = torch.stack([ids[0], torch.cat([ids[0, :5], ids[1, 5:]])]).to(input_device(lm))
+    before = lm(input_ids=ids, use_cache=False).logits.float()[:, -4]  # after the fifth token
+    error = float((before[0] - before[1]).abs().max() / before.std().clamp(min=1e-6))
+    if error > TOLERANCE.get(lm.dtype, 1e-3):
+        raise ValueError(
+            f"recommend: model must be causal (got {type(unwrapped(lm)).__name__}, whose logits "
+            "change with the tokens that follow)"
+        )
 
 
 def _is_right(lm: Any, way: Sequential) -> bool:
