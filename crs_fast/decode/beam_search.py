@@ -63,8 +63,8 @@ def beam_search(
         items than beams) are padding after the prompt, their scores -inf.
 
     Raises:
-        ValueError: no trie, a maximum length that leaves no room for a SID, a streamer, or beam
-            groups.
+        ValueError: no trie, no input_ids, a maximum length that leaves no room for a SID, a
+            streamer, or beam groups.
     """
     if trie is None:
         raise ValueError("beam_search: trie must be given (got None)")
@@ -79,6 +79,11 @@ def beam_search(
             f"(got {generation_config.num_beam_groups})"
         )
     length, levels = input_ids.shape[1], trie.num_levels
+    if length == 0:
+        raise ValueError(
+            "beam_search: input_ids must be given, beside inputs_embeds too "
+            "(got inputs_embeds alone)"
+        )
     if generation_config.max_length is not None and generation_config.max_length < length + levels:
         raise ValueError(
             f"beam_search: max_new_tokens must be at least the trie's {levels} levels "

@@ -108,8 +108,8 @@ def answer(
             "recommend: model must be decoder-only "
             f"(got an encoder-decoder, {type(model).__name__})"
         )
-    lengths, levels = mask.sum(1), request.trie.num_levels
-    shortest, longest = int(lengths.min()), int(lengths.max()) + levels
+    ids, shortest, longest = _checked_tokens(model, ids, mask)
+    longest += request.trie.num_levels
     if _changes_rope(model, shortest, longest):
         return sequential_beams(model, ids, mask, request, PLAIN)
     attention = _tree_attention(model, longest)
@@ -156,6 +156,28 @@ def _search(
 def _output(request: SearchRequest, beams: Beams) -> RecommendOutput:
     refuse_not_numbers(beams.not_numbers.nonzero()[:, 0].tolist())
     return RecommendOutput.of(request.trie, beams.sids, beams.nodes, beams.scores, request.filters)
+
+
+def _checked_tokens(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, int, int]:
+    """ids [B, P] that the model can embed, padding included, and the number of tokens of the
+    shortest and the longest prompt. Waits for the device once.
+
+    Raises:
+        ValueError: a token that the model lacks.
+    """
+    ids = ids.masked_fill(~mask, 0)
+    lengths = mask.sum(1)
+    facts = torch.stack([ids.min(), ids.max(), lengths.min(), lengths.max()])
+    lowest, highest, shortest, longest = facts.tolist()
+    num_tokens = getattr(model.get_input_embeddings(), "num_embeddings", highest + 1)
+    if lowest < 0 or highest >= num_tokens:
+        raise ValueError(
+            f"recommend: input_ids must lie in 0 .. {num_tokens - 1}, the tokens of the model "
+            f"(got {lowest} .. {highest})"
+        )
+    return ids, shortest, longest
 
 
 def _changes_rope(model: PreTrainedModel, shortest: int, longest: int) -> bool:

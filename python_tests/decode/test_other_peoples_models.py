@@ -424,3 +424,20 @@ def test_position_ids_of_the_callers_own_are_honoured(shift):
     assert any("position ids" in str(w.message) for w in caught) == (shift > 0)
     assert torch.equal(ours.sequences, theirs.sequences)
     torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores)
+
+
+def test_embeddings_in_place_of_ids_are_refused_and_beside_them_honoured():
+    model, ids = tiny_model("llama", VOCAB), PROMPTS[0][:1]
+    embeddings = model.get_input_embeddings()(ids.flip(1))
+    common = dict(
+        inputs_embeds=embeddings, custom_generate=beam_search, trie=TRIE, vocab=SIDS, num_beams=4,
+        max_new_tokens=LEVELS, pad_token_id=0,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="input_ids must be given"):
+        model.generate(**common)
+    wanted = model.generate(
+        input_ids=ids.flip(1), **{k: v for k, v in common.items() if k != "inputs_embeds"}
+    )
+    with pytest.warns(UserWarning, match="inputs_embeds"):
+        got = model.generate(input_ids=ids, **common)
+    assert torch.equal(got[:, -LEVELS:], wanted[:, -LEVELS:])

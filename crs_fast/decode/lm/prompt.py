@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from crs_fast.ops.host import as_tensor
+
 from .capability import capability
 from .stand_in import unwrapped
 from .tree_model import TreeModel
@@ -166,6 +168,7 @@ def checked_inputs(
     Raises:
         ValueError: ids are no integers, shapes disagree, or a row has no token.
     """
+    input_ids = as_tensor(input_ids)
     if input_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{op}: input_ids must be int64 or int32 (got {input_ids.dtype})")
     if input_ids.ndim != 2 or 0 in input_ids.shape:
@@ -175,6 +178,7 @@ def checked_inputs(
     input_ids = input_ids.long()
     if attention_mask is None:
         return input_ids, torch.ones_like(input_ids, dtype=torch.bool)
+    attention_mask = as_tensor(attention_mask)
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"{op}: attention_mask must have the shape of input_ids, {tuple(input_ids.shape)} "
