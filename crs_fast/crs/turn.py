@@ -18,7 +18,10 @@ from crs_fast.decode import (
     capability,
     left_pad,
     recommend,
+    sequential,
     sliding_window,
+    stand_in,
+    unwrapped,
 )
 from crs_fast.trie import Grammar, ItemFilter, SidTrie
 
@@ -87,7 +90,11 @@ class TurnBatch:
             self._length = self.prompt.length
             logits = self.prompt.logits(modes)
         else:
-            rows = [model(input_ids=self.ids.new_tensor([row])).logits[0, -1] for row in contexts]
+            lm = stand_in(model)
+            rows = [
+                lm(input_ids=self.ids.new_tensor([row]), use_cache=False).logits[0, -1]
+                for row in contexts
+            ]
             logits = torch.stack(rows)[:, modes]
         self.rec_probability = control.rec_probability(logits)  # [B]
         self.intents = control.likeliest_intents(logits)
@@ -183,7 +190,7 @@ class TurnBatch:
         ids, mask = _left_padded(bundle, prefixes)
         ids, mask = torch.cat([context, ids], 1), torch.cat([context_mask, mask], 1)
         start, control = ids.shape[1], bundle.control
-        processor = SidLogitsProcessor(_placed(bundle.trie, ids.device), bundle.vocab, filters)
+        trie = _placed(bundle.trie, ids.device)
         sampling: dict[str, Any] = (
             dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
             if do_sample
@@ -196,17 +203,37 @@ class TurnBatch:
             suppress_tokens=control.tokens,
             **sampling,
         )
-        out = bundle.model.generate(  # type: ignore[operator]
-            input_ids=ids,
-            attention_mask=mask.long(),
-            generation_config=config,
-            logits_processor=LogitsProcessorList([processor]),
-            stopping_criteria=StoppingCriteriaList(
-                [_LongEnough(start + max_new_tokens, processor.grammar)]
-            ),
-            **cached,
-        )
-        return [self._until_eos(row) for row in out[:, start:].tolist()]
+        written: list[list[int]] = [[] for _ in prefixes]
+        # A stand-in, because the model's own generation_config must change nothing here.
+        lm = stand_in(bundle.model)
+        for rows, use_cache in self._batches(mask, bool(cached)):
+            processor = SidLogitsProcessor(
+                trie, bundle.vocab, None if filters is None else filters.select(rows)
+            )
+            config.use_cache = use_cache
+            out = lm.generate(
+                input_ids=ids[rows],
+                attention_mask=mask[rows].long(),
+                generation_config=config,
+                logits_processor=LogitsProcessorList([processor]),
+                stopping_criteria=StoppingCriteriaList(
+                    [_LongEnough(start + max_new_tokens, processor.grammar)]
+                ),
+                **cached,
+            )
+            for row, tokens in zip(rows, out[:, start:].tolist(), strict=True):
+                written[row] = self._until_eos(tokens)
+        return written
+
+    def _batches(self, mask: torch.Tensor, cached: bool) -> list[tuple[list[int], bool]]:
+        """Rows of mask bool [B, P] that `generate` may take together, and whether with a cache."""
+        everyone = list(range(mask.shape[0]))
+        if cached:
+            return [(everyone, True)]
+        way = sequential(self.bundle.model)
+        if way.pads or bool(mask.all()):
+            return [(everyone, way.use_cache)]
+        return [([row], way.use_cache) for row in everyone]
 
     def _kept(self, prompt: Prompt, prefixes: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
         """Keep the tree's path to each request's item in the cache, if the tree has one for every
@@ -287,7 +314,7 @@ def _path(
 def _common(prompt: Prompt, model: Any, contexts: Sequence[Sequence[int]]) -> list[int] | None:
     """How many tokens of each context the prompt holds, at most all but the last; None if the
     prompt is of another model or another batch size, or holds nothing of the contexts."""
-    if prompt.lm.model is not model or prompt.ids.shape[0] != len(contexts):
+    if prompt.lm.model is not unwrapped(model) or prompt.ids.shape[0] != len(contexts):
         return None
     counts = [
         _shared(ids[mask].tolist(), context[:-1])

@@ -4,9 +4,11 @@ from .beam_search import beam_search
 from .lm.capability import capability, sliding_window
 from .lm.model_state import Capability
 from .lm.prompt import Prompt, left_pad
+from .lm.stand_in import stand_in, unwrapped
 from .output import RecommendOutput
 from .processor import SidLogitsProcessor
 from .recommend import BeamTree, recommend
+from .sequential import sequential
 
 __all__ = [
     "BeamTree",
@@ -18,5 +20,8 @@ __all__ = [
     "capability",
     "left_pad",
     "recommend",
+    "sequential",
     "sliding_window",
+    "stand_in",
+    "unwrapped",
 ]

@@ -18,8 +18,8 @@ from .search_request import SearchRequest
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
 
-# What `generate` hands over that changes nothing here: position ids follow from the mask, and the
-# cache is fresh and of a kind that is not used.
+# What `generate` hands over that changes nothing here: position ids are compared with the mask, and
+# the cache is fresh and of a kind that is not used.
 _EXPECTED = {"attention_mask", "cache_position", "logits_to_keep", "past_key_values",
              "position_ids", "use_cache"}  # fmt: skip
 
@@ -49,8 +49,9 @@ def beam_search(
     (Qwen-Instruct's does) is left out: beams are what was called for. A call that asks for what a
     token tree can't do gets Hugging Face beam search with the same constraint, and a warning says
     so: logits processors (penalties, banned words, minimum lengths), sampling, stopping criteria
-    beyond length and end-of-sequence, a cache that holds something, per-step outputs, model
-    arguments the tree doesn't know.
+    beyond length and end-of-sequence, a cache that holds something, per-step outputs, position ids
+    of the caller's own, model arguments the tree doesn't know, and whatever replaces the model's
+    `prepare_inputs_for_generation` (PEFT's prompt, prefix and P-tuning).
 
     Args:
         trie, vocab, normalize, temperature, filters, cuda_graph, compile_layers: as in `recommend`;
@@ -63,11 +64,27 @@ def beam_search(
         items than beams) are padding after the prompt, their scores -inf.
 
     Raises:
-        ValueError: no trie, or a maximum length that leaves no room for a SID.
+        ValueError: no trie, no input_ids, a maximum length that leaves no room for a SID, a
+            streamer, or beam groups.
     """
     if trie is None:
         raise ValueError("beam_search: trie must be given (got None)")
+    if model_kwargs.pop("streamer", None) is not None:
+        raise ValueError(
+            "beam_search: streamer must be None: which beam is best is known at the end only "
+            "(got a streamer)"
+        )
+    if (getattr(generation_config, "num_beam_groups", None) or 1) > 1:
+        raise ValueError(
+            "beam_search: num_beam_groups must be 1: diverse beam search has no token tree "
+            f"(got {generation_config.num_beam_groups})"
+        )
     length, levels = input_ids.shape[1], trie.num_levels
+    if length == 0:
+        raise ValueError(
+            "beam_search: input_ids must be given, beside inputs_embeds too "
+            "(got inputs_embeds alone)"
+        )
     if generation_config.max_length is not None and generation_config.max_length < length + levels:
         raise ValueError(
             f"beam_search: max_new_tokens must be at least the trie's {levels} levels "
@@ -90,7 +107,9 @@ def beam_search(
         cuda_graph=cuda_graph,
         compile_layers=compile_layers,
     )
-    reason = _beyond_the_tree(logits_processor, stopping_criteria, generation_config, model_kwargs)
+    reason = _beyond_the_tree(
+        model, logits_processor, stopping_criteria, generation_config, model_kwargs
+    )
     if reason:
         warnings.warn(
             f"crs_fast.beam_search can't grow a tree with {reason}; Hugging Face beam search with "
@@ -149,13 +168,24 @@ def _ranked(
 
 
 def _beyond_the_tree(
-    logits_processor: Any, stopping_criteria: Any, config: Any, model_kwargs: dict[str, Any]
+    model: Any,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    config: Any,
+    model_kwargs: dict[str, Any],
 ) -> str:
     """What of this call a token tree can't do, in words; "" where there is nothing."""
     from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
     if config.do_sample:
         return "do_sample=True"
+    if "prepare_inputs_for_generation" in vars(model):
+        return "a prepare_inputs_for_generation of its own (soft prompts of PEFT)"
+    position_ids = model_kwargs.get("position_ids")
+    if position_ids is not None and not _are_counted(
+        position_ids, model_kwargs.get("attention_mask")
+    ):
+        return "position ids of the caller's own"
     if logits_processor:
         return f"logits processors ({', '.join(type(p).__name__ for p in logits_processor)})"
     others = [
@@ -171,6 +201,15 @@ def _beyond_the_tree(
         return "a cache that holds something"
     extra = sorted(k for k, v in model_kwargs.items() if v is not None and k not in _EXPECTED)
     return f"model arguments ({', '.join(extra)})" if extra else ""
+
+
+def _are_counted(position_ids: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Whether position ids [..., P] count the tokens of each row, which is what the tree does."""
+    if mask is None:
+        mask = torch.ones_like(position_ids)
+    if position_ids.shape != mask.shape:
+        return False
+    return bool((((mask.cumsum(1) - 1) == position_ids) | (mask == 0)).all())
 
 
 def _hugging_face(

@@ -1,23 +1,34 @@
-"""Hugging Face beam search with the trie as a constraint, for models that can't hold a tree."""
+"""Hugging Face beam search with the trie as a constraint."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
-from crs_fast.ops import trie_mask_, trie_walk
+from crs_fast.ops import trie_mask_
 from crs_fast.trie import Grammar
 
 from .lm.prompt import left_pad
-from .output import RecommendOutput
+from .lm.stand_in import acts_outside, input_device
 from .search_request import SearchRequest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 # Scores below this are of beams that were never real: Hugging Face marks them with -1e9.
 LOST = -1e8
+
+
+class SequentialBeams(NamedTuple):
+    """Beams that were decoded one after the other.
+
+    codes int64 [B, M, L]: -1 where a SID has ended
+    scores float32 [B, M]: sums of log-probs, -inf for invalid beams
+    not_numbers: requests after whose prompt logits were NaN or infinite
+    """
+
+    codes: torch.Tensor
+    scores: torch.Tensor
+    not_numbers: set[int]
 
 
 class BeamScores:
@@ -31,6 +42,8 @@ class BeamScores:
     Args:
         prompt_length: the length of the prompts, right after which the SIDs begin.
         filler: a token that stands for no code of the catalogue.
+
+    not_numbers: requests that had a row of NaN or infinite log-probs
     """
 
     def __init__(self, request: SearchRequest, prompt_length: int, filler: int) -> None:
@@ -43,11 +56,16 @@ class BeamScores:
         self.grammar = Grammar(
             request.trie, request.vocabulary, prompt_length, None, filler, text_follows=False
         )
-        self.start, self.filler = prompt_length, filler
+        self.start, self.filler, self.num_beams = prompt_length, filler, request.num_beams
+        self.not_numbers: set[int] = set()
         self.normalize, self.temperature = request.normalize, request.temperature
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         nodes = self.grammar.read(input_ids).nodes
+        highest = scores.amax(1)
+        wrong = (nodes >= 0) & (highest.isnan() | (highest == float("inf")))
+        if bool(wrong.any()):
+            self.not_numbers.update((wrong.nonzero()[:, 0] // self.num_beams).tolist())
         penalty = trie_mask_(torch.zeros_like(scores), nodes, self.trie, self.tokens, self.filters)
         gains = self._normalized(scores / self.temperature, penalty, input_ids.shape[1])
         gains[:, self.filler] = 0.0
@@ -74,29 +92,23 @@ class BeamScores:
 
 
 @torch.no_grad()
-def generate_beams(
-    model: PreTrainedModel,
-    ids: torch.Tensor,
-    mask: torch.Tensor,
-    request: SearchRequest,
-    **kwargs: Any,
-) -> RecommendOutput:
-    """`recommend` by `model.generate`: every prompt is prefilled once a beam.
+def beams_by_generate(
+    model: Any, rows: Sequence[torch.Tensor], request: SearchRequest
+) -> SequentialBeams:
+    """Beams by `generate` and the model's cache: every prompt is prefilled once per beam.
 
     Args:
-        ids, mask: int64 and bool [B, P]; padding on either side.
-        kwargs: more arguments of `model.generate`.
+        model: a `stand_in`.
+        rows: the prompts, int64 [n] each.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
     trie, vocab, num_beams = request.trie, request.vocabulary, request.num_beams
     filler = vocab.unused_token(trie.level_codes)
-    ids, mask = left_pad(
-        [row[seen].tolist() for row, seen in zip(ids.cpu(), mask.cpu(), strict=True)], filler
-    )
-    levels = trie.num_levels
+    ids, mask = left_pad([row.tolist() for row in rows], filler)
+    device = input_device(model)
     config = GenerationConfig(
-        max_new_tokens=levels,
+        max_new_tokens=trie.num_levels,
         num_beams=num_beams,
         num_return_sequences=num_beams,
         do_sample=False,
@@ -105,25 +117,23 @@ def generate_beams(
         pad_token_id=filler,
         return_dict_in_generate=True,
         output_scores=True,
-        # Recurrent states are not reordered with the beams before transformers 5.
-        use_cache=not getattr(model, "_is_stateful", False),
+        use_cache=True,
     )
     scores = BeamScores(request, ids.shape[1], filler)
-    out = model.generate(  # type: ignore[operator]
-        input_ids=ids.to(model.device),
-        attention_mask=mask.long().to(model.device),
-        generation_config=config,
-        logits_processor=LogitsProcessorList([scores]),
-        # One beam would be greedy search, which has neither log-probs nor their sums.
-        custom_generate=type(model)._beam_search,  # type: ignore[attr-defined]
-        **kwargs,
-    )
-    shape = (ids.shape[0], num_beams)
-    tokens = out.sequences[:, ids.shape[1] :].view(*shape, -1)
+    base = model.get_base_model() if acts_outside(model) else model
+    with device:  # some of its tensors take torch's default device
+        out = model.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.long().to(device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([scores]),
+            # One beam would be greedy search, which has neither log-probs nor their sums.
+            custom_generate=type(base)._beam_search,
+        )
+    shape = (len(rows), num_beams)
+    tokens = out.sequences[:, -trie.num_levels :].view(*shape, -1)
     codes = vocab.decode(tokens.masked_fill(tokens == filler, -1))
     totals = out.sequences_scores.view(shape)
     nothing = tokens[..., 0] == filler  # no item is allowed at all
     totals = totals.masked_fill(~(totals >= LOST) | nothing, float("-inf"))
-    codes, totals = codes.to(trie.device), totals.to(trie.device)
-    nodes = trie_walk(trie.tensors, codes.flatten(0, 1)).view(shape)
-    return RecommendOutput.of(trie, codes, nodes, totals, request.filters, request.most_items)
+    return SequentialBeams(codes.to(trie.device), totals.to(trie.device), scores.not_numbers)

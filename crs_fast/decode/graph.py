@@ -128,7 +128,13 @@ class RecordedSearch:
                 bitmaps = FilterTensors(*(tensor.clone() for tensor in plan.filters))
                 plan = replace(plan, filters=bitmaps)
         # The graph knows addresses only: what lies there must stay.
-        weights = [t.detach() for module in lm.model.modules() for t in own_tensors(module)]
+        parts = (lm.model, lm.view or lm.decoder, lm.head.module)
+        weights = [
+            tensor.detach()
+            for part in parts
+            for module in part.modules()
+            for tensor in own_tensors(module)
+        ]
         self._filters, self._kept = plan.filters, (plan, weights)
         prompts = PaddedBatch(self._ids, self._mask, shape.is_padded)
         self._replay = record(

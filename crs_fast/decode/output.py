@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import compress, pairwise
 from typing import NamedTuple
@@ -20,6 +21,7 @@ class Beams(NamedTuple):
     tree_positions int64 [B, M, L - 1]: where each beam's tokens stand in the cache, counted from
         the end of the prompt
     tokens int64 [B, M, L - 1]: those tokens; the last level's is not fed
+    not_numbers bool [B]: requests that met logits that are NaN or infinite
     """
 
     sids: torch.Tensor
@@ -27,6 +29,20 @@ class Beams(NamedTuple):
     nodes: torch.Tensor
     tree_positions: torch.Tensor
     tokens: torch.Tensor
+    not_numbers: torch.Tensor
+
+
+def refuse_not_numbers(requests: Collection[int]) -> None:
+    """
+    Raises:
+        ValueError: there are requests whose logits are no numbers.
+    """
+    if requests:
+        raise ValueError(
+            "recommend: the model's logits must be numbers (got NaN or infinity after the prompt "
+            f"of row {min(requests)}, of {len(requests)} such rows): weights that are damaged, "
+            "were not loaded, or overflow in their dtype"
+        )
 
 
 @dataclass(frozen=True)

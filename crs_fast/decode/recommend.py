@@ -8,18 +8,19 @@ import torch
 
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
 
-from . import fallback
 from .attempt import Attempts, give_up
 from .graph import GraphShape, search_in_graph
-from .lm.capability import capability, sliding_window
+from .lm.capability import capability, rope_limit, sliding_window
 from .lm.model_state import ModelState
 from .lm.prompt import PaddedBatch, Prompt, checked_inputs, pad_right
 from .lm.recordings import can_record
+from .lm.stand_in import unwrapped
 from .lm.tree_model import TreeModel
-from .output import Beams, RecommendOutput
+from .output import Beams, RecommendOutput, refuse_not_numbers
 from .search import search
 from .search_plan import SearchPlan
 from .search_request import SearchRequest
+from .sequential import PLAIN, sequential_beams
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,14 +107,19 @@ def answer(
     Raises:
         ValueError: an encoder-decoder, or a vocabulary that names tokens that the model lacks.
     """
+    model = unwrapped(model)
     if model.config.is_encoder_decoder:
         raise ValueError(
             "recommend: model must be decoder-only "
             f"(got an encoder-decoder, {type(model).__name__})"
         )
-    attention = _tree_attention(model, mask, request.trie.num_levels)
+    ids, shortest, longest = _checked_tokens(model, ids, mask)
+    longest += request.trie.num_levels
+    if _changes_rope(model, shortest, longest):
+        return sequential_beams(model, ids, mask, request, PLAIN)
+    attention = _tree_attention(model, longest)
     if attention is None:
-        return fallback.generate_beams(model, ids, mask, request)
+        return sequential_beams(model, ids, mask, request)
     return _output(request, _search(model, attention, pad_right(ids, mask), request))
 
 
@@ -153,16 +159,55 @@ def _search(
 
 
 def _output(request: SearchRequest, beams: Beams) -> RecommendOutput:
+    refuse_not_numbers(beams.not_numbers.nonzero()[:, 0].tolist())
     return RecommendOutput.of(
         request.trie, beams.sids, beams.nodes, beams.scores, request.filters, request.most_items
     )
 
 
-def _tree_attention(model: PreTrainedModel, mask: torch.Tensor, levels: int) -> str | None:
-    """The attention by which SIDs behind prompts of this mask bool [B, P] are decoded as a token
-    tree (see `capability`); None where they can't be, which a warning says once per model."""
+def _checked_tokens(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, int, int]:
+    """ids [B, P] that the model can embed, padding included, and the number of tokens of the
+    shortest and the longest prompt. Waits for the device once.
+
+    Raises:
+        ValueError: a token that the model lacks.
+    """
+    ids = ids.masked_fill(~mask, 0)
+    lengths = mask.sum(1)
+    facts = torch.stack([ids.min(), ids.max(), lengths.min(), lengths.max()])
+    lowest, highest, shortest, longest = facts.tolist()
+    num_tokens = getattr(model.get_input_embeddings(), "num_embeddings", highest + 1)
+    if lowest < 0 or highest >= num_tokens:
+        raise ValueError(
+            f"recommend: input_ids must lie in 0 .. {num_tokens - 1}, the tokens of the model "
+            f"(got {lowest} .. {highest})"
+        )
+    return ids, shortest, longest
+
+
+def _changes_rope(model: PreTrainedModel, shortest: int, longest: int) -> bool:
+    """Whether the model's RoPE gives sequences between these lengths other frequencies, so that no
+    cache is right, which a warning says once per model."""
+    kind, limit = rope_limit(model) or ("", longest)
+    if longest <= limit or (kind == "longrope" and shortest > limit):
+        return False
+    give_up(
+        ModelState.of(model),
+        "the token tree",
+        f"the model's {kind} RoPE changes with the length from {limit} tokens on; plain forward "
+        "passes without a cache are used instead",
+    )
+    return True
+
+
+def _tree_attention(model: PreTrainedModel, longest: int) -> str | None:
+    """The attention by which SIDs are decoded as a token tree (see `capability`) where prompt and
+    SID have at most so many tokens; None where they can't be, which a warning says once per
+    model."""
     attention, window = capability(model).attention, sliding_window(model)
-    if attention is None or window is None or int(mask.sum(1).max()) + levels <= window:
+    if attention is None or window is None or longest <= window:
         return attention
     reason = f"prompt and SID are longer than the model's attention window of {window} tokens"
     give_up(

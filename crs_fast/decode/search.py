@@ -34,14 +34,19 @@ def search(prompt: Prompt, plan: SearchPlan) -> Beams:
             f"(got {plan.highest_token})"
         )
     batch, device = prompt.ids.shape[0], prompt.ids.device
-    scores = torch.zeros(batch, 1, device=device)
+    scores = torch.zeros(batch, 1, dtype=torch.float32, device=device)
     nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     sids = tree_positions = fed = nodes.new_empty(batch, 1, 0)
     lengths = prompt.mask.sum(1, keepdim=True)
+    not_numbers = torch.zeros(batch, dtype=torch.bool, device=device)
+    goes_on = torch.ones(batch, 1, dtype=torch.bool, device=device)
     hidden = prompt.hidden  # [B * M, H]
     for level, (tokens, computed) in enumerate(plan.levels):
+        logits = prompt.lm.head(hidden, computed)
+        is_wrong = ~logits.amax(1).isfinite().view(goes_on.shape)
+        not_numbers = not_numbers | (goes_on & is_wrong).any(1)
         scores, nodes, parents, codes = trie_step(
-            prompt.lm.head(hidden, computed),
+            logits,
             scores,
             nodes,
             plan.trie,
@@ -53,6 +58,7 @@ def search(prompt: Prompt, plan: SearchPlan) -> Beams:
         )
         sids = torch.cat([_of_parents(sids, parents), codes[..., None]], 2)  # [B, M, l + 1]
         tree_positions, fed = _of_parents(tree_positions, parents), _of_parents(fed, parents)
+        goes_on = codes >= 0  # the others feed anything
         is_last = level + 1 == len(plan.levels)
         if is_last or (level + 1 >= LONG and not _any_goes_on(codes)):
             break
@@ -72,6 +78,7 @@ def search(prompt: Prompt, plan: SearchPlan) -> Beams:
         nodes,
         F.pad(tree_positions, (0, missing)),
         F.pad(fed, (0, missing)),
+        not_numbers,
     )
 
 

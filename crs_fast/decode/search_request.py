@@ -36,6 +36,8 @@ class SearchRequest:
     by: str = "sid"
 
     def __post_init__(self) -> None:
+        if not hasattr(self.num_beams, "__index__"):
+            raise ValueError(f"recommend: num_beams must be an integer (got {self.num_beams!r})")
         if self.num_beams < 1:
             raise ValueError(f"recommend: num_beams must be at least 1 (got {self.num_beams})")
         if self.normalize not in NORMALIZE:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from crs_fast.ops.collisions import place_colliding
+from crs_fast.ops.host import as_tensor
 
 
 def resolve_collisions(x: Any, codes: Any, codebooks: Any, occupied: Any = None) -> torch.Tensor:
@@ -70,10 +71,8 @@ def add_disambiguation_level(codes: Any, occupied: Any = None) -> torch.Tensor:
 
     Source: Rajput et al. 2023 (TIGER, arXiv 2305.05065), section 3.1.
     """
-    given = torch.as_tensor(codes)
-    taken = (
-        given.new_empty(0, given.shape[-1] + 1) if occupied is None else torch.as_tensor(occupied)
-    )
+    given = as_tensor(codes)
+    taken = given.new_empty(0, given.shape[-1] + 1) if occupied is None else as_tensor(occupied)
     for name, value, width in (("codes", given, None), ("occupied", taken, given.shape[-1] + 1)):
         if value.is_floating_point() or value.ndim != 2 or width not in (None, value.shape[1]):
             raise ValueError(
@@ -129,7 +128,7 @@ def _occupied(occupied: Any, books: np.ndarray, items: int) -> np.ndarray:
     if occupied is None:
         taken = np.empty((0, levels), dtype=np.int64)
     else:
-        value = torch.as_tensor(occupied).detach().cpu()
+        value = as_tensor(occupied).detach().cpu()
         if value.is_floating_point() or value.ndim != 2 or value.shape[1] != levels:
             raise ValueError(
                 f"resolve_collisions: occupied must be int [M, {levels}] "
@@ -150,9 +149,9 @@ def _occupied(occupied: Any, books: np.ndarray, items: int) -> np.ndarray:
 
 
 def _checked(x: Any, codes: Any, codebooks: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    points = torch.as_tensor(x).detach().cpu().double().numpy()
-    books = torch.as_tensor(codebooks).detach().cpu().double().numpy()
-    encoded = torch.as_tensor(codes).detach().cpu()
+    points = as_tensor(x).detach().cpu().double().numpy()
+    books = as_tensor(codebooks).detach().cpu().double().numpy()
+    encoded = as_tensor(codes).detach().cpu()
     if encoded.is_floating_point() or encoded.ndim != 2:
         raise ValueError(
             f"resolve_collisions: codes must be int [N, L] "

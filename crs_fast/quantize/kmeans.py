@@ -21,13 +21,14 @@ def kmeans_plus_plus(x: torch.Tensor, k: int, generator: torch.Generator) -> tor
     Returns:
         The centres, rows of x, [k, D].
     """
-    chosen = torch.empty(k, dtype=torch.int64)
-    distance = torch.ones(len(x), dtype=torch.float64)  # squared, to the nearest centre so far
+    chosen = torch.empty(k, dtype=torch.int64, device="cpu")
+    # squared, to the nearest centre so far
+    distance = torch.ones(len(x), dtype=torch.float64, device="cpu")
     for i in range(k):
         mass = distance.cumsum(0)
         if float(mass[-1]) <= 0:  # every row is a centre already, so draw any row
             mass = torch.ones_like(distance).cumsum(0)
-        draw = torch.rand((), generator=generator, dtype=torch.float64) * mass[-1]
+        draw = torch.rand((), generator=generator, dtype=torch.float64, device="cpu") * mass[-1]
         chosen[i] = torch.searchsorted(mass, draw, right=True).clamp(max=len(x) - 1)
         to_chosen = (x - x[chosen[i]]).square().sum(-1).double().cpu()
         distance = to_chosen if i == 0 else torch.minimum(distance, to_chosen)

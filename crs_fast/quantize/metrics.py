@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from crs_fast.ops.host import as_tensor
+
 if TYPE_CHECKING:
     from crs_fast.quantize.residual import ResidualQuantizer
 
@@ -60,23 +62,27 @@ def neighbourhood_preservation(
     """
     if len(x) < 2:
         return {"nearest": [], "chance": []}
-    generator = torch.Generator().manual_seed(seed)
-    pool = torch.randperm(len(x), generator=generator)[:among].sort().values.to(codes.device)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    pool = (
+        torch.randperm(len(x), generator=generator, device="cpu")[:among]
+        .sort()
+        .values.to(codes.device)
+    )
     chosen = (
         x[pool.to(x.device)] if isinstance(x, torch.Tensor) else np.array(x[pool.cpu().numpy()])
     )
-    points, labels = torch.as_tensor(chosen).to(codes.device).float(), codes[pool]
+    points, labels = as_tensor(chosen).to(codes.device).float(), codes[pool]
     points = points - points.mean(0)
-    query = torch.randperm(len(pool), generator=generator)[:queries].to(codes.device)
+    query = torch.randperm(len(pool), generator=generator, device="cpu")[:queries].to(codes.device)
     squares = points.square().sum(-1)
     nearest = []
     for block in query.split(128):
         distance = squares - 2 * points[block] @ points.T  # [q, among]
-        distance[torch.arange(len(block)), block] = torch.inf
+        distance[torch.arange(len(block), device="cpu"), block] = torch.inf
         nearest.append(distance.argmin(-1))
     # A shift by 1 .. n - 1 gives a random item other than the query.
-    shift = torch.randint(1, len(pool), (len(query),), generator=generator).to(codes.device)
-    other = (query + shift) % len(pool)
+    shift = torch.randint(1, len(pool), (len(query),), generator=generator, device="cpu")
+    other = (query + shift.to(codes.device)) % len(pool)
 
     def shared(partner: torch.Tensor) -> list[float]:
         same = (labels[query] == labels[partner]).long().cumprod(-1)
@@ -94,7 +100,7 @@ def _error_and_variance(
 
     def pieces() -> Iterator[tuple[int, torch.Tensor]]:
         for at in range(0, len(codes), _ROWS):
-            part = torch.as_tensor(np.array(x[at : at + _ROWS]) if mapped else x[at : at + _ROWS])
+            part = as_tensor(np.array(x[at : at + _ROWS]) if mapped else x[at : at + _ROWS])
             yield at, part.to(codes.device).double()
 
     total = sum(part.sum(0) for _, part in pieces())

@@ -14,6 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from crs_fast.ops.codebook import beam_lookup, residual_codes
+from crs_fast.ops.host import as_tensor
 from crs_fast.quantize.sources import Source, batch_of, open_source
 
 _ENCODE_ROWS = 1 << 14
@@ -52,8 +53,8 @@ def _as_rows(x: Any) -> torch.Tensor:
         x = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
     try:
         if isinstance(x, list | tuple) and any(isinstance(row, torch.Tensor) for row in x):
-            return torch.stack([torch.as_tensor(row) for row in x])
-        return torch.as_tensor(x)
+            return torch.stack([as_tensor(row) for row in x])
+        return as_tensor(x)
     except (TypeError, RuntimeError, ValueError) as error:
         raise ValueError(f"x must be rows of floats [N, D] (got {error})") from None
 
@@ -132,7 +133,7 @@ class ResidualQuantizer(PreTrainedModel):
 
     def _new_codebooks(self, dim: int) -> torch.nn.Parameter:
         shape = (self.config.levels, self.config.codes, dim)
-        return torch.nn.Parameter(torch.full(shape, torch.nan))
+        return torch.nn.Parameter(torch.full(shape, torch.nan, dtype=torch.float32, device="cpu"))
 
     def fit(self, x: Any, progress: bool = False, distributed: bool = False) -> Self:
         """Learn the codebooks from a catalogue; each call starts from nothing.

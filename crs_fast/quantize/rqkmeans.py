@@ -70,7 +70,7 @@ class RQKMeans(ResidualQuantizer):
         from tqdm.auto import trange
 
         config = self.config
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = torch.Generator("cpu").manual_seed(config.seed)
         rest = source if isinstance(source, ArraySource) and source.in_memory else None
         for level in trange(config.levels, desc="RQ-KMeans", disable=not progress):
             # Residuals are kept if the rows are in memory, else recomputed in every pass.

@@ -114,13 +114,18 @@ class RQVAENetwork(ResidualQuantizer):
         self.encoder, self.decoder = _mlp(widths), _mlp(widths[::-1])
         self.codebooks = self._new_codebooks(self.config.latent_dim)
         # One scale for all dimensions keeps the embeddings' geometry and makes the loss unit-free.
-        self.register_buffer("mean", torch.zeros(input_dim))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("mean", torch.zeros(input_dim, dtype=torch.float32, device="cpu"))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float32, device="cpu"))
         if self.config.codebook_update == "ema":
             # Saved with the weights, so that training may go on after a reload.
             self.codebooks.requires_grad_(False)
-            self.register_buffer("ema_weights", torch.zeros(self.codebooks.shape[:2]))
-            self.register_buffer("ema_totals", torch.zeros(self.codebooks.shape))
+            self.register_buffer(
+                "ema_weights",
+                torch.zeros(self.codebooks.shape[:2], dtype=torch.float32, device="cpu"),
+            )
+            self.register_buffer(
+                "ema_totals", torch.zeros(self.codebooks.shape, dtype=torch.float32, device="cpu")
+            )
 
     def _normalised(self, x: torch.Tensor) -> torch.Tensor:
         return (x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)
@@ -180,7 +185,7 @@ def _mlp(widths: Sequence[int]) -> nn.Sequential:
     """
     layers: list[nn.Module] = []
     for a, b in pairwise(widths):
-        linear = nn.Linear(a, b)
+        linear = nn.Linear(a, b, dtype=torch.float32, device="cpu")
         nn.init.orthogonal_(linear.weight)
         nn.init.zeros_(linear.bias)
         layers += [linear, nn.LeakyReLU(0.5)]

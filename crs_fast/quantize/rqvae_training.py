@@ -27,8 +27,10 @@ class Training:
     def __init__(self, model: RQVAENetwork, source: ArraySource) -> None:
         config = model.config
         self.model, self.source, self.config = model, source, config
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.used = torch.zeros(config.levels, config.codes, device=source.device)
+        self.generator = torch.Generator("cpu").manual_seed(config.seed)
+        self.used = torch.zeros(
+            config.levels, config.codes, device=source.device, dtype=torch.float32
+        )
         batches = math.ceil(source.total / config.batch_size)
         self.steps = (config.epochs or math.ceil(_MIN_STEPS / batches)) * batches
         self.warm = int(self.steps * config.warmup)
@@ -86,10 +88,10 @@ class Training:
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.optimizer, steps, 0.01 * self.config.lr
         )
-        order = torch.empty(0, dtype=torch.int64)
+        order = torch.empty(0, dtype=torch.int64, device="cpu")
         for _ in range(steps):
             if not len(order):
-                order = torch.randperm(self.source.total, generator=self.generator)
+                order = torch.randperm(self.source.total, generator=self.generator, device="cpu")
             yield order[: self.config.batch_size]
             order = order[self.config.batch_size :]
             schedule.step()
@@ -99,7 +101,7 @@ class Training:
         over all processes."""
         rows = self.source.take(self.source.local(batch)[1])
         counts, sums = torch.zeros_like(self.used), None
-        total = torch.zeros((), device=self.source.device)
+        total = torch.zeros((), device=self.source.device, dtype=torch.float32)
         if len(rows):
             if quantize:
                 out = self.model(rows)
@@ -157,19 +159,19 @@ class Training:
         for level in range(self.config.levels):
             start = kmeans_plus_plus(rest, self.config.codes, self.generator)
             centres, rest = kmeans(rest, start, _KMEANS_ITERATIONS)
-            self._set(level, torch.arange(self.config.codes), centres)
+            self._set(level, torch.arange(self.config.codes, device="cpu"), centres)
 
     @torch.no_grad()
     def revive_dead(self) -> None:
         """Set codewords unused since the last call to random residuals of their level."""
         if not bool(self.used.all()):
             size = min(self.source.total, self.config.batch_size)
-            picks = torch.randperm(self.source.total, generator=self.generator)[:size]
+            picks = torch.randperm(self.source.total, generator=self.generator, device="cpu")[:size]
             z = self.model.encoder(self.model._normalised(self.source.rows(picks)))
             rests = self.model._rests(z, residual_codes(z, self.model.codebooks))  # [L, n, D']
             for level, counts in enumerate(self.used):
                 dead = (counts == 0).nonzero().squeeze(-1)
-                picks = torch.randint(size, (len(dead),), generator=self.generator)
+                picks = torch.randint(size, (len(dead),), generator=self.generator, device="cpu")
                 self._set(level, dead, rests[level, picks.to(rests.device)])
         self.used.zero_()
 
@@ -205,7 +207,7 @@ class Training:
         model, source = self.model, self.source
         self.optimizer = self._adamw(model.decoder)
         with torch.no_grad():
-            levels = torch.arange(self.config.levels)
+            levels = torch.arange(self.config.levels, device="cpu")
             quantized = torch.cat(
                 [
                     model.codebooks[levels, model.encode(x)].sum(1)
@@ -214,7 +216,7 @@ class Training:
             )  # [n, D'], this process's rows
         for batch in self._batches(steps):
             local = source.local(batch)[1]
-            loss = torch.zeros((), device=source.device)
+            loss = torch.zeros((), device=source.device, dtype=torch.float32)
             if len(local):
                 target = model._normalised(source.take(local))
                 out = model.decoder(quantized[local.to(source.device)])

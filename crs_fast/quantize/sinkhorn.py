@@ -62,7 +62,7 @@ def sinkhorn_codes(
     scale = -2 / ((high - low).clamp(min=torch.finfo(torch.float32).tiny) * epsilon)
 
     share = torch.log(torch.tensor(rows / num_codes, dtype=torch.float32, device=x.device))
-    balance = torch.zeros(num_codes, device=x.device)  # g
+    balance = torch.zeros(num_codes, device=x.device, dtype=torch.float32)  # g
     for _ in range(iterations):
         code_mass = torch.full((num_codes,), -torch.inf, device=x.device)
         for at in starts:

@@ -104,14 +104,18 @@ class ArraySource:
     ) -> Iterator[torch.Tensor]:
         count = -(-max(self.sizes) // rows)
         order = range(count)
-        for i in torch.randperm(count, generator=generator).tolist() if generator else order:
+        for i in (
+            torch.randperm(count, generator=generator, device="cpu").tolist()
+            if generator
+            else order
+        ):
             yield _floats(self.x[i * rows : (i + 1) * rows])
 
     def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
         if self.total <= count:
-            index = torch.arange(self.total)
+            index = torch.arange(self.total, device="cpu")
         else:
-            seed = int(torch.randint(1 << 62, (), generator=generator))
+            seed = int(torch.randint(1 << 62, (), generator=generator, device="cpu"))
             picks = np.random.default_rng(seed).choice(self.total, count, replace=False)
             index = torch.from_numpy(np.sort(picks))
         return _finite(self.rows(index))
@@ -191,7 +195,7 @@ class IterableSource:
     def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
         if self.total <= count:
             return _finite(torch.cat(list(self.batches(self.total))))
-        seed = int(torch.randint(1 << 62, (), generator=generator))
+        seed = int(torch.randint(1 << 62, (), generator=generator, device="cpu"))
         picks = np.sort(np.random.default_rng(seed).choice(self.total, count, replace=False))
         rows, at = [], 0
         for batch in self.batches(self.total):

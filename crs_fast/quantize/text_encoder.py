@@ -62,7 +62,7 @@ def encode_texts(
     )
     rows = torch.nn.functional.normalize(rows.float().cpu(), dim=-1)
     index = {text: row for row, text in enumerate(distinct)}
-    return rows[torch.tensor([index[text] for text in texts], dtype=torch.int64)]
+    return rows[torch.tensor([index[text] for text in texts], dtype=torch.int64, device="cpu")]
 
 
 def _offline_model() -> Path:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from crs_fast.ops import FilterTensors, TrieTensors
+from crs_fast.ops.host import as_tensor
 from crs_fast.ops.trie.nodes import popcount
 
 from .item_ids import ItemIds
@@ -57,7 +58,7 @@ class ItemFilter:
         """See `SidTrie.filter`."""
         if allow is None and deny is None:
             raise ValueError("SidTrie.filter: allow or deny must be given (got neither)")
-        mask = torch.ones(trie.num_items, dtype=torch.bool)
+        mask = torch.ones(trie.num_items, dtype=torch.bool, device="cpu")
         if allow is not None:
             mask &= _as_mask(trie, allow)
         if deny is not None:
@@ -101,6 +102,11 @@ class ItemFilter:
         if torch.device(device) == self.device:
             return self
         return ItemFilter._of_words(self.tensors.words.to(device), self.num_items, self.item_ids)
+
+    def select(self, rows: Sequence[int]) -> ItemFilter:
+        """The filters of some requests."""
+        words = self.tensors.words[torch.tensor(rows, dtype=torch.int64, device=self.device)]
+        return ItemFilter._of_words(words, self.num_items, self.item_ids)
 
     def over(self, trie: Catalogue) -> ItemFilter:
         """This filter on the trie's device, its bitmaps as wide as the trie's: those of a
@@ -155,16 +161,16 @@ class ItemFilter:
 def _as_mask(trie: Catalogue, which: Any) -> torch.Tensor:
     """bool [N] from item ids or from a mask."""
     if isinstance(which, list) and which and all(isinstance(one, bool) for one in which):
-        which = torch.tensor(which)
+        which = torch.tensor(which, device="cpu")
     if hasattr(which, "dtype") and str(which.dtype).removeprefix("torch.") == "bool":
-        mask = torch.as_tensor(which).cpu().reshape(-1)
+        mask = as_tensor(which).cpu().reshape(-1)
         if mask.numel() != trie.num_items:
             raise ValueError(
                 f"SidTrie.filter: a mask must have one entry an item, {trie.num_items} "
                 f"(got {mask.numel()})"
             )
         return mask
-    mask = torch.zeros(trie.num_items, dtype=torch.bool)
+    mask = torch.zeros(trie.num_items, dtype=torch.bool, device="cpu")
     mask[trie.item_ids.positions(which)] = True
     return mask
 
@@ -187,7 +193,7 @@ def _of_width(words: torch.Tensor, width: int) -> torch.Tensor:
 
 def _all_items(words: int, num_items: int) -> torch.Tensor:
     """The bitmap [1, words] that allows each of num_items."""
-    bitmap = torch.full((1, words), -1, dtype=torch.int64)
+    bitmap = torch.full((1, words), -1, dtype=torch.int64, device="cpu")
     bitmap[:, num_items // _BITS :] = 0
     bitmap[:, num_items // _BITS] = (1 << num_items % _BITS) - 1
     return bitmap

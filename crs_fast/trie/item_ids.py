@@ -37,7 +37,7 @@ class ItemIds:
                 that UTF-8 can't hold.
         """
         if isinstance(ids, range):
-            ids = torch.arange(ids.start, ids.stop, ids.step)
+            ids = torch.arange(ids.start, ids.stop, ids.step, device="cpu")
         if not isinstance(ids, torch.Tensor):
             ids = _plain_list(ids)
             kinds = {type(i) for i in ids}
@@ -107,7 +107,9 @@ class ItemIds:
         lengths = (self.offsets[1:] - self.offsets[:-1])[order]
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
         start = torch.repeat_interleave(self.offsets[:-1][order] - offsets[:-1], lengths)
-        return ItemIds(text=self.text[start + torch.arange(start.numel())], offsets=offsets)
+        return ItemIds(
+            text=self.text[start + torch.arange(start.numel(), device="cpu")], offsets=offsets
+        )
 
     def positions(self, ids: Iterable[int | str] | torch.Tensor) -> torch.Tensor:
         """The positions of some ids: int64 [n].
@@ -194,12 +196,12 @@ class ItemIds:
     def _order(self) -> torch.Tensor:
         """The positions sorted by their ids, int32 [N]; empty for text."""
         if self.numbers is None:
-            return torch.empty(0, dtype=torch.int32)
+            return torch.empty(0, dtype=torch.int32, device="cpu")
         size = len(self)
         if size and int(self.numbers.min()) == 0 and int(self.numbers.max()) == size - 1:
             # Distinct, so a permutation: inverted without a sort.
-            order = torch.full((size,), -1, dtype=torch.int32)
-            order[self.numbers.long()] = torch.arange(size, dtype=torch.int32)
+            order = torch.full((size,), -1, dtype=torch.int32, device="cpu")
+            order[self.numbers.long()] = torch.arange(size, dtype=torch.int32, device="cpu")
             if int(order.min()) >= 0:
                 return order
         return self.numbers.argsort().to(torch.int32)

@@ -77,7 +77,7 @@ class SidTrie:
                 f"SidTrie.add: item_ids must hold one id a SID, {added.shape[0]} (got {len(ids)})"
             )
         levels = max(self.num_levels, added.shape[1])
-        rows = torch.empty(self.num_items + len(ids), levels, dtype=torch.int64)
+        rows = torch.empty(self.num_items + len(ids), levels, dtype=torch.int64, device="cpu")
         old, new = rows[: self.num_items], rows[self.num_items :]
         if levels == self.num_levels:
             trie_rows(self.tensors, out=old)
@@ -94,7 +94,7 @@ class SidTrie:
         Raises:
             KeyError: an id that is not in the catalogue.
         """
-        keep = torch.ones(self.num_items, dtype=torch.bool)
+        keep = torch.ones(self.num_items, dtype=torch.bool, device="cpu")
         keep[self.item_ids.positions(item_ids)] = False
         left = keep.nonzero().squeeze(1)
         rows = trie_rows(self.tensors, left.to(self.device)).cpu()

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from crs_fast.ops.host import as_tensor
+
 from .vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ class SidVocab(Vocabulary):
         end: int | None = None,
         eos: int | None = None,
     ) -> None:
-        levels = [torch.as_tensor(ids, dtype=torch.int64).reshape(-1).cpu() for ids in token_ids]
+        levels = [as_tensor(ids, dtype=torch.int64).reshape(-1).cpu() for ids in token_ids]
         if not levels:
             raise ValueError("SidVocab: token_ids must hold at least one level (got none)")
         for level, ids in enumerate(levels):

@@ -56,7 +56,9 @@ class TrieSlot:
             torch.zeros(num_levels + 1, 2, dtype=torch.int64, device=device),
         )
         # What was loaded last (at first: no items). Good until the next `load`.
-        self.trie = SidTrie(self.tensors, ItemIds(numbers=torch.empty(0, dtype=torch.int32)))
+        self.trie = SidTrie(
+            self.tensors, ItemIds(numbers=torch.empty(0, dtype=torch.int32, device="cpu"))
+        )
 
     def load(self, trie: SidTrie) -> SidTrie:
         """Copy a trie in; nothing is changed where it does not fit. Returns `self.trie`.

@@ -138,7 +138,7 @@ def inconsistency(t: TrieTensors, items: int) -> str | None:
 
 
 def _bad_bitmaps(t: TrieTensors, items: int, used: int) -> str | None:
-    beyond = torch.full((used,), 0, dtype=torch.int64)
+    beyond = torch.full((used,), 0, dtype=torch.int64, device="cpu")
     beyond[-1] = -1 << items % 64
     if bool((t.bits[:, :used] & beyond).any()) or bool(t.bits[:, used:].any()):
         return "a node begins past the last item"
@@ -171,7 +171,9 @@ def _bad_starts(t: TrieTensors) -> str | None:
 
 def _bad_codes(t: TrieTensors, items: int) -> str | None:
     """Searches and bounds rely on siblings in order."""
-    parents = torch.zeros(items, dtype=torch.int64)  # node of the depth above that holds each item
+    parents = torch.zeros(
+        items, dtype=torch.int64, device="cpu"
+    )  # node of the depth above that holds each item
     for depth, (row, first) in enumerate(zip(t.bits, t.level[:-1, 0].tolist(), strict=True)):
         begins = _unpacked(row)[:items]
         codes = t.codes[first : first + int(begins.sum())].long()

@@ -38,10 +38,10 @@ class TokenIds(Vocabulary):
                 f"(got {num_levels} and {size})"
             )
         self.size = size
-        super().__init__([torch.arange(size)] * num_levels, begin, end, eos)
+        super().__init__([torch.arange(size, device="cpu")] * num_levels, begin, end, eos)
 
     def code_tokens(self) -> torch.Tensor:
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
 
     def table(self, device: torch.device | str = "cpu") -> torch.Tensor:
         return torch.arange(self.size, device=device).expand(self.num_levels, -1)

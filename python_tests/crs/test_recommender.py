@@ -1,5 +1,8 @@
 """Recommender.respond and the turn engine, on a tiny random model."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 
@@ -312,3 +315,44 @@ def test_a_catalogue_is_moved_once():
     assert turn_module._placed(trie, trie.device) is trie
     assert turn_module._placed(trie, elsewhere).device == elsewhere
     assert turn_module._placed(trie, elsewhere) is turn_module._placed(trie, elsewhere)
+
+
+SETTINGS = [
+    {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 1}, {"num_beams": 4},
+    {"num_beams": 2, "num_return_sequences": 2}, {"min_new_tokens": 30}, {"min_length": 80},
+    {"suppress_tokens": [5]}, {"forced_bos_token_id": 7}, {"forced_eos_token_id": 7},
+    {"bad_words_ids": [[9]]}, {"renormalize_logits": True}, {"max_time": 1e-9},
+    {"stop_strings": ["x"]}, {"prompt_lookup_num_tokens": 2}, {"cache_implementation": "static"},
+    {"use_cache": False}, {"return_dict_in_generate": True}, {"guidance_scale": 2.0},
+    {"output_scores": True, "return_dict_in_generate": True}, {"max_length": 3},
+    {"do_sample": True, "temperature": 0.6, "top_k": 20}, {"begin_suppress_tokens": [1, 2, 3]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("has_tree", [True, False])
+@pytest.mark.filterwarnings("ignore")
+def test_the_models_own_settings_change_no_turn(recommender, has_tree, monkeypatch):
+    """`generation_config`, a config without cache, training mode: the same turns, and the model
+    stays as it was."""
+    model = copy.deepcopy(recommender.bundle.model)
+    if not has_tree:
+        monkeypatch.setattr(turn_module, "_holds", lambda *_: False)
+    theirs = Recommender(dataclasses.replace(recommender.bundle, model=model))
+
+    def turns():
+        how = dict(num_items=5, num_beams=8, max_new_tokens=8)
+        return [theirs.respond([ASK, LONGER], mode, **how) for mode in ("rec", "chat")]
+
+    wanted, own = turns(), model.generation_config
+    for change in SETTINGS:
+        model.generation_config = copy.deepcopy(own)
+        for name, value in change.items():
+            setattr(model.generation_config, name, value)
+        assert turns() == wanted, change
+    model.generation_config = own
+    model.config.use_cache = False
+    model.train()
+    model.gradient_checkpointing_enable()
+    assert turns() == wanted
+    assert model.training
+    assert model.config.use_cache is False

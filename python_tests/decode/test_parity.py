@@ -6,16 +6,18 @@ prompts. Beams may trade places, or the last of them change, only where scores d
 """
 
 import random
+import warnings
 from collections import defaultdict
 from functools import cache
 
 import pytest
 import torch
 
-from crs_fast.decode import recommend
+from crs_fast.decode import capability, recommend, sequential
 from crs_fast.trie import ItemFilter, SidTrie
 from python_tests.helpers import random_sids, tiny_model, whole
 
+from .model_zoo import MODEL_TYPES, NOT_CAUSAL, SAMPLE, zoo_model
 from .test_recommend import FIRST, PAD, VOCAB, make_vocab, prompts
 
 TOLERANCE = 1e-4
@@ -161,3 +163,51 @@ def test_the_same_beams_in_the_same_order(kind, record_property):
     record_property("permuted", permuted)
     print(f"{kind}: {permuted} of {rows} beams stand elsewhere")
     assert permuted <= 0.01 * rows
+
+
+def check_zoo_model(model_type, record):
+    """Two prompts of unequal length: the scores of every item are those of plain forward passes."""
+    try:
+        model = zoo_model(model_type, VOCAB)
+        plain = model(input_ids=prompts((5,))[0], use_cache=False).logits
+    except Exception as problem:
+        record("answer", f"not built: {type(problem).__name__}: {str(problem)[:80]}")
+        pytest.skip(f"{model_type} can't be built so small: {problem}")
+    if model.config.is_encoder_decoder or not bool(plain.isfinite().all()):
+        record("answer", "not built: an encoder-decoder, or logits that are no numbers")
+        pytest.skip("no decoder, or random weights that overflow")
+    trie, vocab = SidTrie.from_sids(torch.cartesian_prod(*[torch.arange(2)] * 3)), make_vocab(3, 2)
+    ids, mask = prompts((9, 5), seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if model_type in NOT_CAUSAL:
+            record("answer", "refused: not causal")
+            with pytest.raises(ValueError, match="model must be causal"):
+                recommend(model, ids, mask, trie=trie, vocab=vocab, num_beams=8)
+            return
+        out = recommend(model, ids, mask, trie=trie, vocab=vocab, num_beams=8)
+        attention = capability(model).attention
+        answer = attention or str(sequential(model)).removeprefix("Sequential")
+    record("answer", answer)
+    for row in range(2):
+        paths = torch.cat(
+            [ids[row][mask[row].bool()].expand(8, -1), vocab.encode(out.sids[row])], 1
+        )
+        with torch.no_grad():
+            logits = model(input_ids=paths, use_cache=False).logits[:, -4:-1]
+        expected = logits.log_softmax(2).gather(2, paths[:, -3:, None]).sum((1, 2))
+        error = float((out.scores[row] - expected).abs().max() / logits.std())
+        assert error < 5e-3, f"{answer}: {error}"
+
+
+@pytest.mark.parametrize("model_type", SAMPLE)
+def test_model_classes(model_type, record_property):
+    check_zoo_model(model_type, record_property)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_model_class(model_type, record_property):
+    """`python -m pytest -m long -rA python_tests/decode/test_parity.py`, about ten minutes."""
+    check_zoo_model(model_type, record_property)
+    print(f"{model_type}: answered")

@@ -3,6 +3,7 @@
 import itertools
 from importlib import import_module
 
+import numpy as np
 import pytest
 import torch
 
@@ -202,6 +203,11 @@ def test_one_beam_is_greedy():
 
 WRONG = {
     "num_beams must be at least 1": dict(num_beams=0),
+    "num_beams must be an integer": dict(num_beams=3.0),
+    f"input_ids must lie in 0 .. {VOCAB - 1}, .*got 1 .. {VOCAB}": dict(
+        input_ids=torch.tensor([[1, VOCAB]] * 4)
+    ),
+    "input_ids must lie in 0 .. .*got -100 .. 1": dict(input_ids=torch.tensor([[1, -100]] * 4)),
     "normalize must be one of": dict(normalize="foo"),
     "temperature must be above 0": dict(temperature=0.0),
     r"temperature must be above 0 \(got nan": dict(temperature=float("nan")),
@@ -216,6 +222,19 @@ WRONG = {
     "attention_mask must have the shape": dict(attention_mask=torch.ones(4, 2)),
     "attention_mask must mark at least one token a row": dict(attention_mask=torch.zeros(4, 3)),
 }
+
+
+@pytest.mark.parametrize("kind", ["llama", "mpt"])
+@pytest.mark.filterwarnings("ignore:.*can't decode beams as a token tree")
+def test_plain_values_are_accepted(kind):
+    """Lists, numpy integers, float masks, padding that is no token."""
+    model = tiny_model(kind, VOCAB)
+    common = dict(trie=GRID, vocab=make_vocab(2, 3))
+    ids, mask = torch.tensor([[-100, 1, 2], [4, 5, 6]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    wanted = recommend(model, ids.clamp(min=0), mask, num_beams=3, **common)
+    for given in ((ids, mask.float()), (ids.tolist(), mask.tolist()), (ids.numpy(), mask.numpy())):
+        got = recommend(model, *given, num_beams=np.int64(3), **common)
+        assert torch.equal(got.sids, wanted.sids)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mpt"])

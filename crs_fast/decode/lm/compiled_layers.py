@@ -123,7 +123,7 @@ class CompiledLayer(torch.nn.Module):
         keys, values = cached.extended(hidden_states.shape[1], cached.keys, cached.values)
         _steps[number] = _LayerStep(crs_fast_tree, keys, values)
         try:
-            return run(CompiledStep(torch.tensor(number)))
+            return run(CompiledStep(torch.tensor(number, device="cpu")))
         finally:
             del _steps[number]
 

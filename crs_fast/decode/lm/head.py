@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .linear import is_plain, linear
+from .stand_in import stand_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,7 +29,7 @@ class LmHead:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.module: Any = model.get_output_embeddings()
+        self.module: Any = stand_in(model.get_output_embeddings())
         config = model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         divisor, factor = (

@@ -17,10 +17,22 @@ if TYPE_CHECKING:
 
 class Capability(NamedTuple):
     """attention: "tree" (tree attention), "mask" (the model's own attention with a 4-D mask) or
-    None, and then `reason` says why not."""
+    None, and then `reason` says why not. `is_lasting`: whether it may be remembered."""
 
     attention: str | None
     reason: str = ""
+    is_lasting: bool = True
+
+
+class Sequential(NamedTuple):
+    """How a model decodes beams that are sequences of their own, without a tree.
+
+    use_cache: by Hugging Face beam search and the model's cache; else by plain forward passes
+    pads: whether prompts of unequal length may share a batch
+    """
+
+    use_cache: bool
+    pads: bool
 
 
 class ModelState:
@@ -30,6 +42,8 @@ class ModelState:
         replaying its CUDA graphs, giving a warning for the first time. What is remembered already
         is read without it.
     capabilities: what the probe found, for each state of the model that it depends on
+    sequential: how beams are decoded one after the other, for each state of the model that it
+        depends on
     failures: the options of `recommend` that failed, each with the case in which it did
     recordings: its CUDA graphs
     """
@@ -37,6 +51,7 @@ class ModelState:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.capabilities: dict[Hashable, Capability] = {}
+        self.sequential: dict[Hashable, Sequential] = {}
         self.failures: set[tuple[str, Hashable]] = set()
         self.recordings = Recordings(self.lock)
         self._warnings: set[str] = set()

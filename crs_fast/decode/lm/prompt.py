@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from crs_fast.ops.host import as_tensor
+
 from .capability import capability
+from .stand_in import unwrapped
 from .tree_model import TreeModel
 from .tree_state import TreeState
 
@@ -58,7 +61,8 @@ class Prompt:
         compiled: bool = False,
     ) -> None:
         ids, mask = checked_inputs("Prompt", input_ids, attention_mask)
-        attention, reason = capability(model)
+        model = unwrapped(model)
+        attention, reason, _ = capability(model)
         if attention is None:
             raise ValueError(f"Prompt: the model must hold a token tree (got {reason})")
         self._prefill(TreeModel(model, attention, compiled), pad_right(ids, mask), room)
@@ -164,6 +168,7 @@ def checked_inputs(
     Raises:
         ValueError: ids are no integers, shapes disagree, or a row has no token.
     """
+    input_ids = as_tensor(input_ids)
     if input_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{op}: input_ids must be int64 or int32 (got {input_ids.dtype})")
     if input_ids.ndim != 2 or 0 in input_ids.shape:
@@ -173,6 +178,7 @@ def checked_inputs(
     input_ids = input_ids.long()
     if attention_mask is None:
         return input_ids, torch.ones_like(input_ids, dtype=torch.bool)
+    attention_mask = as_tensor(attention_mask)
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"{op}: attention_mask must have the shape of input_ids, {tuple(input_ids.shape)} "
@@ -190,8 +196,10 @@ def checked_inputs(
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token sequences of unequal length as one batch: ids int64 [B, P] and mask bool [B, P]."""
     width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], device="cpu")
+    mask = torch.tensor(
+        [[False] * (width - len(row)) + [True] * len(row) for row in rows], device="cpu"
+    )
     return ids, mask
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .compiled_layers import enough_cases
 from .head import LmHead
+from .stand_in import stand_in
 from .tree_state import TreeState
 from .tree_view import tree_view
 
@@ -21,7 +23,8 @@ class TreeModel:
     """A decoder-only language model, unchanged, and the view of it that decodes token trees.
 
     Args:
-        model: any `AutoModelForCausalLM` that the capability probe accepts.
+        model: any `AutoModelForCausalLM` that the capability probe accepts, out of its wrappers
+            (`unwrapped`).
         attention: "tree" computes a tree's tokens by tree attention, "mask" by the model's own
             attention with a 4-D mask.
         compiled: run decoder layers compiled (see `compiled_layers`); attention must be "tree".
@@ -31,13 +34,19 @@ class TreeModel:
         self, model: PreTrainedModel, attention: str = "tree", compiled: bool = False
     ) -> None:
         self.model = model
-        # Up to transformers 4.57 some models name themselves, head and all.
-        self.decoder = model.get_decoder().base_model
         self.head = LmHead(model)
         if compiled and attention != "tree":
             raise ValueError("compiled layers must be of a model that takes tree attention")
         self.compiled = compiled
-        self.view = tree_view(self.decoder, compiled) if attention == "tree" else None
+        # Up to transformers 4.57 some models name themselves, head and all.
+        decoder = model.get_decoder().base_model
+        self._decoder = decoder
+        self.view = tree_view(decoder, compiled) if attention == "tree" else None
+
+    @cached_property
+    def decoder(self) -> Any:
+        """The decoder with its own attention."""
+        return stand_in(self._decoder)
 
     def append_sequence(
         self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor, cache: Cache
@@ -64,7 +73,7 @@ class TreeModel:
         return self._hidden(self.view, ids, empty, position_ids, cache, crs_fast_tree=tree)
 
     def _dtype(self) -> torch.dtype:
-        return next(self.decoder.parameters()).dtype
+        return next(self._decoder.parameters()).dtype
 
     def _hidden(
         self,

@@ -11,6 +11,7 @@ import torch
 
 from .compiled_layers import CompiledLayer, CompiledPrompt, CompiledStep, is_layer
 from .linear import SkinnyLinear
+from .stand_in import twin_of
 from .tree_state import TreeState
 
 NAME = "crs_fast_tree"
@@ -25,11 +26,11 @@ _HARMLESS = {
 def tree_view(decoder: torch.nn.Module, compiled: bool = False) -> torch.nn.Module:
     """A second tree of modules over the same parameters, whose attention takes a `TreeState`.
 
-    Modules that hold a config are copied shallowly and get a copy of the config that names our
-    attention; the modules above them are copied with their children replaced. So the model and its
-    config are never changed, and threads can share a model. Takes about 0.1 ms per layer (Llama,
-    CPU). A view kept from the call before would save nothing: to see whether it still fits the
-    model takes as long.
+    Modules that hold a config get a twin with a copy of the config that names our attention.
+    Modules with buffers, which a forward pass may assign, and those in training mode get a twin in
+    eval mode, and so do the modules above all of these. So the model and its config are never
+    changed, and threads can share a model. Takes about 0.1 ms per layer (Llama, CPU). A view kept
+    from the call before would save nothing: to see whether it still fits the model takes as long.
 
     Args:
         compiled: make each decoder layer a `CompiledLayer`.
@@ -60,17 +61,16 @@ def tree_view(decoder: torch.nn.Module, compiled: bool = False) -> torch.nn.Modu
         }
         config = module.__dict__.get("config")
         names_attention = hasattr(config, "_attn_implementation_internal")
-        if not names_attention and all(
+        if not (names_attention or module.training or module._buffers) and all(
             child is module._modules[name] for name, child in children.items()
         ):
             return module
-        module_copy = copy.copy(module)
-        module_copy.__dict__["_modules"] = children
+        twin = twin_of(module, children)
         if names_attention:
-            module_copy.__dict__["config"] = config_of(config)
+            twin.__dict__["config"] = config_of(config)
         if compiled and is_layer(module):
-            return CompiledLayer(module_copy, next(layer_numbers))
-        return module_copy
+            return CompiledLayer(twin, next(layer_numbers))
+        return twin
 
     decoder_view = view(decoder)
     if compiled and next(layer_numbers) == 0:

@@ -22,11 +22,11 @@ def lookup(
     x = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
     books = codebooks.float().contiguous()
     (rows, dim), (levels, num_codes, _) = x.shape, books.shape
-    codes = torch.empty(rows, levels, dtype=torch.int64)
-    residual = torch.empty(rows if want_residual else 0, dim)
+    codes = torch.empty(rows, levels, dtype=torch.int64, device="cpu")
+    residual = torch.empty(rows if want_residual else 0, dim, dtype=torch.float32, device="cpu")
     shape = (levels, num_codes) if statistics else (0, 0)
-    counts = torch.empty(shape, dtype=torch.int64)
-    sums = torch.empty(*shape, dim, dtype=torch.float64)
+    counts = torch.empty(shape, dtype=torch.int64, device="cpu")
+    sums = torch.empty(*shape, dim, dtype=torch.float64, device="cpu")
     finite, _ = native.residual_lookup(
         x=x.data_ptr(),
         dtype=native_dtype(native, x.dtype),

@@ -72,7 +72,7 @@ def lookup(
     """
     (rows, dim), (levels, num_codes, _) = x.shape, codebooks.shape
     codes = torch.empty(rows, levels, dtype=torch.int64, device=x.device)
-    residual = torch.empty(rows if want_residual else 0, dim, device=x.device)
+    residual = torch.empty(rows if want_residual else 0, dim, device=x.device, dtype=torch.float32)
     state = torch.zeros(2, dtype=torch.int32, device=x.device)  # listed rows, not finite
     if not rows:
         return codes, residual, state[1:]

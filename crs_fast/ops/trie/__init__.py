@@ -274,7 +274,9 @@ def token_tensors(
     """
     if not isinstance(token_ids, torch.Tensor):
         width = max(map(len, token_ids), default=0)
-        token_ids = torch.tensor([[*level, *[-1] * (width - len(level))] for level in token_ids])
+        token_ids = torch.tensor(
+            [[*level, *[-1] * (width - len(level))] for level in token_ids], device="cpu"
+        )
     column = token_ids.to(device, torch.int64)
     masked = torch.as_tensor(denied, dtype=torch.int64).to(device)
     if column.ndim != 2 or column.numel() == 0 or masked.ndim != 1:

@@ -35,13 +35,13 @@ def build(
     with _watched(builder, progress):
         builder.sort()
         trie = TrieTensors(
-            codes=torch.empty(builder.num_codes, dtype=_CODES[builder.code_bytes]),
-            bits=torch.empty(levels, builder.words, dtype=torch.int64),
-            rank=torch.empty(levels, builder.words, dtype=torch.int32),
-            starts=torch.empty(builder.num_starts, dtype=torch.int32),
-            level=torch.empty(levels + 1, 2, dtype=torch.int64),
+            codes=torch.empty(builder.num_codes, dtype=_CODES[builder.code_bytes], device="cpu"),
+            bits=torch.empty(levels, builder.words, dtype=torch.int64, device="cpu"),
+            rank=torch.empty(levels, builder.words, dtype=torch.int32, device="cpu"),
+            starts=torch.empty(builder.num_starts, dtype=torch.int32, device="cpu"),
+            level=torch.empty(levels + 1, 2, dtype=torch.int64, device="cpu"),
         )
-        order = torch.empty(items, dtype=torch.int32)
+        order = torch.empty(items, dtype=torch.int32, device="cpu")
         addresses = {name: tensor.data_ptr() for name, tensor in trie._asdict().items()}
         builder.fill(**addresses, order=order.data_ptr())
     return trie, order

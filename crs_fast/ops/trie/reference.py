@@ -19,7 +19,7 @@ def trie_build(sids: torch.Tensor, num_sorted: int = 0) -> tuple[TrieTensors, to
     """Trie and order of sids int64 [N, L]; see `crs_fast.ops.trie.trie_build`."""
     _check_rows(sids)
     items = sids.shape[0]
-    order = torch.arange(items)
+    order = torch.arange(items, device="cpu")
     for column in sids.unbind(1)[::-1]:  # from the last level on, each time stable
         order = order[column[order].sort(stable=True).indices]
     if bool((order[order < num_sorted].diff() < 0).any()):
@@ -50,7 +50,7 @@ def _ranked(marks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     words = items // 64 + 1
     marks = torch.nn.functional.pad(marks, (0, words * 64 - items)).view(levels, words, 64)
     count = marks.sum(2)
-    bits = (marks.long() << torch.arange(64)).sum(2)
+    bits = (marks.long() << torch.arange(64, device="cpu")).sum(2)
     return bits, (count.cumsum(1) - count).to(torch.int32)
 
 

@@ -89,7 +89,7 @@ def _unpacked(path: Path, keys: list[str]) -> list[Sequence[int]]:
             f"must pack at most {_MOST_PACKED} codes of {BASE} into a key (got {max(packed)}); "
             "write keys as 'a,b,c'",
         )
-    numbers = torch.tensor(packed)
+    numbers = torch.tensor(packed, device="cpu")
     codes = [numbers // BASE**level % BASE for level in reversed(range(levels))]
     return torch.stack(codes, 1).tolist()
 
@@ -103,7 +103,7 @@ def write_sid2pid(path: Path, sids: torch.Tensor, item_ids: Sequence[Any]) -> No
             f"{sids.shape[1]} levels up to {int(sids.max())})",
             "SidIndex.save",
         )
-    powers = BASE ** torch.arange(sids.shape[1] - 1, -1, -1)
+    powers = BASE ** torch.arange(sids.shape[1] - 1, -1, -1, device="cpu")
     mapping: dict[str, list[dict[str, Any]]] = {}
     for key, item in zip((sids * powers).sum(1).tolist(), item_ids, strict=True):
         mapping.setdefault(str(key), []).append({"pid": item})

@@ -49,8 +49,10 @@ def sid_rows(path: Path, codes: Sequence[Sequence[int]], item_ids: Sequence[Any]
     if highest >= 1 << 31 or min(map(min, codes)) < 0:
         raise broken(path, f"must hold codes from 0 to 2^31 - 1 (got {highest} as the highest)")
     if all(len(row) == levels for row in codes):
-        return torch.tensor(codes, dtype=torch.int64)
-    return torch.tensor([[*row, *[-1] * (levels - len(row))] for row in codes], dtype=torch.int64)
+        return torch.tensor(codes, dtype=torch.int64, device="cpu")
+    return torch.tensor(
+        [[*row, *[-1] * (levels - len(row))] for row in codes], dtype=torch.int64, device="cpu"
+    )
 
 
 def item_number_or_text(texts: Sequence[str]) -> list[int] | list[str]:

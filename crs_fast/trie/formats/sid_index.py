@@ -127,7 +127,9 @@ class SidIndex(NamedTuple):
             arrays.write_safetensors(path, sids, ids.long())
             return
         # Row i of an array is item i.
-        if ids is None or not torch.equal(ids.long().sort().values, torch.arange(len(ids))):
+        if ids is None or not torch.equal(
+            ids.long().sort().values, torch.arange(len(ids), device="cpu")
+        ):
             raise ValueError(
                 "SidIndex.save: item ids must be 0 .. N - 1 in .npy (got others); save it as "
                 ".safetensors"

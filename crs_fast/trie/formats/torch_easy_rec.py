@@ -48,7 +48,7 @@ def read(path: Path) -> Rows:
     sids, item_ids, sizes = _catalogue(path, set())
     if len(sids) == 0:
         raise broken(path, "must hold at least one item (got none)")
-    if sids.shape[1] != len(sizes) or bool((sids >= torch.tensor(sizes)).any()):
+    if sids.shape[1] != len(sizes) or bool((sids >= torch.tensor(sizes, device="cpu")).any()):
         raise broken(
             path,
             f"must hold SIDs of the manifest's codebook {sizes} (got {sids.shape[1]} levels up to "
@@ -152,7 +152,11 @@ def _codes(part: Path, column: Any) -> torch.Tensor:
         raise broken(part, f"must hold lists of codes in codebook ({error})") from None
     if len(lengths) > 1:
         raise broken(part, f"must hold SIDs of one length in codebook (got {sorted(lengths)})")
-    return torch.from_numpy(flat).view(len(column), -1) if len(column) else torch.empty(0, 0).long()
+    return (
+        torch.from_numpy(flat).view(len(column), -1)
+        if len(column)
+        else torch.empty(0, 0, dtype=torch.int64, device="cpu")
+    )
 
 
 def write(
@@ -166,14 +170,14 @@ def write(
         raise broken(path, "takes SIDs of one length (got shorter ones)", "SidIndex.save")
     if path.exists():
         raise broken(path, "must be a new directory (got one that exists)", "SidIndex.save")
-    offsets = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+    offsets = torch.tensor([0, *sizes[:-1]], device="cpu").cumsum(0)
     groups: dict[tuple[int, ...], list[Any]] = {}
     slots = []
     for item, sid in zip(item_ids, map(tuple, sids.tolist()), strict=True):
         of_sid = groups.setdefault(sid, [])
         of_sid.append(item)
         slots.append(len(of_sid))
-    grouped = torch.tensor(list(groups))
+    grouped = torch.tensor(list(groups), device="cpu")
     tables = {
         _WHOLE: {
             "item_id": list(item_ids),

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import importlib
 import threading
 import warnings
 import weakref
@@ -100,7 +101,7 @@ def test_fallback_ranks_as_by_enumeration(kind, normalize):
 @pytest.mark.parametrize("normalize", ["vocab", "level", "legal"])
 @pytest.mark.parametrize("kind", ["gptj", "llama"])
 def test_tree_and_fallback_agree(kind, normalize):
-    from crs_fast.decode.fallback import generate_beams
+    from crs_fast.decode.sequential import sequential_beams
 
     model, vocab = tiny_model(kind, VOCAB), make_vocab(3, 5)
     trie = SidTrie.from_sids(random_sids(2, 60, 3, 5, ragged=True))
@@ -109,7 +110,7 @@ def test_tree_and_fallback_agree(kind, normalize):
         model, ids, mask, trie=trie, vocab=vocab, num_beams=9, normalize=normalize, temperature=1.3
     )
     request = SearchRequest(trie, vocab, 2, 9, normalize, 1.3, None)
-    theirs = generate_beams(model, ids, mask.bool(), request)
+    theirs = sequential_beams(model, ids, mask.bool(), request)
     if normalize != "legal":  # an only child costs nothing there, so whole SIDs tie
         assert torch.equal(mine.sids, theirs.sids)
     torch.testing.assert_close(mine.scores, theirs.scores, atol=1e-4, rtol=1e-4)
@@ -134,11 +135,10 @@ def test_windows(kind, extra, window):
 def test_prompts_around_the_window(kind, length, monkeypatch):
     """Window 12, three levels: up to 9 tokens fit, though prompt and slots together don't; from 10
     on, and for prompts past the window, Hugging Face beam search takes over."""
-    from crs_fast.decode import fallback
-
+    module = importlib.import_module("crs_fast.decode.recommend")
     calls = []
-    real = fallback.generate_beams
-    monkeypatch.setattr(fallback, "generate_beams", lambda *a: calls.append(1) or real(*a))
+    real = module.sequential_beams
+    monkeypatch.setattr(module, "sequential_beams", lambda *a: calls.append(1) or real(*a))
     model, vocab = tiny_model(kind, VOCAB, sliding_window=12), make_vocab(3, 5)
     trie = SidTrie.from_sids(random_sids(2, 60, 3, 5).unique(dim=0))
     ids, _ = prompts((length,))
