@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from crs_fast.ops import trie_walk
+from crs_fast.ops.host import as_tensor
 
 from .sid_trie import SidTrie
 from .vocabulary import Vocabulary
@@ -54,9 +55,9 @@ def find_items(
         ValueError: a vocabulary that lacks codes of the trie.
     """
     vocab = trie.vocabulary(vocab, "find_items")
-    rows = [torch.as_tensor(row, dtype=torch.int64).reshape(-1).cpu() for row in token_ids]
+    rows = [as_tensor(row, torch.int64).reshape(-1).cpu() for row in token_ids]
     found: list[list[Named]] = [[] for _ in rows]
-    lengths = torch.tensor([len(row) for row in rows])
+    lengths = torch.tensor([len(row) for row in rows], device="cpu")
     if not len(rows) or not int(lengths.max()):
         return found
     levels = trie.num_levels

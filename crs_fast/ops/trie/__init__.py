@@ -278,7 +278,7 @@ def token_tensors(
             [[*level, *[-1] * (width - len(level))] for level in token_ids], device="cpu"
         )
     column = token_ids.to(device, torch.int64)
-    masked = torch.as_tensor(denied, dtype=torch.int64).to(device)
+    masked = torch.as_tensor(denied, dtype=torch.int64, device=device)
     if column.ndim != 2 or column.numel() == 0 or masked.ndim != 1:
         raise ValueError(
             "token_tensors: token_ids must be [L, C] and denied [n] "
