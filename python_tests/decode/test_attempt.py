@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from crs_fast.decode import recommend
+from crs_fast.decode import capability, recommend
 from crs_fast.decode.attempt import Attempts
 from crs_fast.decode.lm import tree_view
 from crs_fast.decode.lm.model_state import ModelState
@@ -69,10 +69,17 @@ def test_one_bad_request_costs_nobody_the_compiled_layers(monkeypatch):
     model, ran = tiny_model("llama", VOCAB), []
     monkeypatch.setattr(tree_view, "CompiledLayer", lambda layer, index: ran.append(index) or layer)
     how = dict(trie=GRID, vocab=make_vocab(2, 3), num_beams=2, compile_layers=True)
+    capability(model)
+
+    def refuse(*args):
+        raise IndexError
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        handle = model.get_input_embeddings().register_forward_pre_hook(refuse)
         with pytest.raises(IndexError):
-            recommend(model, torch.tensor([[5, VOCAB]]), **how)
+            recommend(model, torch.tensor([[5, 4]]), **how)
+        handle.remove()
         ran.clear()
         recommend(model, torch.tensor([[5, 6]]), **how)
     assert ran == [0, 1]
