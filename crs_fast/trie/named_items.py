@@ -63,7 +63,7 @@ def find_items(
     levels = trie.num_levels
     # Room behind the longest row, so that a window starts at every token.
     width = int(lengths.max()) + levels
-    tokens = torch.full((len(rows), width), _NO_TOKEN)
+    tokens = torch.full((len(rows), width), _NO_TOKEN, device="cpu")
     tokens[:, :-levels] = pad_sequence(rows, batch_first=True, padding_value=_NO_TOKEN)
     row, start = _starts(tokens[:, :-levels], vocab).nonzero(as_tuple=True)  # [S]
     windows = tokens.unfold(1, levels + 1, 1)[row, start]  # [S, L + 1]
@@ -99,7 +99,9 @@ def _longest(
     levels = trie.num_levels
     codes = vocab.decode(windows[:, :levels])
     codes = codes.masked_fill(codes < 0, _NO_CODE).to(trie.device)
-    length, begin, end = (torch.zeros(len(windows), dtype=torch.int64) for _ in range(3))
+    length, begin, end = (
+        torch.zeros(len(windows), dtype=torch.int64, device="cpu") for _ in range(3)
+    )
     for n in range(1, levels + 1):
         nodes = trie_walk(trie.tensors, codes[:, :n].contiguous())
         first, last = (t.cpu() for t in trie.items_at(nodes))
