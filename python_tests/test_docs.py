@@ -49,8 +49,9 @@ def test_blocks_run(page, names):
     for block in BLOCK.findall(page.read_text(encoding="utf-8")):
         exec(compile(block, str(page), "exec"), names)
     if page == ROOT / "README.md":
-        items = names["trie"].items(names["vocab"].decode(names["tokens"][:, -4:]))
-        assert all(items)
+        tokens = names["tokens"][:, names["prompt_length"] :]
+        found = crs_fast.find_items(tokens, names["trie"], names["vocab"])
+        assert all(named for named in found)
         assert not set(names["out"].items[0]) & set(names["already_named"])
         assert names["turn"].mode in ("chat", "rec")
 
