@@ -11,15 +11,13 @@ from crs_fast.crs.data.dialogue import CrsDataset, Dialogue
 from crs_fast.crs.data.inspired import load_inspired
 from crs_fast.crs.data.inspired2 import with_corrected_labels
 from crs_fast.crs.data.jsonl import (
-    OnError,
-    ReadReport,
-    find_file,
     load_folder,
     read_dialogues,
     read_items,
     write_dialogues,
     write_items,
 )
+from crs_fast.crs.data.lines import OnError, ReadReport, find_file
 from crs_fast.crs.data.redial import load_redial
 from crs_fast.crs.data.unicrs import load_unicrs, processed_files
 

@@ -25,7 +25,7 @@ from typing import Any
 from crs_fast.crs.data.dialogue import OTHER, ROLES, CrsDataset, Dialogue, Item, Turn, merge_turns
 from crs_fast.crs.data.entity_spans import locate_items
 from crs_fast.crs.data.intents import with_intents
-from crs_fast.crs.data.jsonl import (
+from crs_fast.crs.data.lines import (
     Once,
     OnError,
     ReadReport,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from crs_fast.crs.data.dialogue import CrsDataset, Dialogue, Mention, Turn, merge_turns
 from crs_fast.crs.data.inspired import read_table
-from crs_fast.crs.data.jsonl import OnError, ReadReport, find_file
+from crs_fast.crs.data.lines import OnError, ReadReport, find_file
 
 SPLITS = {"dev": "valid", "test": "test"}
 

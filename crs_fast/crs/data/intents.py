@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crs_fast.crs.data.dialogue import OTHER, RECOMMENDER, Dialogue, Turn, merge_turns
-from crs_fast.crs.data.jsonl import read_json
+from crs_fast.crs.data.lines import read_json
 
 # "@187028 <It  (2017)>" stands where a dialogue of ours has the title.
 _TITLE = re.compile(r"@[0-9]+\s*<([^>]*)>")

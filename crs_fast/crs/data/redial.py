@@ -29,7 +29,7 @@ from crs_fast.crs.data.dialogue import (
     merge_turns,
 )
 from crs_fast.crs.data.intents import read_iard, with_intents
-from crs_fast.crs.data.jsonl import (
+from crs_fast.crs.data.lines import (
     Once,
     OnError,
     ReadReport,

@@ -57,7 +57,7 @@ from crs_fast.crs.data.dialogue import (
     merge_turns,
 )
 from crs_fast.crs.data.entity_spans import locate_items
-from crs_fast.crs.data.jsonl import (
+from crs_fast.crs.data.lines import (
     OnError,
     ReadReport,
     find_file,

@@ -49,7 +49,7 @@ from typing import Any
 
 from crs_fast.crs.control_tokens import MODES, REC, likelier_mode
 from crs_fast.crs.data.dialogue import Dialogue, Item, need_distinct_ids
-from crs_fast.crs.data.jsonl import json_object, read_lines, write_lines
+from crs_fast.crs.data.lines import json_object, read_lines, write_lines
 from crs_fast.crs.evaluation.messages import recommending_messages
 from crs_fast.crs.evaluation.targets import recommender_turns
 

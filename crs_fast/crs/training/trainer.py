@@ -22,7 +22,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from crs_fast._files import replacing
-from crs_fast.crs.data.jsonl import write_lines
+from crs_fast.crs.data.lines import write_lines
 from crs_fast.crs.training.packing import PAD, next_token_loss
 
 

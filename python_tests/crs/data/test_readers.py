@@ -18,7 +18,7 @@ from crs_fast.crs.data import (
     write_items,
 )
 from crs_fast.crs.data.dialogue import Dialogue, Item, Mention, Turn
-from crs_fast.crs.data.jsonl import split_title
+from crs_fast.crs.data.lines import split_title
 
 MOVIES = """movieId,movieName,nbMentions
 30,"Good, the Bad (1966)",2
