@@ -1,11 +1,12 @@
 """The one registry of benchmark cases."""
 
-from . import attention, beams, collisions, lookup, training, trie
+from . import attention, beams, collisions, lookup, text_table, training, trie
 from .case import Case
 
 # A GPU's time can end before all cases have run: those that matter least come last.
 CASES: list[Case] = [
     *trie.CASES,
+    *text_table.CASES,
     *attention.CASES,
     *beams.CASES,
     *training.CASES,

@@ -11,7 +11,15 @@ import torch
 from benchmarks import static_peer
 from benchmarks.python_trie import PythonTrie
 from crs_fast.decode import SidLogitsProcessor
-from crs_fast.ops import trie_build, trie_mask, trie_mask_, trie_rows, trie_step, trie_walk
+from crs_fast.ops import (
+    trie_build,
+    trie_logprob,
+    trie_mask,
+    trie_mask_,
+    trie_rows,
+    trie_step,
+    trie_walk,
+)
 from crs_fast.ops.trie import reference
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 
@@ -264,6 +272,38 @@ def make_filter(size: str, device: str) -> tuple[str, Methods]:
     }
 
 
+def logprob(size: str, device: str) -> tuple[str, Methods]:
+    """Log-probs of sampled SIDs under the constraint, with their gradient."""
+    items, levels, codes, rows = (1_000_000, 4, 256, 256) if size == "full" else (2_000, 4, 16, 8)
+    sids, trie = _random_catalogue(items, levels, codes, device)
+    vocab = SidVocab(torch.arange(levels * codes).view(levels, codes))
+    tokens = vocab.tensors(device)
+    chosen = sids[torch.randperm(items, generator=torch.Generator().manual_seed(2))[:rows]]
+    chosen = chosen.to(device)
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(rows, levels, levels * codes, generator=generator).to(device)
+    free = logits.requires_grad_()
+
+    def over_the_vocabulary() -> torch.Tensor:
+        places = tokens.column[torch.arange(levels, device=device), chosen]
+        values = free.log_softmax(2).gather(2, places[..., None])[..., 0]
+        (gradient,) = torch.autograd.grad(values.sum(), free)
+        return gradient
+
+    def under_the_constraint() -> torch.Tensor:
+        values = trie_logprob(free, chosen, trie.tensors, tokens)
+        (gradient,) = torch.autograd.grad(values.sum(), free)
+        return gradient
+
+    values = trie_logprob(free, chosen, trie.tensors, tokens).detach()
+    expected = reference.trie_logprob(logits.detach(), chosen, trie.tensors, tokens)
+    torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
+    return f"{rows} SIDs of {levels} levels, {items} items, {levels * codes} tokens", {
+        "log_softmax over the vocabulary (no constraint)": over_the_vocabulary,
+        "trie_logprob": under_the_constraint,
+    }
+
+
 _BOTH = ("cpu", "cuda")
 _STEP = ("trie_step",)
 CASES = [
@@ -282,4 +322,5 @@ CASES = [
     Case("step-sparse-256x64", partial(step, 2, 256, 64), _STEP, ("cuda",)),
     Case("step-filter", step_filter, (*_STEP, "filter"), _BOTH),
     Case("make-filter", make_filter, ("filter",)),
+    Case("logprob", logprob, ("trie_logprob", "trie_mask", "trie_walk"), _BOTH),
 ]

@@ -54,7 +54,7 @@ def sequential_beams(
     codes, totals, not_numbers = _beams(stand_in(model), rows, request, way)
     refuse_not_numbers(not_numbers)
     nodes = trie_walk(trie.tensors, codes.flatten(0, 1)).view(totals.shape)
-    return RecommendOutput.of(trie, codes, nodes, totals, request.filters)
+    return RecommendOutput.of(trie, codes, nodes, totals, request.filters, request.most_items)
 
 
 def sequential(model: PreTrainedModel) -> Sequential:
