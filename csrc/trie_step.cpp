@@ -17,8 +17,9 @@ namespace {
 constexpr int64_t kBlock = 256;  // children scored at a time
 // Fewer allowed items than one in so many children: go from items to children.
 constexpr int64_t kFew = 4;
-// A thread more for every so many logits: for less, waking it costs more than it brings.
-constexpr int64_t kLogitsPerThread = 1 << 16;
+// A thread more for every so many logits. Measured on two virtual cores: waking a sleeping thread
+// takes about 100 microseconds, in which one thread reads 140 rows of 2,048.
+constexpr int64_t kLogitsPerThread = 1 << 18;
 
 // Where a depth's codes stand among the logits.
 struct Columns {
