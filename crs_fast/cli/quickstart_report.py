@@ -56,7 +56,7 @@ def summary_lines(summary: dict[str, Any], folder: Path) -> list[str]:
         constraint = summary["constraint"]
         lines.append(
             f"constrained search: {constraint['speedup']['tree']:.1f} times as fast as with a "
-            f"Python trie, the constraint of a step {constraint['mask_speedup']:.0f} times"
+            f"constraint in Python, that of a step {constraint['mask_speedup']:.0f} times"
         )
     lines += [f"left out {failure}" for failure in summary["failed"]]
     files = {
