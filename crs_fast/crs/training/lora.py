@@ -1,4 +1,4 @@
-"""Adds PEFT's low-rank adapters to a model; `backbones.merge_lora` merges them."""
+"""Adds PEFT's low-rank adapters to a model, and merges them into it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from crs_fast.crs.backbones import embedding_weights
+from crs_fast.crs.backbones import embedding_weights, merge_lora
+
+__all__ = ["add_lora", "merge_lora"]
 
 logger = logging.getLogger(__name__)
 
