@@ -155,7 +155,7 @@ class SidLogitsProcessor:
         dead = torch.zeros_like(illegal)
         for row in is_beam.nonzero().flatten().tolist():
             before = int(start[row])
-            siblings = (input_ids[:, :before] == input_ids[row, :before]).all(1)
+            siblings = _siblings(input_ids, row, before)
             dead[row] = bool((siblings & ~illegal & (start == before)).any())
         return dead
 
@@ -212,7 +212,7 @@ class SidLogitsProcessor:
             written = input_ids.shape[1] - before
             if written < levels - 1:
                 continue
-            siblings = (input_ids[:, :before] == input_ids[row, :before]).all(1)
+            siblings = _siblings(input_ids, row, before)
             live = (siblings & ~dead).nonzero().flatten()
             # Beams of the same tokens have their probability once.
             number = input_ids[live].unique(dim=0, return_inverse=True)[1]
@@ -225,3 +225,8 @@ class SidLogitsProcessor:
                 "the first). Use fewer beams, a higher top_k and top_p, do_sample=False, or "
                 "custom_generate=crs_fast.beam_search, which marks beams that are none"
             )
+
+
+def _siblings(input_ids: torch.Tensor, row: int, before: int) -> torch.Tensor:
+    """Rows that share the first `before` tokens of this row, bool [R]."""
+    return (input_ids[:, :before] == input_ids[row, :before]).all(1)
