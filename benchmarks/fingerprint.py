@@ -75,10 +75,11 @@ def source_files(parts: Iterable[str], device: str, root: Path = ROOT) -> list[P
     while waiting:
         file = waiting.pop()
         for name in _INCLUDE.findall(file.read_text()):
-            header = file.parent / name
-            if header.is_file() and header not in files:
-                files.add(header)
-                waiting.append(header)
+            # What a header declares may stand in a source file of its name (threads.cpp).
+            for part in (file.parent / name, (file.parent / name).with_suffix(".cpp")):
+                if part.is_file() and part not in files and not other.search(part.as_posix()):
+                    files.add(part)
+                    waiting.append(part)
     return sorted(files)
 
 
