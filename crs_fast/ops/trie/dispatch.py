@@ -19,8 +19,8 @@ from . import native as kernels
 from . import reference
 from .tensors import FilterTensors, TokenTensors, TrieTensors
 
-# What the CUDA step holds of a request in shared memory; wider requests take the reference.
-_CUDA_BEAMS = 1024
+# As many beams of a request as the CUDA step sorts in shared memory.
+_CUDA_BEAMS = 8192
 
 _TRIE = "Tensor codes, Tensor bits, Tensor rank, Tensor starts, Tensor level"
 _TOKENS = "Tensor column, Tensor denied, int terminator, int num_columns"

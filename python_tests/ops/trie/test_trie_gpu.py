@@ -75,6 +75,8 @@ STEPS = [
     (8_000, 1, 20_000, 2, 1, 300, 0),
     (8_000, 2, 4000, 1, 3, 1000, 0),
 ]
+# More beams than a block's buffer lists: one row's candidates are all listed.
+MANY_BEAMS = [(9_000, 2, 5000, 1, 1, 4000, 0), (60_000, 2, 600, 1, 60, 5000, 1)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -116,6 +118,30 @@ def test_cuda_step_equals_the_reference(shape, ties, normalize, dtype, device):
         clear = clear_places(got[0].cpu()) | torch.isinf(expected[0]) | ties
         for mine, theirs in zip(got[1:], expected[1:], strict=True):
             assert torch.equal(mine.cpu()[clear], theirs[clear])
+
+
+@pytest.mark.parametrize("shape", MANY_BEAMS, ids=str)
+def test_cuda_step_of_thousands_of_beams(shape, device):
+    items, levels, codes, batch, beams, out_beams, depth = shape
+    sids = random_sids(2, items, levels, codes)
+    trie, tokens = SidTrie.from_sids(sids), vocab_of(levels, codes).tensors()
+    prefixes = torch.full((batch * beams, levels), -1)
+    prefixes[:, 0] = sids[:, 0].unique()[: batch * beams]
+    prefixes[:, depth:] = -1
+    nodes = reference.trie_walk(trie.tensors, prefixes).view(batch, beams)
+    logits = 4 * torch.randn(batch * beams, tokens.num_columns)
+    scores = torch.randn(batch, beams)
+    args = (out_beams, "legal", 1.0)
+    expected = reference.trie_step(logits, scores, nodes, trie.tensors, tokens, *args)
+    got = trie_step(
+        logits.to(device), scores.to(device), nodes.to(device), moved(trie.tensors, device),
+        moved(tokens, device), *args,
+    )  # fmt: skip
+    torch.testing.assert_close(got[0].cpu(), expected[0], atol=1e-4, rtol=0)
+    clear = clear_places(got[0].cpu()) | torch.isinf(expected[0])
+    assert clear.float().mean() > 0.5
+    for values, wanted in zip(got[1:], expected[1:], strict=True):
+        assert torch.equal(values.cpu()[clear], wanted[clear])
 
 
 @pytest.mark.gpu
