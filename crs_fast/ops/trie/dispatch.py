@@ -7,6 +7,7 @@ built, or none for this GPU, the reference runs.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -123,7 +124,10 @@ def _step(
 ) -> tuple[torch.Tensor, ...]:
     (trie, tokens, filters), (num_beams, normalize, temperature) = _bundles(rest[:-3]), rest[-3:]
     native = _kernels("trie_step", logits)
-    if native is None or (logits.is_cuda and max(scores.shape[1], num_beams) > _CUDA_BEAMS):
+    if native is not None and logits.is_cuda and max(scores.shape[1], num_beams) > _CUDA_BEAMS:
+        _warn_too_many_beams()
+        native = None
+    if native is None:
         return reference.trie_step(
             logits, scores, nodes, trie, tokens, num_beams, normalize, temperature, filters
         )
@@ -131,6 +135,16 @@ def _step(
         native, _adjacent(logits), scores, nodes, trie, tokens, filters, num_beams, normalize,
         temperature,
     )  # fmt: skip
+
+
+@functools.cache
+def _warn_too_many_beams() -> None:
+    warnings.warn(
+        f"trie_step: the CUDA kernel takes at most {_CUDA_BEAMS} beams; wider searches take the "
+        "slower PyTorch reference",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _walk_fake(*flat: Any) -> torch.Tensor:
