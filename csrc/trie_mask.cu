@@ -28,6 +28,10 @@ __global__ void mask_kernel(MaskArgs args, uint32_t minus_inf_in_dtype) {
       out[tokens.denied[i]] = minus_inf;
     return;
   }
+  if (!args.trie.holds(args.nodes[row])) {
+    for (int64_t i = threadIdx.x; i < args.vocab; i += blockDim.x) out[i] = minus_inf;
+    return;
+  }
   const int64_t filter = row / args.rows_per_filter;
   const Children children(args.trie, args.trie.node(args.nodes[row]));
   const bool ends = children.has_end() && args.filter.any(filter, children.end());

@@ -89,6 +89,10 @@ class SidLogitsProcessor:
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`scores` [R, V] with -inf wherever a token may not follow `input_ids` [R, T]."""
+        with self.trie.reading():
+            return self._masked(input_ids, scores)
+
+    def _masked(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if input_ids.device != self.trie.device:
             raise ValueError(
                 "SidLogitsProcessor: trie must be on the device of input_ids, trie.to(device) with "
