@@ -77,6 +77,13 @@ struct TrieView {
             begin + (packed >> Node::kBits & (Node::kLimit - 1))};
   }
 
+  // Whether kernels may follow the node: it names a depth and items that exist. That suffices for
+  // every read to stay inside the arrays, also where the node is another trie's.
+  CRS_HD bool holds(int64_t packed) const {
+    const Node at = node(packed);
+    return packed == 0 || (at.depth >= 1 && at.depth <= levels && at.end <= num_items());
+  }
+
   CRS_HD bool begins(int64_t l, int64_t item) const {
     return bits[l * words + (item >> 6)] >> (item & 63) & 1;
   }

@@ -105,7 +105,7 @@ void TrieBuilder::check() {
       if (codes[l] < kEnd || codes[l] > INT32_MAX)
         throw std::invalid_argument(describe(
             i, "must hold codes in [0, 2^31 - 1], -1 pads (got " + std::to_string(codes[l]) + ")"));
-    throw std::invalid_argument(describe(i, "must have no code after padding"));
+    throw std::invalid_argument(describe(i, "must have no code after padding (got one)"));
   }
   top_.assign(levels_, kEnd);
   for (int64_t c = 0; c < num_chunks_; ++c) {
@@ -213,8 +213,9 @@ void TrieBuilder::compare_neighbours() {
     if (!here) ordered = false;
   });
   if (!ordered)
-    throw std::invalid_argument("trie_build: the first num_sorted = " +
-                                std::to_string(num_sorted_) + " rows must be in order");
+    throw std::invalid_argument(
+        "trie_build: the first num_sorted = " + std::to_string(num_sorted_) +
+        " rows must be in order (got others)");
   done_ = 4 * num_items_;
 }
 

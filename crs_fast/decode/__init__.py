@@ -5,7 +5,7 @@ from .lm.capability import capability, sliding_window
 from .lm.model_state import Capability
 from .lm.prompt import Prompt, left_pad
 from .lm.stand_in import stand_in, unwrapped
-from .output import RecommendOutput
+from .output import RecommendOutput, refuse_not_numbers
 from .processor import SidLogitsProcessor
 from .recommend import BeamTree, recommend
 from .sequential import sequential
@@ -20,6 +20,7 @@ __all__ = [
     "capability",
     "left_pad",
     "recommend",
+    "refuse_not_numbers",
     "sequential",
     "sliding_window",
     "stand_in",

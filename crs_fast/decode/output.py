@@ -32,14 +32,14 @@ class Beams(NamedTuple):
     not_numbers: torch.Tensor
 
 
-def refuse_not_numbers(requests: Collection[int]) -> None:
+def refuse_not_numbers(requests: Collection[int], op: str = "recommend") -> None:
     """
     Raises:
         ValueError: there are requests whose logits are no numbers.
     """
     if requests:
         raise ValueError(
-            "recommend: the model's logits must be numbers (got NaN or infinity after the prompt "
+            f"{op}: the model's logits must be numbers (got NaN or infinity after the prompt "
             f"of row {min(requests)}, of {len(requests)} such rows): weights that are damaged, "
             "were not loaded, or overflow in their dtype"
         )

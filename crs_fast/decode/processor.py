@@ -181,6 +181,17 @@ class SidLogitsProcessor(LogitsProcessor):
             ValueError: as the class says, and tensors of another dtype, shape or device.
         """
         self._check_inputs(input_ids, lengths, prompt_lengths)
+        with self.trie.reading():
+            return self._masked(input_ids, scores, lengths, prompt_lengths, filter_of_row)
+
+    def _masked(
+        self,
+        input_ids: torch.Tensor,
+        scores: torch.Tensor,
+        lengths: torch.Tensor | None,
+        prompt_lengths: torch.Tensor | None,
+        filter_of_row: torch.Tensor | None,
+    ) -> torch.Tensor:
         nodes, inside = self.grammar.read(input_ids, lengths, prompt_lengths)
         which = self._which_filter(nodes, filter_of_row)
         at, trie = nodes.clamp(min=0), self.trie.tensors

@@ -117,7 +117,13 @@ def answer(
     if request.terminator is not None:
         out = answer(model, ids, mask, request.terminated())
         return replace(out, sids=(out.sids[..., :-1] - 1).clamp(min=-1))
-    model = unwrapped(model)
+    with request.trie.reading():
+        return _answer(unwrapped(model), ids, mask, request)
+
+
+def _answer(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, request: SearchRequest
+) -> RecommendOutput:
     if model.config.is_encoder_decoder:
         raise ValueError(
             "recommend: model must be decoder-only "
@@ -260,8 +266,9 @@ class BeamTree:
             temperature=temperature,
             filters=filters,
         )
-        self.prompt, self.beams = prompt, search(prompt, SearchPlan.of(request))
-        self.output = _output(request, self.beams)
+        with trie.reading():
+            self.prompt, self.beams = prompt, search(prompt, SearchPlan.of(request))
+            self.output = _output(request, self.beams)
 
     def keep(self, beams: torch.Tensor) -> None:
         """Make one beam of each request, int64 [B], the next part of the prompt, and drop the

@@ -10,6 +10,7 @@ import torch
 
 from crs_fast.ops import FilterTensors, TrieTensors
 from crs_fast.ops.host import as_tensor
+from crs_fast.ops.trie.checks import FILTERS
 from crs_fast.ops.trie.nodes import popcount
 
 from .item_ids import ItemIds
@@ -201,4 +202,6 @@ def _all_items(words: int, num_items: int) -> torch.Tensor:
 
 def _ranked(words: torch.Tensor) -> FilterTensors:
     count = popcount(words)
-    return FilterTensors(words, (count.cumsum(1) - count).to(torch.int32))
+    made = FilterTensors(words, (count.cumsum(1) - count).to(torch.int32))
+    FILTERS.remember(made)
+    return made

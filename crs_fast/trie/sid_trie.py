@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, wraps
 from itertools import pairwise
 from operator import index
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 
 from crs_fast.ops import TrieTensors, trie_build, trie_rows, trie_walk
-from crs_fast.ops.trie.nodes import ending
-from crs_fast.ops.trie.tensors import NODE_BITS
+from crs_fast.ops.trie.checks import TRIES, check_tensor, check_trie
+from crs_fast.ops.trie.nodes import are_held, ending
+from crs_fast.ops.trie.tensors import NO_NODE, NODE_BITS
 
 from .item_filter import ItemFilter
 from .item_ids import ItemIds
 from .storage import load_trie, read_metadata, save_trie
 from .token_ids import TokenIds
 from .vocabulary import Vocabulary
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _while_reading(method: _Method) -> _Method:
+    """The method, run inside `SidTrie.reading`."""
+
+    @wraps(method)
+    def run(self: SidTrie, *args: Any, **kwargs: Any) -> Any:
+        with self.reading():
+            return method(self, *args, **kwargs)
+
+    return cast(_Method, run)
 
 
 class SidTrie:
@@ -31,8 +46,20 @@ class SidTrie:
     """
 
     def __init__(self, tensors: TrieTensors, item_ids: ItemIds) -> None:
+        check_trie("SidTrie", tensors)
+        # On a GPU the question would wait for the device.
+        if tensors.level.device.type == "cpu" and int(tensors.level[-1, 1]) != len(item_ids):
+            raise ValueError(
+                f"SidTrie: item_ids must hold one id for each of {int(tensors.level[-1, 1])} items "
+                f"(got {len(item_ids)})"
+            )
         self.tensors = tensors
         self.item_ids = item_ids  # in sorted SID order
+
+    def reading(self) -> AbstractContextManager[None]:
+        """What a search holds from its first look at the trie to its last: the catalogue of a
+        `TrieSlot` does not change meanwhile."""
+        return nullcontext()
 
     @classmethod
     def from_sids(
@@ -60,6 +87,7 @@ class SidTrie:
         tensors, order = trie_build(rows, progress=progress)
         return cls(tensors, ItemIds(numbers=order) if ids is None else ids.take(order.long()))
 
+    @_while_reading
     def add(self, sids: Any, item_ids: Any) -> SidTrie:
         """A new trie with more items; only these are sorted, and then merged in.
 
@@ -88,6 +116,7 @@ class SidTrie:
         both = self.item_ids.append(ids)
         return SidTrie(tensors, both.take(order.long())).to(self.device)
 
+    @_while_reading
     def remove(self, item_ids: Sequence[int | str] | torch.Tensor) -> SidTrie:
         """A new trie without some items; nothing is sorted.
 
@@ -117,7 +146,8 @@ class SidTrie:
     @property
     def leaf(self) -> int:
         """A node after which nothing may follow."""
-        return self.num_levels << (2 * NODE_BITS) | 1 << NODE_BITS
+        # A range of one item, where there is one.
+        return self.num_levels << (2 * NODE_BITS) | min(1, self.num_items) << NODE_BITS
 
     @property
     def nbytes(self) -> int:
@@ -143,6 +173,7 @@ class SidTrie:
         """The distinct codes of each level, ascending, int64 [n] on the CPU."""
         return [codes.unique().long().cpu() for codes in self._codes_by_level()]
 
+    @_while_reading
     def _codes_by_level(self) -> list[torch.Tensor]:
         bounds = self.tensors.level[:, 0].tolist()
         return [self.tensors.codes[a:b] for a, b in pairwise(bounds)]
@@ -185,10 +216,16 @@ class SidTrie:
     def _token_ids(self) -> TokenIds:
         return TokenIds(self.num_levels, max(1, *self._level_sizes))
 
+    @_while_reading
     def to(self, device: torch.device | str) -> SidTrie:
         """The same trie with its index on another device; the item ids stay on the CPU."""
-        return SidTrie(TrieTensors(*(t.to(device) for t in self.tensors)), self.item_ids)
+        moved = TrieTensors(*(t.to(device) for t in self.tensors))
+        if moved.level is self.tensors.level:
+            return self
+        TRIES.remember(moved)
+        return SidTrie(moved, self.item_ids)
 
+    @_while_reading
     def items(self, sids: Any) -> list[list[int | str]]:
         """The items that carry each SID, in the order they were given; [] for a SID of no item.
 
@@ -198,6 +235,7 @@ class SidTrie:
         begin, end = self.item_ranges(_sid_tensor(sids))
         return [self.item_ids[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
 
+    @_while_reading
     def item_ranges(self, sids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The range of positions, in sorted order, of the items that carry each SID: begin and end,
         int64 [n]; empty for a SID of no item.
@@ -207,13 +245,27 @@ class SidTrie:
         """
         return self.items_at(trie_walk(self.tensors, sids.to(self.device)))
 
+    @_while_reading
     def items_at(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The range of positions, in sorted order, of the items whose SIDs end at each node: begin
-        and end, int64 of the shape of `nodes`; empty where none does, and for -1."""
-        begin, end = ending(self.tensors, nodes.clamp(min=0))
-        whole = (nodes > 0) & (begin < end)
+        and end, int64 of the shape of `nodes`; empty where none does, and for -1.
+
+        Raises:
+            ValueError: on the CPU, a node that is neither -1 nor one of a trie of this size; on a
+                GPU it names no items.
+        """
+        check_tensor("SidTrie.items_at", "nodes", nodes, self.tensors.codes, (torch.int64,), None)
+        is_node = are_held(self.tensors, nodes)
+        if nodes.device.type == "cpu" and bool((~is_node & (nodes != NO_NODE)).any()):
+            raise ValueError(
+                f"SidTrie.items_at: nodes must be -1 or nodes of this trie of {self.num_items} "
+                f"items (got {int(nodes[~is_node & (nodes != NO_NODE)][0])})"
+            )
+        begin, end = ending(self.tensors, torch.where(is_node, nodes, 0))
+        whole = is_node & (nodes > 0) & (begin < end)
         return torch.where(whole, begin, 0), torch.where(whole, end, 0)
 
+    @_while_reading
     def sids(self, item_ids: Sequence[int | str] | torch.Tensor | None = None) -> torch.Tensor:
         """The SIDs of items: int64 [n, L], -1 pads, on the CPU. None means all, in sorted order.
 
@@ -224,6 +276,7 @@ class SidTrie:
             return trie_rows(self.tensors).cpu()
         return trie_rows(self.tensors, self.item_ids.positions(item_ids).to(self.device)).cpu()
 
+    @_while_reading
     def filter(self, allow: Any = None, deny: Any = None) -> ItemFilter:
         """A filter that restricts a request to some items, exactly: a prefix is legal only if an
         allowed item is below it.
@@ -238,6 +291,7 @@ class SidTrie:
         """
         return ItemFilter.make(self, allow, deny)
 
+    @_while_reading
     def save(self, path: str | PathLike[str]) -> None:
         """Write the trie to one versioned, checksummed safetensors file, whole or not at all."""
         save_trie(path, self.tensors, self.item_ids)

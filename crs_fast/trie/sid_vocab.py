@@ -43,7 +43,7 @@ class SidVocab(Vocabulary):
         end: int | None = None,
         eos: int | None = None,
     ) -> None:
-        levels = [as_tensor(ids, dtype=torch.int64).reshape(-1).cpu() for ids in token_ids]
+        levels = [self._level(number, ids) for number, ids in enumerate(token_ids)]
         if not levels:
             raise ValueError("SidVocab: token_ids must hold at least one level (got none)")
         for level, ids in enumerate(levels):
@@ -57,6 +57,18 @@ class SidVocab(Vocabulary):
                 raise ValueError(f"SidVocab: token_ids[{level}] must be distinct tokens")
         super().__init__(levels, begin, end, eos)
         self._sorted: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @staticmethod
+    def _level(number: int, ids: Any) -> torch.Tensor:
+        try:
+            tokens = as_tensor(ids)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"SidVocab: token_ids[{number}] must be integers (got {error})"
+            ) from None
+        if tokens.numel() and (tokens.is_floating_point() or tokens.dtype == torch.bool):
+            raise ValueError(f"SidVocab: token_ids[{number}] must be integers (got {tokens.dtype})")
+        return tokens.to("cpu", torch.int64).reshape(-1)
 
     def code_tokens(self) -> torch.Tensor:
         tokens = torch.cat(self.token_ids)
