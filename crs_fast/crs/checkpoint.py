@@ -182,6 +182,21 @@ def load_bundle(
     return Bundle(model, tokenizer, trie, vocab, control, items, builder, manifest["quantizer"])
 
 
+def is_bundle(path: str | Path) -> bool:
+    """Whether training wrote this directory."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def load_catalogue(path: str | Path) -> tuple[SidTrie, Vocabulary]:
+    """The catalogue of a model directory without its model.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_bundle`.
+    """
+    manifest = _manifest(Path(path), None)
+    return SidTrie.load(Path(path) / TRIE), vocabulary_from_dict(manifest["vocab"])
+
+
 def _manifest(path: Path, quantizer: str | None) -> dict[str, Any]:
     for name in (MANIFEST, TRIE, ITEMS, "config.json", "tokenizer_config.json"):
         if not (path / name).is_file():

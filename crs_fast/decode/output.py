@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from crs_fast.ops import trie_walk
 from crs_fast.trie import ItemFilter, SidTrie
 
 
@@ -83,6 +84,14 @@ class RecommendOutput:
             items = [of_request[:most_items] for of_request in items]
             item_scores = [of_request[:most_items] for of_request in item_scores]
         return cls(sids, scores, items, item_scores, valid.sum(1))
+
+    @classmethod
+    def of_sids(
+        cls, trie: SidTrie, sids: torch.Tensor, scores: torch.Tensor, filters: ItemFilter | None
+    ) -> RecommendOutput:
+        """As `of`, for beams whose nodes are not at hand."""
+        nodes = trie_walk(trie.tensors, sids.flatten(0, 1).to(trie.device))
+        return cls.of(trie, sids, nodes.view(scores.shape), scores, filters)
 
 
 def _items(
