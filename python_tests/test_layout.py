@@ -40,7 +40,7 @@ ANYONE = {"_version", "__init__"}
 CRS_ORDER = (
     ("data",),
     ("control_tokens", "text_tokens", "sequence"),
-    ("backbones", "checkpoint"),
+    ("backbones", "chat_template", "model_card", "hub", "checkpoint"),
     ("turn",),
     ("recommender",),
     ("training",),

@@ -11,7 +11,7 @@ def local_folder(name: str | PathLike[str], revision: str | None = None) -> Path
     which is downloaded if it must be. A path on this machine asks no network.
 
     Raises:
-        FileNotFoundError: there is no such directory, and `name` can't be a repository's.
+        FileNotFoundError: there is neither.
     """
     path = Path(name)
     if path.exists():
@@ -28,7 +28,13 @@ def local_folder(name: str | PathLike[str], revision: str | None = None) -> Path
         )
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(name, revision=revision))
+    try:
+        return Path(snapshot_download(name, revision=revision))
+    except (OSError, ValueError) as error:  # offline, or no such repository
+        raise FileNotFoundError(
+            f"from_pretrained: {name} must be a directory or a repository on the hub (got no "
+            f"directory, and from the hub: {str(error).strip().splitlines()[0]})"
+        ) from error
 
 
 def upload(folder: str | Path, repo_id: str, *, private: bool | None = None) -> str:
