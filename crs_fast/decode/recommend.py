@@ -161,8 +161,9 @@ def _search(
 def _output(request: SearchRequest, beams: Beams) -> RecommendOutput:
     refuse_not_numbers(beams.not_numbers.nonzero()[:, 0].tolist())
     return RecommendOutput.of(
-        request.trie, beams.sids, beams.nodes, beams.scores, request.filters, request.most_items
-    )
+        request.trie, beams.sids, beams.nodes, beams.scores, request.filters, request.most_items,
+        beams.ranks(),
+    )  # fmt: skip
 
 
 def _checked_tokens(
