@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "quantize": {"ops", "_files", "_text"},
     "decode": {"trie", "ops"},
     "crs": {"decode", "trie", "quantize", "_files", "_text"},
-    "integrations": {"crs", "decode", "trie"},
+    "integrations": {"crs", "decode", "trie", "_files"},
     "cli": {
         "integrations",
         "crs",
@@ -40,7 +40,7 @@ ANYONE = {"_version", "__init__"}
 CRS_ORDER = (
     ("data",),
     ("control_tokens", "text_tokens", "sequence"),
-    ("backbones", "checkpoint"),
+    ("backbones", "chat_template", "model_card", "hub", "checkpoint"),
     ("turn",),
     ("recommender",),
     ("training",),

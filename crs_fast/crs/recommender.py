@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,10 +11,11 @@ from typing import Any
 
 import torch
 
-from crs_fast.crs.checkpoint import Bundle, load_bundle
+from crs_fast.crs.checkpoint import Bundle, load_bundle, save_bundle
 from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Mention, Turn, merge_turns
 from crs_fast.crs.data.entity_linking import MAX_CHARACTERS, TitleIndex
+from crs_fast.crs.hub import local_folder, upload
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
 
@@ -59,11 +61,42 @@ class Recommender:
         cls,
         directory: str | Path,
         *,
+        revision: str | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Recommender:
-        """Load a directory that training wrote; `load_bundle` lists the errors."""
-        return cls(load_bundle(directory, dtype=dtype, device=device))
+        """Load a directory that training wrote; `load_bundle` lists the errors.
+
+        Args:
+            directory: a path or, where there is no such directory, a repository's name on the hub,
+                which is downloaded.
+            revision: that of the hub's repository; None is its newest.
+            dtype, device: as in `load_bundle`.
+        """
+        folder = local_folder(directory, revision)
+        return cls(load_bundle(folder, dtype=dtype, device=device))
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write the directory that `from_pretrained` loads, completely or not at all;
+        `save_bundle` says what it replaces, and lists the errors."""
+        bundle = self.bundle
+        return save_bundle(
+            directory,
+            (bundle.model, bundle.tokenizer),
+            bundle.trie,
+            bundle.vocab,
+            bundle.control,
+            bundle.items,
+            quantizer=bundle.quantizer,
+            max_length=bundle.builder.max_length,
+        )
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
+        """Upload what `save_pretrained` writes to the hub's repository of that name, which is made
+        if there is none, by the account that `huggingface_hub` is logged in to. Returns the
+        commit's address."""
+        with tempfile.TemporaryDirectory() as folder:
+            return upload(self.save_pretrained(Path(folder) / "model"), repo_id, private=private)
 
     @cached_property
     def index(self) -> TitleIndex:

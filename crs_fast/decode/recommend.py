@@ -116,7 +116,8 @@ def answer(
     """
     if request.terminator is not None:
         out = answer(model, ids, mask, request.terminated())
-        return replace(out, sids=(out.sids[..., :-1] - 1).clamp(min=-1))
+        ranks = None if out.ranks is None else out.ranks[..., :-1]
+        return replace(out, sids=(out.sids[..., :-1] - 1).clamp(min=-1), ranks=ranks)
     with request.trie.reading():
         return _answer(unwrapped(model), ids, mask, request)
 
@@ -177,8 +178,9 @@ def _search(
 def _output(request: SearchRequest, beams: Beams) -> RecommendOutput:
     refuse_not_numbers(beams.not_numbers.nonzero()[:, 0].tolist())
     return RecommendOutput.of(
-        request.trie, beams.sids, beams.nodes, beams.scores, request.filters, request.most_items
-    )
+        request.trie, beams.sids, beams.nodes, beams.scores, request.filters, request.most_items,
+        beams.ranks(),
+    )  # fmt: skip
 
 
 def _checked_tokens(
