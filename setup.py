@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -42,9 +43,10 @@ def check_compiler() -> None:
 def why_not(command: list[str]) -> str:
     """What keeps a compiler from compiling C++17; "" where nothing does."""
     program = "#include <string_view>\nint main() { return std::string_view().size(); }\n"
-    arguments = ["-std=c++17", "-fsyntax-only", "-x", "c++", "-"]
     try:
-        done = subprocess.run([*command, *arguments], input=program, capture_output=True, text=True)
+        with tempfile.TemporaryDirectory() as folder:
+            test = [*command, "-std=c++17", "-x", "c++", "-c", "-", "-o", f"{folder}/test.o"]
+            done = subprocess.run(test, input=program, capture_output=True, text=True)
     except OSError as error:
         return f"{shlex.join(command)}: {error.strerror}"
     said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
