@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "quantize": {"ops", "_files", "_text"},
     "decode": {"trie", "ops"},
     "crs": {"decode", "trie", "quantize", "_files", "_text"},
-    "serve": {"crs", "decode", "trie"},
+    "serve": {"crs", "decode", "trie", "_files", "_text"},
     "integrations": {"crs", "decode", "trie"},
     "cli": {
         "serve",
