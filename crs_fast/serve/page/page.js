@@ -55,6 +55,7 @@ function askForToken() {
     $("token-form").onsubmit = (event) => { event.preventDefault(); done($("token").value.trim()); };
     $("token-cancel").onclick = () => done("");
     dialog.oncancel = () => done("");
+    $("token").value = "";
     dialog.showModal();
   });
   return asking;
