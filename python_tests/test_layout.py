@@ -43,7 +43,7 @@ CRS_ORDER = (
     ("data",),
     ("control_tokens", "text_tokens", "sequence"),
     ("backbones", "checkpoint"),
-    ("turn",),
+    ("sampling", "reply", "sequential_reply", "turn"),
     ("recommender",),
     ("training",),
     ("evaluation",),
