@@ -42,6 +42,7 @@ CRS_ORDER = (
     ("control_tokens", "text_tokens", "sequence"),
     ("backbones", "checkpoint"),
     ("turn",),
+    ("conversation", "exposure"),
     ("recommender",),
     ("training",),
     ("evaluation",),
