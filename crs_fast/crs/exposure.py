@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from crs_fast.crs.data.dialogue import Item, Turn
 from crs_fast.trie import ItemFilter, SidTrie
@@ -202,6 +202,48 @@ class Exposure:
         """The most items of this group in a list; None for any number."""
         limits = self.max_per_group
         return limits.get(group) if isinstance(limits, Mapping) else limits
+
+
+def exposures_of(
+    op: str,
+    catalogue: ItemGroups,
+    limits: Exposure,
+    batch: int | None,
+    exclude: Any,
+    allow: Any,
+) -> list[Exposure]:
+    """What each request of a call may be shown.
+
+    Args:
+        limits: what all requests have in common.
+        batch: the number of requests; None for a single one.
+        exclude, allow: a collection of ids or None; for a batch, one for each request or None.
+
+    Raises:
+        ValueError: not one collection per request; an id or a group that the catalogue lacks.
+    """
+    both = [
+        _one_each(op, name, value, batch)
+        for name, value in (("exclude", exclude), ("allow", allow))
+    ]
+    exposures = [
+        replace(limits, exclude=list(denied or ()), allow=allowed)
+        for denied, allowed in zip(*both, strict=True)
+    ]
+    for exposure in exposures:
+        exposure.need_known(catalogue, op)
+    return exposures
+
+
+def _one_each(op: str, name: str, value: Any, batch: int | None) -> list[Any]:
+    if batch is None:
+        return [value]
+    values = list(value or [None] * batch)
+    if len(values) != batch:
+        raise ValueError(
+            f"{op}: {name} must hold one collection per request, {batch} (got {len(values)})"
+        )
+    return values
 
 
 class ExposedList:

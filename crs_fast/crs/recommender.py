@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from crs_fast.crs.catalogue_change import changed_bundle, check_change
 from crs_fast.crs.checkpoint import Bundle, load_bundle
 from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
 from crs_fast.crs.conversation import Messages, as_batch, shown_items, turns_of
 from crs_fast.crs.data.dialogue import Turn
 from crs_fast.crs.data.entity_linking import TitleIndex
+from crs_fast.crs.data.tables import items_from
 from crs_fast.crs.exposure import (
     ExposedList,
     Exposure,
     GroupsOf,
     ItemGroups,
+    exposures_of,
     fill_lists,
     genres_of,
     named_items,
     stacked,
 )
+from crs_fast.crs.item_encoder import QUANTIZER, ItemEncoder
 from crs_fast.crs.turn import TurnBatch, TurnCache
 
 RankedItem = tuple[str, str, float]
@@ -58,8 +62,14 @@ class Recommender:
     `TurnCache` does.
     """
 
-    def __init__(self, bundle: Bundle, groups_of: GroupsOf = genres_of) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        groups_of: GroupsOf = genres_of,
+        item_encoder: ItemEncoder | None = None,
+    ) -> None:
         self.bundle, self.groups_of = bundle, groups_of
+        self._item_encoder = item_encoder
         self.titles = {item.item_id: item.display() for item in bundle.items}
 
     @classmethod
@@ -84,6 +94,54 @@ class Recommender:
     def groups(self) -> ItemGroups:
         """The groups of the catalogue's items, with a prepared filter for each."""
         return ItemGroups(self.bundle.items, self.bundle.trie, self.groups_of)
+
+    def with_catalogue(
+        self,
+        add: Any = (),
+        remove: Collection[str] = (),
+        *,
+        sids: Any = None,
+        embeddings: Any = None,
+        item_encoder: ItemEncoder | None = None,
+    ) -> Recommender:
+        """A new recommender for a catalogue with items added and removed. It shares the model with
+        this one, which stays as it is; a `TurnCache` works with both.
+
+        New items need no training: the text encoder and the frozen quantizer that made the
+        catalogue's SIDs give each of them a free SID near its like, of codes and tokens that exist.
+        So the model can recommend them by what their neighbours' codes have taught it, but knows
+        nothing that their SIDs don't say. SIDs of old items never change.
+
+        Args:
+            add: new items, or a table of them (see `items_from`). One that is in `remove` too is an
+                update: its row is replaced, and its SID stays.
+            remove: ids of the catalogue.
+            sids: int [n, L], the SIDs of the new items, if the caller makes them: codes that have
+                tokens, and free.
+            embeddings: float [n, D] of the new items in the quantizer's space, in place of their
+                encoded texts.
+            item_encoder: makes the SIDs; None reads that of the model directory once.
+
+        Raises:
+            ValueError: ids that are there and stay, are not there, or are given twice; SIDs that
+                are not free; embeddings that are missing or of another shape; another quantizer
+                than the catalogue's; there is no free SID.
+        """
+        change = check_change(self.bundle.items, items_from(add), remove)
+        if sids is None and change.add:
+            self._item_encoder = item_encoder or self._item_encoder or self._read_item_encoder()
+        bundle = changed_bundle(
+            self.bundle, change, self._item_encoder, sids=sids, embeddings=embeddings
+        )
+        changed = Recommender(bundle, self.groups_of, self._item_encoder)
+        if "index" in vars(self):
+            changed.index = self.index.changed(change.add, change.remove)
+        return changed
+
+    def _read_item_encoder(self) -> ItemEncoder | None:
+        folder = self.bundle.folder
+        is_there = folder is not None and (folder / QUANTIZER / "config.json").is_file()
+        return ItemEncoder.read(folder) if folder is not None and is_there else None
 
     def respond(
         self,
@@ -147,9 +205,9 @@ class Recommender:
         batch, single = as_batch(messages, "respond")
         given = [item] if isinstance(item, str) else list(item or [])
         self._check("respond", num_items, num_beams, mode, given, num_named)
-        exposures = self._exposures(
-            "respond", batch, single, exclude, allow, groups, max_per_group, repeat_named
-        )
+        limits = Exposure((), None, groups, max_per_group, repeat_named)
+        one_each = None if single else len(batch)
+        exposures = exposures_of("respond", self.groups, limits, one_each, exclude, allow)
         contexts = [self.turns(one) for one in batch]
         named = len(given) or num_named
         turns = self._prefilled(
@@ -208,9 +266,9 @@ class Recommender:
         num_beams = max(50, num_items) if num_beams is None else num_beams
         batch, single = as_batch(messages, "rank")
         self._check("rank", num_items, num_beams)
-        exposures = self._exposures(
-            "rank", batch, single, exclude, allow, groups, max_per_group, repeat_named
-        )
+        limits = Exposure((), None, groups, max_per_group, repeat_named)
+        one_each = None if single else len(batch)
+        exposures = exposures_of("rank", self.groups, limits, one_each, exclude, allow)
         contexts = [self.turns(one) for one in batch]
         turns = self._prefilled(contexts, cache, num_beams)
         lists = self._lists(batch, contexts, exposures, num_items)
@@ -280,36 +338,6 @@ class Recommender:
             )
         if len(set(items)) < len(items):
             raise ValueError(f"{op}: item must hold each item once (got {list(items)!r})")
-
-    def _exposures(
-        self,
-        op: str,
-        batch: Sequence[Messages],
-        single: bool,
-        exclude: Any,
-        allow: Any,
-        groups: Collection[str],
-        max_per_group: int | Mapping[str, int] | None,
-        repeat_named: bool,
-    ) -> list[Exposure]:
-        """What each request may be shown."""
-        per_request = {}
-        for name, value in (("exclude", exclude), ("allow", allow)):
-            values = [value] if single else [None] * len(batch) if value is None else list(value)
-            if len(values) != len(batch):
-                raise ValueError(
-                    f"{op}: {name} must hold one collection per request, {len(batch)} "
-                    f"(got {len(values)})"
-                )
-            per_request[name] = values
-        common = Exposure((), None, groups, max_per_group, repeat_named)
-        exposures = [
-            replace(common, exclude=list(denied or ()), allow=allowed)
-            for denied, allowed in zip(per_request["exclude"], per_request["allow"], strict=True)
-        ]
-        for exposure in exposures:
-            exposure.need_known(self.groups, op)
-        return exposures
 
     def _lists(
         self,
