@@ -20,8 +20,10 @@ MAY_IMPORT = {
     "quantize": {"ops", "_files", "_text"},
     "decode": {"trie", "ops"},
     "crs": {"decode", "trie", "quantize", "_files", "_text"},
+    "serve": {"crs", "decode", "trie"},
     "integrations": {"crs", "decode", "trie"},
     "cli": {
+        "serve",
         "integrations",
         "crs",
         "decode",
