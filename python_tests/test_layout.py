@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "quantize": {"ops", "_files", "_text"},
     "decode": {"trie", "ops"},
     "crs": {"decode", "trie", "quantize", "_files", "_text"},
-    "serve": {"crs", "decode", "trie"},
+    "serve": {"crs", "decode", "trie", "_files"},
     "integrations": {"crs", "decode", "trie"},
     "cli": {
         "serve",
@@ -44,7 +44,7 @@ CRS_ORDER = (
     ("control_tokens", "text_tokens", "sequence", "title_sids", "item_encoder"),
     ("backbones", "checkpoint"),
     ("turn",),
-    ("conversation", "exposure", "catalogue_change"),
+    ("conversation", "exposure", "catalogue_change", "catalogue_files"),
     ("recommender",),
     ("training",),
     ("evaluation",),

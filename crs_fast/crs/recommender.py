@@ -104,8 +104,9 @@ class Recommender:
         embeddings: Any = None,
         item_encoder: ItemEncoder | None = None,
     ) -> Recommender:
-        """A new recommender for a catalogue with items added and removed. It shares the model with
-        this one, which stays as it is; a `TurnCache` works with both.
+        """A new recommender for a catalogue with items added and removed; this one if there are
+        none. It shares the model with this one, which stays as it is; a `TurnCache` works with
+        both.
 
         New items need no training: the text encoder and the frozen quantizer that made the
         catalogue's SIDs give each of them a free SID near its like, of codes and tokens that exist.
@@ -128,15 +129,27 @@ class Recommender:
                 than the catalogue's; there is no free SID.
         """
         change = check_change(self.bundle.items, items_from(add), remove)
+        if not change.add and not change.remove:
+            return self
         if sids is None and change.add:
             self._item_encoder = item_encoder or self._item_encoder or self._read_item_encoder()
         bundle = changed_bundle(
             self.bundle, change, self._item_encoder, sids=sids, embeddings=embeddings
         )
-        changed = Recommender(bundle, self.groups_of, self._item_encoder)
+        changed = self.with_bundle(bundle)
         if "index" in vars(self):
             changed.index = self.index.changed(change.add, change.remove)
         return changed
+
+    def with_bundle(self, bundle: Bundle) -> Recommender:
+        """A recommender for another bundle, with this one's groups and way to encode items."""
+        return Recommender(bundle, self.groups_of, self._item_encoder)
+
+    def prepare(self) -> Recommender:
+        """Make what the first request would make and wait for. Returns self."""
+        assert self.index
+        assert self.groups
+        return self
 
     def _read_item_encoder(self) -> ItemEncoder | None:
         folder = self.bundle.folder
