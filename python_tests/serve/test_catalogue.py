@@ -116,7 +116,7 @@ def test_old_versions_are_deleted(recommender, tmp_path):
 def test_a_bad_change_changes_nothing(recommender, tmp_path, change):
     swapped = []
     store = CatalogueStore(recommender, tmp_path / "live", on_swap=swapped.append)
-    with pytest.raises(ValueError, match="read|must"):
+    with pytest.raises(ValueError, match=r"read|must"):
         store.change(**change)
     assert (store.current.version, store.versions, swapped) == ("0", ["0"], [])
     assert not (tmp_path / "live").exists()
