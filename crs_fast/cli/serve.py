@@ -25,6 +25,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--model", default="crs_fast_quickstart/model", help="a model directory")
     parser.add_argument("--name", help="the model's name for clients (default: its directory's)")
     model_arguments(parser)
+    parser.add_argument(
+        "--catalogue", metavar="DIR", help="where catalogue versions survive a restart"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any free port")
     _access_arguments(parser.add_argument_group("who may use it (docs/serving.md)"))
@@ -96,12 +99,19 @@ def run(args: Namespace) -> int:
         raise ImportError(
             f"needs {error.name}: pip install 'crs_fast[serve]'", name=error.name
         ) from error
+    from crs_fast.serve.catalogue import CatalogueStore
     from crs_fast.serve.engine import Engine
 
     access, limits = access_of(args), limits_of(args)
-    engine = Engine(read_model(args), **_engine_options(args))
+    store = CatalogueStore(
+        read_model(args),
+        args.catalogue,
+        on_swap=lambda new: engine.swap(new.recommender, new.version),
+    )
+    current = store.current
+    engine = Engine(current.recommender, version=current.version, **_engine_options(args))
     name = args.name or Path(args.model).resolve().name
-    app = create_app(engine, name=name, access=access, limits=limits)
+    app = create_app(engine, store=store, name=name, access=access, limits=limits)
     uvicorn.run(
         app,
         host=args.host,

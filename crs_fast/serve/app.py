@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse, Response
 
 from crs_fast._version import __version__
 
-from . import openai, problems
+from . import catalogue_routes, openai, problems
+from .catalogue import CatalogueStore
 from .engine import Engine
 from .guard import Access, Guard
 from .limits import Limits
@@ -34,6 +35,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(
     engine: Engine,
     *,
+    store: CatalogueStore | None = None,
     name: str = "crs_fast",
     access: Access | None = None,
     limits: Limits | None = None,
@@ -42,6 +44,7 @@ def create_app(
 
     Args:
         engine: answers the turns.
+        store: the catalogue's versions; without one there are no routes for the catalogue.
         name: the model's name for OpenAI's clients.
         access: who may use it; by default everyone.
         limits: what one request may ask for.
@@ -67,6 +70,8 @@ def create_app(
     problems.install(app)
     app.include_router(_turns(server))
     app.include_router(openai.router(server))
+    if store is not None:
+        app.include_router(catalogue_routes.router(store))
     app.include_router(_operation(server))
     app.include_router(_page())
     return app

@@ -14,6 +14,7 @@ from .limits import Limits
 from .problems import Problem
 
 OPEN = ("/", "/health", "/ready")  # readable without a token, as is everything under /page/
+CHANGE_FACTOR = 32  # a change of the catalogue may be so many times as long and slow as a turn
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -84,7 +85,7 @@ class Guard:
             raise Problem(421, "this server is not called by that host name", code="wrong_host")
         if path in OPEN or path.startswith("/page/"):
             return
-        changes = path.startswith("/catalogue") and scope["method"] not in ("GET", "HEAD")
+        changes = _is_change(scope)
         if changes and not access.changes:
             raise Problem(
                 403,
@@ -107,14 +108,15 @@ class Guard:
 
     async def _body(self, scope: Any, receive: Any) -> bytes | None:
         """The request's whole body; None if the client went away before its end."""
-        most = self.limits.max_body_bytes
+        factor = CHANGE_FACTOR if _is_change(scope) else 1
+        most, seconds = self.limits.max_body_bytes * factor, self.limits.body_seconds * factor
         too_long = Problem(413, f"the body must have at most {most} bytes", code="body_too_long")
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdecimal() and int(declared[:20]) > most:
             raise too_long
         parts, size = [], 0
         try:
-            async with asyncio.timeout(self.limits.body_seconds):
+            async with asyncio.timeout(seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -127,7 +129,6 @@ class Guard:
                     if not message.get("more_body", False):
                         return b"".join(parts)
         except TimeoutError:
-            seconds = self.limits.body_seconds
             raise Problem(
                 408, f"the body must arrive within {seconds:g} seconds", code="body_too_slow"
             ) from None
@@ -145,6 +146,11 @@ class _Replay:
             return await self.receive()
         body, self.body = self.body, None
         return {"type": "http.request", "body": body, "more_body": False}
+
+
+def _is_change(scope: Any) -> bool:
+    """Whether the request changes the catalogue."""
+    return scope["path"].startswith("/catalogue") and scope["method"] not in ("GET", "HEAD")
 
 
 def _without_port(host: str) -> str:

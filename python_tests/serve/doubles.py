@@ -57,6 +57,17 @@ class ScriptedEngine:
         self.is_closed = True
 
 
+def scripted_store(titles=("Film 0", "Film 1", "Film 2"), groups=("comedy", "drama")):
+    """What the page asks of a catalogue."""
+    items = [SimpleNamespace(title=title) for title in titles]
+    recommender = SimpleNamespace(
+        bundle=SimpleNamespace(items=items), groups=SimpleNamespace(names=list(groups))
+    )
+    return SimpleNamespace(
+        current=SimpleNamespace(version="v7", recommender=recommender), versions=["v7"]
+    )
+
+
 @contextlib.contextmanager
 def running(app):
     """The address of a server for the application, on a free port of this machine."""

@@ -8,7 +8,15 @@ from crs_fast.serve.app import create_app
 from crs_fast.serve.guard import Access
 from crs_fast.serve.requests import Busy, Done, Ranked, Text, TurnAnswer
 
-from .doubles import EVENTS, TIMINGS, USAGE, ScriptedEngine, running, wait_until
+from .doubles import (
+    EVENTS,
+    TIMINGS,
+    USAGE,
+    ScriptedEngine,
+    running,
+    scripted_store,
+    wait_until,
+)
 
 pytestmark = pytest.mark.browser
 SCHEMES = ("light", "dark")
@@ -28,7 +36,7 @@ def browser():
 @pytest.fixture(scope="module")
 def server():
     engine = ScriptedEngine()
-    with running(create_app(engine, name="films")) as url:
+    with running(create_app(engine, store=scripted_store(), name="films")) as url:
         yield engine, url
 
 
@@ -52,7 +60,7 @@ def page(browser, server, engine):
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda r: r.url.startswith((url, "data:")) or complaints.append(r.url))
     page.goto(url)
-    page.get_by_text("films", exact=True).wait_for()
+    page.locator("#suggestions button").first.wait_for()
     page.complaints = complaints
     yield page
     context.close()
@@ -136,6 +144,7 @@ def test_options_of_a_turn(page, engine):
     page.get_by_text("Options").click()
     page.get_by_label("Intent").select_option("rec")
     page.get_by_label("Items", exact=True).fill("7")
+    page.get_by_label("Only").select_option("comedy")
     page.get_by_label("also items already named").check()
     page.keyboard.press("Escape")
     assert not page.get_by_label("Intent").is_visible()
@@ -143,7 +152,16 @@ def test_options_of_a_turn(page, engine):
     ask(page)
     request = engine.request
     assert (request.mode, request.num_items, request.repeat_named) == ("rec", 7, True)
+    assert list(request.groups) == ["comedy"]
     assert texts(page, ".item .tag") == ["new", "copied"]
+
+
+def test_a_suggestion_starts_the_conversation(page, engine):
+    page.get_by_role("button", name="I loved Film 1").press("Enter")
+    page.locator(".assistant.done").wait_for()
+    assert engine.request.messages[0]["content"] == "I loved Film 1. What else could I like?"
+    assert page.evaluate("document.activeElement.id") == "message"
+    assert not page.locator("#empty").is_visible()
 
 
 def test_escape_stops_a_reply(page, engine):
@@ -187,7 +205,9 @@ def test_an_error_is_said(page, engine):
 
 def test_a_token_is_asked_for_once(browser):
     engine = ScriptedEngine()
-    with running(create_app(engine, name="films", access=Access("s3cret"))) as url:
+    with running(
+        create_app(engine, store=scripted_store(), name="films", access=Access("s3cret"))
+    ) as url:
         page = browser.new_page()
         page.set_default_timeout(20_000)
         page.goto(url)
@@ -195,7 +215,8 @@ def test_a_token_is_asked_for_once(browser):
         page.keyboard.press("Enter")
         page.get_by_role("textbox", name="Token").fill("s3cret")
         page.keyboard.press("Enter")
-        page.get_by_text("films", exact=True).wait_for()
+        page.locator("#suggestions button").first.wait_for()
+        assert texts(page, "#model") == ["films"]
         page.locator("#message").focus()
         ask(page)
         assert texts(page, ".assistant p") == ["See Film 1 (1991)."]

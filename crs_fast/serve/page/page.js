@@ -98,6 +98,7 @@ async function respond() {
         mode: $("mode").value || null,
         num_items: Math.min(Math.max(Number($("count").value) || 5, 1), 50),
         exclude: [...mine.excluded.keys()],
+        groups: $("group").value ? [$("group").value] : [],
         repeat_named: $("repeat").checked,
         conversation: mine.name,
         stream: true,
@@ -360,12 +361,19 @@ $("settings").onsubmit = (event) => event.preventDefault();
 $("restart").onclick = restart;
 $("again").onclick = answerAgain;
 
-suggest(["Hi! I need something for tonight.", "Can you recommend something funny?",
-  "What would you suggest?"]);
+function showCatalogue({ groups, examples }) {
+  $("groups").hidden = groups.length === 0;
+  $("group").append(...groups.map((name) => new Option(name, name)));
+  const [first] = examples;
+  suggest(["Hi! I need something for tonight.", ...examples.slice(1).map((title) =>
+    `I loved ${title}. What else could I like?`), `Is there something like ${first}?`]);
+}
+
 $("message").focus();
 try {
   const models = await (await api("v1/models")).json();
   $("model").textContent = models.data[0].id;
+  showCatalogue(await (await api("catalogue")).json());
 } catch (error) {
   say(error.message);
 }
