@@ -21,6 +21,7 @@ class CatalogueChange(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        allow_inf_nan=False,
         json_schema_extra={
             "examples": [{"add": [{"item_id": "m1", "title": "Heat", "year": 1995}], "remove": []}]
         },
@@ -34,6 +35,10 @@ class CatalogueChange(BaseModel):
     sids: list[list[int]] | None = Field(
         default=None,
         description="The SIDs of the new items; without them the model's quantizer makes them.",
+    )
+    embeddings: list[list[float]] | None = Field(
+        default=None,
+        description="One per new item, where the model's text encoder alone did not make its SIDs.",
     )
 
 
@@ -68,7 +73,8 @@ def router(store: CatalogueStore) -> APIRouter:
     async def change(body: CatalogueChange) -> CatalogueState:
         """Add and remove items: all of the change or nothing of it. Turns in progress end on the
         catalogue that they began with."""
-        return await _changed(store, lambda: store.change(body.add, body.remove, sids=body.sids))
+        given = {"sids": body.sids, "embeddings": body.embeddings}
+        return await _changed(store, lambda: store.change(body.add, body.remove, **given))
 
     @routes.post("/rollback")
     async def rollback(body: Rollback) -> CatalogueState:

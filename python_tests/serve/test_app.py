@@ -4,11 +4,15 @@ import json
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crs_fast.serve.app import create_app
 from crs_fast.serve.guard import Access
 from crs_fast.serve.limits import Limits
+from crs_fast.serve.openai import ChatRequest
 from crs_fast.serve.requests import Busy, Cancelled, Failed
+from crs_fast.serve.schemas import RespondRequest
 
 from .doubles import ANSWER, EVENTS, ITEMS, TIMINGS, USAGE, ScriptedEngine
 
@@ -350,3 +354,40 @@ def test_a_limit_must_be_above_zero():
 def test_a_token_must_fit_a_header(token):
     with pytest.raises(ValueError, match="token must be ASCII"):
         Access(token)
+
+
+TEXTS = st.text(st.characters(codec=None), max_size=4)  # with lone surrogates
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | TEXTS
+VALUES = st.recursive(
+    SCALARS | st.sampled_from(["user", "assistant", "system", "rec", "chat", "text"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=2),
+    max_leaves=6,
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "system"]) | SCALARS, "content": VALUES}
+    )
+    | VALUES,
+    max_size=3,
+)
+NAMES = sorted({*RespondRequest.model_fields, *ChatRequest.model_fields, "n", "stop", "tools"})
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    path=st.sampled_from(["/v1/respond", "/v1/chat/completions"]),
+    messages=MESSAGES | VALUES | st.just(ASK),
+    members=st.dictionaries(st.sampled_from(NAMES) | TEXTS, VALUES, max_size=3),
+)
+def test_no_body_is_our_fault(fuzzed, path, messages, members):
+    body = json.dumps({"messages": messages, "model": "films", **members})
+    response = fuzzed.post(path, content=body, headers={"Content-Type": "application/json"})
+    if response.status_code != 200:
+        the_problem(response, response.status_code)
+    assert response.status_code in (200, 400, 404, 422)
+
+
+@pytest.fixture(scope="module")
+def fuzzed():
+    with client() as http:
+        yield http

@@ -94,14 +94,14 @@ def test_a_turn_appears_as_it_is_made(page, engine):
     assert texts(page, ".assistant p") == ["See Film 1 (1991)."]
     assert texts(page, ".assistant strong") == ["Film 1 (1991)"]
     assert texts(page, ".assistant .tag") == ["recommends"]
-    assert texts(page, "#intent-text") == ["Recommends. Probability of recommending: 75\xa0%"]
+    assert texts(page, "#intent-text") == ["Recommends. The model: 75\xa0% for recommending"]
     assert page.locator("#meter").get_attribute("aria-valuenow") == "75"
     assert "score −2.50" in texts(page, ".item .why")[1]
     assert "in the reply" in texts(page, ".item .why")[0]
     assert "Film 3 (1993)" in texts(page, "#removed-items")[0]
     figures = texts(page, "#figures")[0]
     assert "items 30 ms" in figures
-    assert "91 ms in all" in figures
+    assert texts(page, "#total") == ["91 ms"]
     assert "12 tokens of context (5 from the cache), 3 written" in figures
     assert texts(page, "#status") == ["Reply: See Film 1 (1991)."]
     assert texts(page, "#send") == ["Send"]
@@ -154,6 +154,7 @@ def test_options_of_a_turn(page, engine):
     assert (request.mode, request.num_items, request.repeat_named) == ("rec", 7, True)
     assert list(request.groups) == ["comedy"]
     assert texts(page, ".item .tag") == ["new", "copied"]
+    assert "as the options say" in texts(page, "#intent-text")[0]
 
 
 def test_a_suggestion_starts_the_conversation(page, engine):

@@ -84,6 +84,7 @@ async function respond() {
   const mine = conversation;
   running = controller;
   for (const item of shownTurn?.items ?? []) mine.shown.add(item.id);
+  const forced = $("mode").value !== "";
   const bubble = addMessage("assistant", "");
   bubble.element.classList.add("writing");
   $("send").textContent = "Stop";
@@ -106,7 +107,7 @@ async function respond() {
     });
     for await (const [name, data] of serverEvents(response)) {
       if (name === "ranked") {
-        showTurn(mine, data);
+        showTurn(mine, { ...data, forced });
         bubble.who.append(make("span", "tag", data.mode === "rec" ? "recommends" : "talks"));
         if (data.items.length) say(`${data.items.length} items. First: ${data.items[0].title}.`);
       } else if (name === "text") {
@@ -114,7 +115,7 @@ async function respond() {
         bubble.text.textContent = text;
         scrollDown();
       } else if (name === "done") {
-        finish(mine, bubble, data);
+        finish(mine, bubble, { ...data, forced });
       } else if (name === "error") {
         throw new Error(data.detail);
       }
@@ -180,13 +181,14 @@ function showTurn(mine, turn) {
   showLatency(turn);
 }
 
-function showIntent({ mode, rec_probability: probability }) {
+function showIntent({ mode, forced, rec_probability: probability }) {
   const percent = Math.round(100 * probability);
   $("meter").setAttribute("aria-valuenow", percent);
   $("meter").setAttribute("aria-valuetext", `${percent} percent`);
   $("meter").firstElementChild.style.width = `${percent}%`;
   const chosen = mode === "rec" ? "Recommends" : "Talks";
-  $("intent-text").textContent = `${chosen}. Probability of recommending: ${percent}\u00a0%`;
+  const why = forced ? ", as the options say" : "";
+  $("intent-text").textContent = `${chosen}${why}. The model: ${percent}\u00a0% for recommending`;
 }
 
 function itemRow(mine, item, rank, best, named) {
@@ -249,6 +251,7 @@ function chip(title, why, ...rest) {
 
 function showLatency({ timings, usage, catalogue_version: version }) {
   $("latency").hidden = !timings;
+  $("total").textContent = timings ? `${Math.round(timings.total_ms)} ms` : "…";
   if (!timings) return;
   $("stages").replaceChildren();
   $("figures").replaceChildren();
@@ -262,11 +265,9 @@ function showLatency({ timings, usage, catalogue_version: version }) {
     text.append(make("span", `dot ${colour}`), `${label} ${Math.round(milliseconds)} ms`);
     $("figures").append(text);
   }
-  const total = Math.round(timings.total_ms);
   const tokens = `${usage.prompt_tokens} tokens of context (${usage.cached_tokens} from the cache), `
     + `${usage.completion_tokens} written`;
-  $("figures").append(make("div", "", `${total} ms in all · ${tokens}`),
-    make("div", "", `catalogue version ${version}`));
+  $("figures").append(make("div", "", tokens), make("div", "", `catalogue version ${version}`));
 }
 
 /* ---- the conversation ---- */
