@@ -41,9 +41,10 @@ ANYONE = {"_version", "__init__"}
 # Files of crs, each of which may import those of its own line and of the lines before.
 CRS_ORDER = (
     ("data",),
-    ("control_tokens", "text_tokens", "sequence"),
+    ("control_tokens", "text_tokens", "sequence", "title_sids", "item_encoder"),
     ("backbones", "checkpoint"),
     ("sampling", "reply", "sequential_reply", "turn"),
+    ("conversation", "exposure", "catalogue_change"),
     ("recommender",),
     ("training",),
     ("evaluation",),

@@ -47,7 +47,8 @@ KEPT = ("training",)  # a folder of the training run, which saving must not dele
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """Everything that a recommender needs. `items` are in catalogue order."""
+    """Everything that a recommender needs. `items` are in catalogue order; `folder` is the model
+    directory that it was read from, if it was."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -57,6 +58,7 @@ class Bundle:
     items: tuple[Item, ...]
     builder: SequenceBuilder
     quantizer: str | None
+    folder: Path | None = None
 
 
 def save_bundle(
@@ -179,7 +181,9 @@ def load_bundle(
     sids = trie_sids(trie, vocab)
     builder = SequenceBuilder(tokenizer, vocab, control, sids, manifest["max_length"])
     model = model.to(device or "cpu").eval()
-    return Bundle(model, tokenizer, trie, vocab, control, items, builder, manifest["quantizer"])
+    return Bundle(
+        model, tokenizer, trie, vocab, control, items, builder, manifest["quantizer"], path
+    )
 
 
 def _manifest(path: Path, quantizer: str | None) -> dict[str, Any]:
