@@ -224,7 +224,7 @@ class Recommender:
         contexts = [self.turns(one) for one in batch]
         named = len(given) or num_named
         turns = self._prefilled(
-            contexts, cache, num_beams, reply=2 + named * (self._levels + 2) + max_new_tokens
+            contexts, cache, num_beams, self.reply_length(max_new_tokens, named)
         )
         modes = self._modes(turns, mode, given)
         lists = self._lists(batch, contexts, exposures, num_items)
@@ -234,7 +234,7 @@ class Recommender:
             wanted = [row for row, chosen in enumerate(modes) if chosen == REC]
             items = self._rank(turns, wanted, lists, num_beams, normalize)
         modes = [REC if ranking else CHAT for ranking in items]
-        prefixes = [self._prefix([i for i, _, _ in ranking[:named]]) for ranking in items]
+        prefixes = [self.prefix([i for i, _, _ in ranking[:named]]) for ranking in items]
         replies = turns.write(
             prefixes,
             max_new_tokens=max_new_tokens,
@@ -244,7 +244,7 @@ class Recommender:
             filters=stacked([one.reply_filter for one in lists]),
         )
         responses = [
-            self._response(*parts)
+            self.response(*parts)
             for parts in zip(modes, items, replies, turns.rec_probability.tolist(), strict=True)
         ]
         return responses[0] if single else responses
@@ -304,15 +304,28 @@ class Recommender:
         reply: int = 0,
     ) -> TurnBatch:
         """The conversations, read by the model, with room for a search and a reply."""
+        tokens = [self.context(turns, reply) for turns in contexts]
+        return TurnBatch(self.bundle, tokens, cache, room=self.room(num_beams, reply))
+
+    def context(self, turns: Sequence[Turn], reply: int = 0) -> list[int]:
+        """What the model reads of a conversation, with space for so many tokens of a reply."""
         builder = self.bundle.builder
         reserve = min(reply or self._levels + 2, builder.max_length // 2)
-        # The search needs tree positions for all levels but the last. They are dropped before the
-        # reply is written, which may exceed max_new_tokens to finish its last item.
-        room = max(2 + num_beams * (self._levels - 1), reply + self._levels + 1)
-        tokens = [builder.context(turns, reserve=reserve) for turns in contexts]
-        return TurnBatch(self.bundle, tokens, cache, room=room)
+        return builder.context(turns, reserve=reserve)
 
-    def _prefix(self, item_ids: list[str]) -> list[int]:
+    def room(self, num_beams: int, reply: int = 0) -> int:
+        """Cache positions that a search and a reply need behind the context.
+
+        The search needs tree positions for all levels but the last. They are dropped before the
+        reply is written, which may exceed max_new_tokens to finish its last item.
+        """
+        return max(2 + num_beams * (self._levels - 1), reply + self._levels + 1)
+
+    def reply_length(self, max_new_tokens: int, named: int = 1) -> int:
+        """The tokens of a reply that begins with so many items, its beginning included."""
+        return 2 + named * (self._levels + 2) + max_new_tokens
+
+    def prefix(self, item_ids: list[str]) -> list[int]:
         """The tokens with which a reply about these items begins; without items, a chat reply."""
         builder, control = self.bundle.builder, self.bundle.control
         if not item_ids:
@@ -384,13 +397,14 @@ class Recommender:
             return [mode or REC] * len(turns.rec_probability)
         return [likelier_mode(p) for p in turns.rec_probability.tolist()]
 
-    def _response(
+    def response(
         self,
         mode: str,
         items: list[RankedItem],
         reply: list[int],
         rec_probability: float,
     ) -> Response:
+        """A turn whose reply has these tokens."""
         builder = self.bundle.builder
         named, invalid = builder.sid_fragments(reply)
         text = builder.decode(reply, self.titles)

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import NamedTuple
 
-from .requests import Cancelled, Done, Event, Failed, TurnAnswer, TurnRequest
+from .requests import Cancelled, Done, Event, Failed, Text, TurnAnswer, TurnRequest
+
+# What is written of a reply, as text.
+Decode = Callable[[Sequence[int]], str]
+
+
+class Written(NamedTuple):
+    """More tokens of the reply. Whoever reads the events makes text of them, in its own thread."""
+
+    tokens: list[int]
 
 
 class Ticket:
@@ -18,18 +28,20 @@ class Ticket:
         async for event in ticket: ...    # in an event loop
         answer = ticket.result()          # waits for the end
 
-    All of these can be used together and more than once: each sees every event.
+    All of these can be used together and more than once: each sees the whole reply.
     """
 
-    def __init__(self, request: TurnRequest) -> None:
+    def __init__(self, request: TurnRequest, decode: Decode) -> None:
         self.request = request
-        self._events: list[Event] = []
+        self._decode = decode
+        self._events: list[Event | Written] = []
         self._changed = threading.Condition()
         self._wakers: list[Callable[[], None]] = []
         self._is_cancelled = False
 
     @property
     def is_done(self) -> bool:
+        """Whether the last event is there."""
         return bool(self._events) and isinstance(self._events[-1], Done | Failed)
 
     @property
@@ -57,7 +69,7 @@ class Ticket:
         assert isinstance(last, Done)
         return last.answer
 
-    def put(self, event: Event) -> None:
+    def put(self, event: Event | Written) -> None:
         """Called by the engine. Events after the last one are dropped."""
         with self._changed:
             if self.is_done:
@@ -69,25 +81,18 @@ class Ticket:
             wake()
 
     def __iter__(self) -> Iterator[Event]:
-        at = 0
-        while True:
+        reader = _Reader(self._decode)
+        while not reader.is_done:
             with self._changed:
-                self._changed.wait_for(lambda seen=at: len(self._events) > seen)  # type: ignore[misc]
-            event = self._events[at]
-            at += 1
-            yield event
-            if isinstance(event, Done | Failed):
-                return
+                self._changed.wait_for(lambda: len(self._events) > reader.seen)
+            yield from reader.read(self._events)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        at = 0
-        while True:
-            await self._has_more_than(at)
-            event = self._events[at]
-            at += 1
-            yield event
-            if isinstance(event, Done | Failed):
-                return
+        reader = _Reader(self._decode)
+        while not reader.is_done:
+            await self._has_more_than(reader.seen)
+            for event in reader.read(self._events):
+                yield event
 
     async def _has_more_than(self, seen: int) -> None:
         loop, arrived = asyncio.get_running_loop(), asyncio.Event()
@@ -101,3 +106,40 @@ class Ticket:
                 return
             self._wakers.append(wake)
         await arrived.wait()
+
+
+class _Reader:
+    """One reader of a ticket's events.
+
+    seen: events that it has read
+    """
+
+    def __init__(self, decode: Decode) -> None:
+        self.seen, self.is_done = 0, False
+        self._decode, self._tokens, self._text = decode, list[int](), ""
+
+    def read(self, events: list[Event | Written]) -> list[Event]:
+        """What is new, with the tokens of all new words together as one `Text`."""
+        new, self.seen = events[self.seen :], len(events)
+        out: list[Event] = []
+        for event in new:
+            if isinstance(event, Written):
+                self._tokens += event.tokens
+            elif isinstance(event, Done):
+                out += self._more(event.answer.text)
+                out.append(event)
+                self.is_done = True
+            else:
+                out.append(event)
+                self.is_done = isinstance(event, Failed)
+        if self._tokens and not self.is_done:
+            # A character whose bytes are not all there yet is shown as this one.
+            out += self._more(self._decode(self._tokens).rstrip("\ufffd"))
+        return out
+
+    def _more(self, text: str) -> list[Event]:
+        """What `text` has more than was told already."""
+        if len(text) <= len(self._text) or not text.startswith(self._text):
+            return []
+        delta, self._text = text[len(self._text) :], text
+        return [Text(delta)]
