@@ -20,8 +20,10 @@ MAY_IMPORT = {
     "quantize": {"ops", "_files", "_text"},
     "decode": {"trie", "ops"},
     "crs": {"decode", "trie", "quantize", "_files", "_text"},
+    "serve": {"crs", "decode", "trie", "_files", "_text"},
     "integrations": {"crs", "decode", "trie", "_files"},
     "cli": {
+        "serve",
         "integrations",
         "crs",
         "decode",
@@ -39,9 +41,10 @@ ANYONE = {"_version", "__init__"}
 # Files of crs, each of which may import those of its own line and of the lines before.
 CRS_ORDER = (
     ("data",),
-    ("control_tokens", "text_tokens", "sequence"),
+    ("control_tokens", "text_tokens", "sequence", "title_sids", "item_encoder"),
     ("backbones", "chat_template", "model_card", "hub", "checkpoint"),
-    ("turn",),
+    ("sampling", "reply", "sequential_reply", "turn"),
+    ("conversation", "exposure", "catalogue_change", "catalogue_files"),
     ("recommender",),
     ("training",),
     ("evaluation",),

@@ -89,12 +89,14 @@ def answer(
         messages,
         mode=mode,
         num_items=num_items,
+        repeat_named=False,
         do_sample=sample,
         temperature=0.8,
         top_p=0.9,
         cache=cache,
     )
-    messages.append({"role": "assistant", "content": turn.text})
+    shown = [item_id for item_id, _, _ in turn.items]
+    messages.append({"role": "assistant", "content": turn.text, "shown": shown})
     lines = [f"  (heard: {', '.join(recommender.titles[i] for i in named)})"] if named else []
     lines.append(f"bot> {turn.text}")
     lines += [

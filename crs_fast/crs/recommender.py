@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,17 +11,29 @@ from typing import Any
 
 import torch
 
+from crs_fast.crs.catalogue_change import changed_bundle, check_change
 from crs_fast.crs.checkpoint import Bundle, load_bundle, save_bundle
 from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
-from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Mention, Turn, merge_turns
-from crs_fast.crs.data.entity_linking import MAX_CHARACTERS, TitleIndex
+from crs_fast.crs.conversation import Messages, as_batch, shown_items, turns_of
+from crs_fast.crs.data.dialogue import Turn
+from crs_fast.crs.data.entity_linking import TitleIndex
+from crs_fast.crs.data.tables import items_from
+from crs_fast.crs.exposure import (
+    ExposedList,
+    Exposure,
+    GroupsOf,
+    ItemGroups,
+    exposures_of,
+    fill_lists,
+    genres_of,
+    named_items,
+    stacked,
+)
 from crs_fast.crs.hub import local_folder, upload
+from crs_fast.crs.item_encoder import QUANTIZER, ItemEncoder
 from crs_fast.crs.turn import TurnBatch, TurnCache
-from crs_fast.trie import ItemFilter
 
-ROLES = {"user": SEEKER, "assistant": RECOMMENDER, SEEKER: SEEKER, RECOMMENDER: RECOMMENDER}
-Message = Mapping[str, Any]
-Messages = Sequence[Message]
+RankedItem = tuple[str, str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +50,7 @@ class Response:
     """
 
     mode: str
-    items: list[tuple[str, str, float]]
+    items: list[RankedItem]
     text: str
     rec_probability: float
     named: list[str]
@@ -52,8 +64,14 @@ class Recommender:
     `TurnCache` does.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+    def __init__(
+        self,
+        bundle: Bundle,
+        groups_of: GroupsOf = genres_of,
+        item_encoder: ItemEncoder | None = None,
+    ) -> None:
+        self.bundle, self.groups_of = bundle, groups_of
+        self._item_encoder = item_encoder
         self.titles = {item.item_id: item.display() for item in bundle.items}
 
     @classmethod
@@ -64,6 +82,7 @@ class Recommender:
         revision: str | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        groups_of: GroupsOf = genres_of,
     ) -> Recommender:
         """Load a directory that training wrote; `load_bundle` lists the errors.
 
@@ -72,9 +91,11 @@ class Recommender:
                 which is downloaded.
             revision: that of the hub's repository; None is its newest.
             dtype, device: as in `load_bundle`.
+            groups_of: names the groups of an item, by which requests may filter; its genres if
+                left out.
         """
         folder = local_folder(directory, revision)
-        return cls(load_bundle(folder, dtype=dtype, device=device))
+        return cls(load_bundle(folder, dtype=dtype, device=device), groups_of)
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write the directory that `from_pretrained` loads, completely or not at all;
@@ -103,6 +124,72 @@ class Recommender:
         """The index that finds the catalogue's titles in free text."""
         return TitleIndex(self.bundle.items)
 
+    @cached_property
+    def groups(self) -> ItemGroups:
+        """The groups of the catalogue's items, with a prepared filter for each."""
+        return ItemGroups(self.bundle.items, self.bundle.trie, self.groups_of)
+
+    def with_catalogue(
+        self,
+        add: Any = (),
+        remove: Collection[str] = (),
+        *,
+        sids: Any = None,
+        embeddings: Any = None,
+        item_encoder: ItemEncoder | None = None,
+    ) -> Recommender:
+        """A new recommender for a catalogue with items added and removed; this one if there are
+        none. It shares the model with this one, which stays as it is; a `TurnCache` works with
+        both.
+
+        New items need no training: the text encoder and the frozen quantizer that made the
+        catalogue's SIDs give each of them a free SID near its like, of codes and tokens that exist.
+        So the model can recommend them by what their neighbours' codes have taught it, but knows
+        nothing that their SIDs don't say. SIDs of old items never change.
+
+        Args:
+            add: new items, or a table of them (see `items_from`). One that is in `remove` too is an
+                update: its row is replaced, and its SID stays.
+            remove: ids of the catalogue.
+            sids: int [n, L], the SIDs of the new items, if the caller makes them: codes that have
+                tokens, and free.
+            embeddings: float [n, D] of the new items in the quantizer's space, in place of their
+                encoded texts.
+            item_encoder: makes the SIDs; None reads that of the model directory once.
+
+        Raises:
+            ValueError: ids that are there and stay, are not there, or are given twice; SIDs that
+                are not free; embeddings that are missing or of another shape; another quantizer
+                than the catalogue's; there is no free SID.
+        """
+        change = check_change(self.bundle.items, items_from(add), remove)
+        if not change.add and not change.remove:
+            return self
+        if sids is None and change.add:
+            self._item_encoder = item_encoder or self._item_encoder or self._read_item_encoder()
+        bundle = changed_bundle(
+            self.bundle, change, self._item_encoder, sids=sids, embeddings=embeddings
+        )
+        changed = self.with_bundle(bundle)
+        if "index" in vars(self):
+            changed.index = self.index.changed(change.add, change.remove)
+        return changed
+
+    def with_bundle(self, bundle: Bundle) -> Recommender:
+        """A recommender for another bundle, with this one's groups and way to encode items."""
+        return Recommender(bundle, self.groups_of, self._item_encoder)
+
+    def prepare(self) -> Recommender:
+        """Make what the first request would make and wait for. Returns self."""
+        assert self.index
+        assert self.groups
+        return self
+
+    def _read_item_encoder(self) -> ItemEncoder | None:
+        folder = self.bundle.folder
+        is_there = folder is not None and (folder / QUANTIZER / "config.json").is_file()
+        return ItemEncoder.read(folder) if folder is not None and is_there else None
+
     def respond(
         self,
         messages: Any,
@@ -110,6 +197,10 @@ class Recommender:
         num_items: int = 10,
         exclude: Any = None,
         *,
+        allow: Any = None,
+        groups: Collection[str] = (),
+        max_per_group: int | Mapping[str, int] | None = None,
+        repeat_named: bool = True,
         item: str | Sequence[str] | None = None,
         num_named: int = 1,
         num_beams: int = 50,
@@ -126,11 +217,19 @@ class Recommender:
             messages: [{"role": "user" | "assistant", "content": text}, ...], or a batch of such
                 lists. Titles in the text are linked to items unless the message brings its own
                 "items": [{"item_id", "start", "end"}, ...] (offsets may be absent). A message
-                has at most 1,000,000 characters.
+                may say in "shown" which items were shown beside its text, [item_id, ...]. It has at
+                most 1,000,000 characters.
             mode: "chat" or "rec" forces the intent; None lets the model choose.
             num_items: the most items to return in mode "rec".
             exclude: item ids that may be neither recommended nor named in the reply; for a batch,
                 one collection per request.
+            allow: ids of the only items that may be recommended or named in the reply; for a batch,
+                one collection per request. None allows all.
+            groups: names of groups (`recommender.groups.names`; genres, if `groups_of` was left
+                out). Items in none of them may be neither recommended nor named.
+            max_per_group: the most items of one group in the list, for every group or by name.
+            repeat_named: whether items that the messages name or show may be recommended again, as
+                in the paper's protocol. If not, the list also holds each film once.
             item: forces mode "rec" with this item, or with these; the model writes the text.
             num_named: how many of the recommended items stand before the reply, best first. In
                 training it is one, so a larger number is outside what the model has learned.
@@ -142,51 +241,125 @@ class Recommender:
             do_sample, temperature, top_p: how the reply's words are chosen (greedy by default).
 
         Returns:
-            A `Response`, or a list of them for a batch. If `exclude` leaves no item, the mode is
-            "chat".
+            A `Response`, or a list of them for a batch. If no item may be recommended, the
+            mode is "chat".
 
         Raises:
             ValueError: a role or mode is unknown, an item is given with mode "chat", there is no
-                message or one that is too long, an item id is not in the catalogue, or `num_items`
-                exceeds `num_beams`.
+                message or one that is too long, an item id or a group is not in the catalogue, an
+                item is given twice, or `num_items` exceeds `num_beams`.
         """
-        messages = messages if isinstance(messages, Sequence) else list(messages)
-        single = not messages or isinstance(messages[0], Mapping)
-        batch: list[Messages] = [messages] if single else list(messages)
-        excluded = [exclude] if single else (exclude or [None] * len(batch))
+        batch, single = as_batch(messages, "respond")
         given = [item] if isinstance(item, str) else list(item or [])
-        self._check(batch, excluded, mode, given, num_items, num_beams, num_named)
-        builder = self.bundle.builder
+        self._check("respond", num_items, num_beams, mode, given, num_named)
+        limits = Exposure((), None, groups, max_per_group, repeat_named)
+        one_each = None if single else len(batch)
+        exposures = exposures_of("respond", self.groups, limits, one_each, exclude, allow)
+        contexts = [self.turns(one) for one in batch]
         named = len(given) or num_named
-        levels = self.bundle.vocab.num_levels
-        reply = 2 + named * (levels + 2) + max_new_tokens
-        reserve = min(reply, builder.max_length // 2)
-        # The search needs tree positions for all levels but the last. They are dropped before the
-        # reply is written, which may exceed max_new_tokens to finish its last item.
-        room = max(2 + num_beams * (levels - 1), reply + levels + 1)
-        contexts = [builder.context(self.turns(one), reserve=reserve) for one in batch]
-        turns = TurnBatch(self.bundle, contexts, cache, room=room)
+        turns = self._prefilled(
+            contexts, cache, num_beams, self.reply_length(max_new_tokens, named)
+        )
         modes = self._modes(turns, mode, given)
-        trie = self.bundle.trie
-        filters = [trie.filter(deny=list(ids)) if ids else None for ids in excluded]
-        items = self._items(turns, modes, given, filters, num_items, num_beams, normalize)
+        lists = self._lists(batch, contexts, exposures, num_items)
+        if given:
+            items = [[(item, self.titles[item], 0.0) for item in given] for _ in batch]
+        else:
+            wanted = [row for row, chosen in enumerate(modes) if chosen == REC]
+            items = self._rank(turns, wanted, lists, num_beams, normalize)
         modes = [REC if ranking else CHAT for ranking in items]
-        prefixes = [self._prefix([i for i, _, _ in ranking[:named]]) for ranking in items]
+        prefixes = [self.prefix([i for i, _, _ in ranking[:named]]) for ranking in items]
         replies = turns.write(
             prefixes,
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
             temperature=temperature,
             top_p=top_p,
-            filters=_stacked(filters),
+            filters=stacked([one.reply_filter for one in lists]),
         )
         responses = [
-            self._response(*parts)
+            self.response(*parts)
             for parts in zip(modes, items, replies, turns.rec_probability.tolist(), strict=True)
         ]
         return responses[0] if single else responses
 
-    def _prefix(self, item_ids: list[str]) -> list[int]:
+    def rank(
+        self,
+        messages: Any,
+        num_items: int = 10,
+        exclude: Any = None,
+        *,
+        allow: Any = None,
+        groups: Collection[str] = (),
+        max_per_group: int | Mapping[str, int] | None = None,
+        repeat_named: bool = True,
+        num_beams: int | None = None,
+        normalize: str = "vocab",
+        cache: TurnCache | None = None,
+    ) -> Any:
+        """Rank items for the next recommender turn as if it recommended, without writing words.
+
+        Args:
+            num_beams: width of the beam search; None takes 50, or `num_items` if it is more.
+            messages, num_items, exclude, allow, groups, max_per_group, repeat_named, normalize,
+                cache: see `respond`.
+
+        Returns:
+            A list of (item id, title, score), best first, or a list of such lists for a batch.
+
+        Raises:
+            ValueError: as `respond`.
+        """
+        num_beams = max(50, num_items) if num_beams is None else num_beams
+        batch, single = as_batch(messages, "rank")
+        self._check("rank", num_items, num_beams)
+        limits = Exposure((), None, groups, max_per_group, repeat_named)
+        one_each = None if single else len(batch)
+        exposures = exposures_of("rank", self.groups, limits, one_each, exclude, allow)
+        contexts = [self.turns(one) for one in batch]
+        turns = self._prefilled(contexts, cache, num_beams)
+        lists = self._lists(batch, contexts, exposures, num_items)
+        items = self._rank(turns, range(len(batch)), lists, num_beams, normalize)
+        return items[0] if single else items
+
+    def turns(self, messages: Messages) -> tuple[Turn, ...]:
+        """The messages as turns, with titles linked to items."""
+        return turns_of(messages, self.index)
+
+    @property
+    def _levels(self) -> int:
+        return self.bundle.vocab.num_levels
+
+    def _prefilled(
+        self,
+        contexts: Sequence[Sequence[Turn]],
+        cache: TurnCache | None,
+        num_beams: int,
+        reply: int = 0,
+    ) -> TurnBatch:
+        """The conversations, read by the model, with room for a search and a reply."""
+        tokens = [self.context(turns, reply) for turns in contexts]
+        return TurnBatch(self.bundle, tokens, cache, room=self.room(num_beams, reply))
+
+    def context(self, turns: Sequence[Turn], reply: int = 0) -> list[int]:
+        """What the model reads of a conversation, with space for so many tokens of a reply."""
+        builder = self.bundle.builder
+        reserve = min(reply or self._levels + 2, builder.max_length // 2)
+        return builder.context(turns, reserve=reserve)
+
+    def room(self, num_beams: int, reply: int = 0) -> int:
+        """Cache positions that a search and a reply need behind the context.
+
+        The search needs tree positions for all levels but the last. They are dropped before the
+        reply is written, which may exceed max_new_tokens to finish its last item.
+        """
+        return max(2 + num_beams * (self._levels - 1), reply + self._levels + 1)
+
+    def reply_length(self, max_new_tokens: int, named: int = 1) -> int:
+        """The tokens of a reply that begins with so many items, its beginning included."""
+        return 2 + named * (self._levels + 2) + max_new_tokens
+
+    def prefix(self, item_ids: list[str]) -> list[int]:
         """The tokens with which a reply about these items begins; without items, a chat reply."""
         builder, control = self.bundle.builder, self.bundle.control
         if not item_ids:
@@ -194,117 +367,79 @@ class Recommender:
         blocks = [token for item_id in item_ids for token in builder.item(item_id)]
         return [control.rec, *blocks, control.resp]
 
-    def turns(self, messages: Messages) -> tuple[Turn, ...]:
-        """The messages as turns, with titles linked to items."""
-        return merge_turns([self._turn(message) for message in messages])
-
-    def _turn(self, message: Message) -> Turn:
-        role, text = message.get("role"), message.get("content")
-        if role not in ROLES or not isinstance(text, str):
-            raise ValueError(
-                f"respond: a message must have a role of {sorted(ROLES)} and a content string "
-                f"(got {dict(message)!r})"
-            )
-        if len(text) > MAX_CHARACTERS:
-            raise ValueError(
-                f"respond: a message must have at most {MAX_CHARACTERS} characters "
-                f"(got {len(text)})"
-            )
-        given = message.get("items")
-        if given is None:
-            return Turn(ROLES[role], text, tuple(self.index.link(text)))
-        mentions = [Mention(m["item_id"], m.get("start"), m.get("end")) for m in given]
-        return Turn(ROLES[role], text, tuple(mentions))
-
     def _check(
         self,
-        batch: list[Messages],
-        excluded: Sequence[Any],
-        mode: str | None,
-        items: list[str],
+        op: str,
         num_items: int,
         num_beams: int,
-        num_named: int,
+        mode: str | None = None,
+        items: Sequence[str] = (),
+        num_named: int = 1,
     ) -> None:
-        if not batch or not all(batch):
-            raise ValueError("respond: messages must hold at least one message (got none)")
-        for one in batch:
-            listed = one if isinstance(one, list | tuple) else [one]
-            odd = [m for m in listed if not isinstance(m, Mapping)]
-            if odd:
-                raise ValueError(
-                    "respond: messages must be a list of {'role': …, 'content': …}, or a batch of "
-                    f"such lists (got {type(odd[0]).__name__})"
-                )
-        if len(excluded) != len(batch):
-            raise ValueError(
-                f"respond: exclude must hold one collection per request, {len(batch)} "
-                f"(got {len(excluded)})"
-            )
         if mode is not None and (mode not in MODES or (mode == CHAT and items)):
             raise ValueError(
-                f"respond: mode must be one of {MODES}, and 'rec' with an item "
+                f"{op}: mode must be one of {MODES}, and 'rec' with an item "
                 f"(got mode={mode!r}, item={items!r})"
             )
         if not 1 <= num_items <= num_beams:
             raise ValueError(
-                "respond: num_items must be at least 1 and at most num_beams "
+                f"{op}: num_items must be at least 1 and at most num_beams "
                 f"(got {num_items} and {num_beams})"
             )
         if not 1 <= num_named <= num_items:
             raise ValueError(
-                "respond: num_named must be at least 1 and at most num_items "
+                f"{op}: num_named must be at least 1 and at most num_items "
                 f"(got {num_named} and {num_items})"
             )
-        given = [i for ids in excluded for i in ids or ()] + items
-        unknown = [i for i in given if i not in self.titles]
+        unknown = [i for i in items if i not in self.titles]
         if unknown:
             raise ValueError(
-                f"respond: exclude and item must be ids of the catalogue (got {unknown[0]!r})"
+                f"{op}: exclude, allow and item must be ids of the catalogue (got {unknown[0]!r})"
             )
+        if len(set(items)) < len(items):
+            raise ValueError(f"{op}: item must hold each item once (got {list(items)!r})")
+
+    def _lists(
+        self,
+        batch: Sequence[Messages],
+        contexts: Sequence[Sequence[Turn]],
+        exposures: Sequence[Exposure],
+        num_items: int,
+    ) -> list[ExposedList]:
+        """An empty list for each request."""
+        return [
+            ExposedList(exposure, self.groups, named_items(turns, shown_items(one)), num_items)
+            for one, turns, exposure in zip(batch, contexts, exposures, strict=True)
+        ]
+
+    def _rank(
+        self,
+        turns: TurnBatch,
+        rows: Sequence[int],
+        lists: Sequence[ExposedList],
+        num_beams: int,
+        normalize: str,
+    ) -> list[list[RankedItem]]:
+        """For each request, (id, title, score) of its items, best first; [] if it is not in
+        `rows`."""
+        chosen = [lists[row] for row in rows]
+        fill_lists(turns, rows, chosen, num_beams=num_beams, normalize=normalize)
+        return [[(i, self.titles[i], score) for i, score in one.items] for one in lists]
 
     def _modes(self, turns: TurnBatch, mode: str | None, items: list[str]) -> list[str]:
         if mode is not None or items:
             return [mode or REC] * len(turns.rec_probability)
         return [likelier_mode(p) for p in turns.rec_probability.tolist()]
 
-    def _items(
-        self,
-        turns: TurnBatch,
-        modes: list[str],
-        given: list[str],
-        filters: Sequence[ItemFilter | None],
-        num_items: int,
-        num_beams: int,
-        normalize: str,
-    ) -> list[list[tuple[str, str, float]]]:
-        """For each request, (id, title, score) of its items, best first; [] in mode "chat"."""
-        if given:
-            return [[(item, self.titles[item], 0.0) for item in given] for _ in modes]
-        rows = [row for row, mode in enumerate(modes) if mode == REC]
-        rankings: list[list[tuple[str, str, float]]] = [[] for _ in modes]
-        if not rows:
-            return rankings
-        stacked = _stacked([filters[row] for row in rows])
-        out = turns.rank(rows, num_beams=num_beams, normalize=normalize, filters=stacked)
-        for row, ids, scores in zip(rows, out.items, out.item_scores, strict=True):
-            pairs = list(zip(map(str, ids), scores, strict=True))[:num_items]
-            rankings[row] = [(i, self.titles[i], score) for i, score in pairs]
-        return rankings
-
-    def _response(
+    def response(
         self,
         mode: str,
-        items: list[tuple[str, str, float]],
+        items: list[RankedItem],
         reply: list[int],
         rec_probability: float,
     ) -> Response:
+        """A turn whose reply has these tokens."""
         builder = self.bundle.builder
         named, invalid = builder.sid_fragments(reply)
         text = builder.decode(reply, self.titles)
         return Response(mode, items, text, rec_probability, named, invalid)
-
-
-def _stacked(filters: Sequence[ItemFilter | None]) -> ItemFilter | None:
-    """The filters of all requests as one; None if no request has a filter."""
-    return None if all(f is None for f in filters) else ItemFilter.stack(filters)

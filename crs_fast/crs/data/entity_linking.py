@@ -16,6 +16,7 @@ of one character ("她"), or of a few where a character is less than a syllable,
 
 from __future__ import annotations
 
+import copy
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -56,12 +57,39 @@ class TitleIndex:
         self._items: dict[str, list[Item]] = defaultdict(list)
         self._solid: set[str] = set()
         for item in items:
-            words = words_of(item.title)
-            if key := "".join(word.key for word in words):
+            key, is_solid = _title_key(item)
+            if key:
                 self._items[key].append(item)
-                if "&" not in item.title and all(a.end == b.start for a, b in pairwise(words)):
+                if is_solid:
                     self._solid.add(key)
         self._keys = sorted(self._items)
+
+    def changed(self, add: Iterable[Item], remove: Iterable[Item]) -> TitleIndex:
+        """The index of the catalogue without some items and then with others at its end."""
+        other = copy.copy(self)
+        other._items, other._solid = self._items.copy(), self._solid.copy()
+        other._keys = self._keys.copy()
+        gone = {item.item_id for item in remove}
+        added: dict[str, list[Item]] = defaultdict(list)
+        for item in add:
+            added[_title_key(item)[0]].append(item)
+        for key in {*added, *(_title_key(item)[0] for item in remove)} - {""}:
+            left = [item for item in self._items.get(key, ()) if item.item_id not in gone]
+            other._put(key, [*left, *added.get(key, ())])
+        return other
+
+    def _put(self, key: str, items: list[Item]) -> None:
+        """Make these the items of a title."""
+        self._solid.discard(key)
+        place = bisect_left(self._keys, key)
+        if not items:
+            del self._items[key], self._keys[place]
+            return
+        if key not in self._items:
+            self._keys.insert(place, key)
+        self._items[key] = items
+        if any(_title_key(item)[1] for item in items):
+            self._solid.add(key)
 
     def link(self, text: str) -> list[Mention]:
         """The items that `text` names, in order; see `link_items`."""
@@ -141,6 +169,14 @@ class TitleIndex:
         if word.unspaced:
             return False
         return word.key in self.everyday or word.key.isdigit() or len(word.key) == 1
+
+
+def _title_key(item: Item) -> tuple[str, bool]:
+    """What the item's title is found by, "" for a title without letters and digits, and whether it
+    is written without a gap."""
+    words = words_of(item.title)
+    is_solid = "&" not in item.title and all(a.end == b.start for a, b in pairwise(words))
+    return "".join(word.key for word in words), is_solid
 
 
 def link_items(text: str, items: Iterable[Item] | TitleIndex) -> list[Mention]:

@@ -93,8 +93,12 @@ def _integer(record: dict[str, Any], key: str) -> int | None:
     return number
 
 
-def _parse_item(line: str, report: ReadReport | None = None) -> Item:
-    record = data_object(line, report)
+def item_of(record: dict[str, Any]) -> Item:
+    """The item of one row, with the keys of an items.jsonl.
+
+    Raises:
+        ValueError, KeyError: the row is broken.
+    """
     year = _integer(record, "year")
     imdb_id = None if record.get("imdb_id") is None else _string(record, "imdb_id")
     extra = {k: v for k, v in record.items() if k not in _ITEM_KEYS and v is not None}
@@ -113,7 +117,7 @@ def read_items(
     ids = Once("item_id")
 
     def parse(line: str) -> Item:
-        item = _parse_item(line, report)
+        item = item_of(data_object(line, report))
         ids.check(item.item_id)
         return item
 
@@ -162,6 +166,28 @@ def _liked(record: dict[str, Any]) -> dict[str, str]:
     return record
 
 
+def dialogue_of(
+    record: dict[str, Any],
+    known: Collection[str] | None = None,
+    turns: Sequence[Turn] | None = None,
+) -> Dialogue:
+    """The dialogue of one row, with the keys of a dialogues file.
+
+    Args:
+        record: the row.
+        known: the catalogue's ids.
+        turns: those of the row where they are read already.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: the row is broken.
+    """
+    if turns is None:
+        turns = [_parse_turn(turn, known) for turn in record["turns"]]
+    liked = _liked(record.get("liked") or {})
+    seen = _strings(record, "seen")
+    return Dialogue(_string(record, "dialogue_id"), merge_turns(turns), liked, seen)
+
+
 def read_dialogues(
     path: str | Path,
     items: Iterable[Item] | None = None,
@@ -192,18 +218,15 @@ def read_dialogues(
         return replace(turn, mentions=tuple(titles[0].link(turn.text)))
 
     def parse(line: str) -> Dialogue:
-        number, record = next(numbers), data_object(line, report)
+        number, record, turns = next(numbers), data_object(line, report), None
         if "messages" in record:
             record.setdefault("dialogue_id", f"{Path(path).name.split('.')[0]}-{number}")
             records = turn_records(record["messages"], report)
             parsed = [(_parse_turn(said, known), "items" in said) for said in records]
             turns = [turn if has_items else linked(turn) for turn, has_items in parsed]
-        else:
-            turns = [_parse_turn(turn, known) for turn in record["turns"]]
-        liked = _liked(record.get("liked") or {})
-        seen = _strings(record, "seen")
-        dialogue_id = ids.check(_string(record, "dialogue_id"))
-        return Dialogue(dialogue_id, merge_turns(turns), liked, seen)
+        dialogue = dialogue_of(record, known, turns)
+        ids.check(dialogue.dialogue_id)
+        return dialogue
 
     return tuple(read_lines(Path(path), parse, on_error, report))
 
@@ -231,7 +254,7 @@ def check_items(op: str, items: Sequence[Item]) -> None:
         try:
             if clash := [key for key in _ITEM_KEYS if key in item.fields]:
                 raise ValueError(f"fields must not be named {clash[0]!r}")
-            ids.check(_parse_item(json.dumps(_item_record(item))).item_id)
+            ids.check(item_of(data_object(json.dumps(_item_record(item)))).item_id)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{op}: item {item.item_id!r} must be one that an items.jsonl can hold: {error}"

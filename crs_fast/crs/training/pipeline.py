@@ -15,6 +15,7 @@ from crs_fast.crs.checkpoint import Bundle, check_folder, save_bundle
 from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.dialogue import CrsDataset, Item, need_splits
 from crs_fast.crs.data.jsonl import check_items
+from crs_fast.crs.item_encoder import encoder_record, read_record, save_quantizer
 from crs_fast.crs.sequence import SequenceBuilder, trie_sids
 from crs_fast.crs.training.co_mention import co_mention_embeddings, fill_unnamed
 from crs_fast.crs.training.config import TrainConfig
@@ -22,6 +23,7 @@ from crs_fast.crs.training.embedding_init import init_sid_rows
 from crs_fast.crs.training.titles import with_titles
 from crs_fast.crs.training.train import TrainResult, train
 from crs_fast.quantize import build_sids, encode_texts, resolve_collisions
+from crs_fast.quantize.text_encoder import EncoderLike
 from crs_fast.trie import SidTrie, SidVocab
 
 if TYPE_CHECKING:
@@ -39,7 +41,9 @@ class SidConfig:
     Args:
         levels, codes: a SID has L codes, and a level has K codewords.
         method: "rqvae" or "rqkmeans".
-        encoder: a sentence-transformers path or hub name; None takes the offline MiniLM.
+        encoder: a sentence-transformers path or hub name, or the encoder itself (see
+            `encode_texts`); None takes the offline MiniLM. New items can join the trained catalogue
+            by their texts only if it is a name.
         seed: seed of the quantizer.
         signals: the parts of an item's embedding, which are concatenated. "text" is the encoder's
             embedding. "co-mention" is the vector of `co_mention_embeddings` on the "train" split;
@@ -50,7 +54,7 @@ class SidConfig:
     levels: int = 4
     codes: int = 64
     method: str = "rqvae"
-    encoder: str | None = None
+    encoder: EncoderLike = None
     seed: int = 0
     signals: tuple[str, ...] = ("text",)
 
@@ -60,12 +64,14 @@ class Catalogue:
     """A catalogue with semantic IDs: row i of each tensor belongs to `dataset.items[i]`.
 
     embeddings: float32 [N, D]; sids: int64 [N, L]; report: see `quantization_report`
+    record: what made the embeddings, see `encoder_record`; None if nobody knows
     """
 
     embeddings: torch.Tensor
     sids: torch.Tensor
     quantizer: ResidualQuantizer
     report: dict[str, Any]
+    record: dict[str, Any] | None = None
 
 
 def make_catalogue(
@@ -98,7 +104,8 @@ def make_catalogue(
     sids[new] = resolve_collisions(
         quantizer.embed(x), quantizer.encode(x).cpu(), quantizer.codebooks, fitted
     )
-    return Catalogue(embeddings, sids, quantizer, report)
+    record = encoder_record(config.encoder, config.signals)
+    return Catalogue(embeddings, sids, quantizer, report, record)
 
 
 def item_texts(dataset: CrsDataset) -> list[str]:
@@ -118,7 +125,7 @@ def save_catalogue(folder: Path, catalogue: Catalogue) -> None:
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    catalogue.quantizer.save_pretrained(folder / "quantizer")
+    save_quantizer(folder, catalogue.quantizer, catalogue.record)
     write_text(folder / "report.json", json.dumps(catalogue.report, indent=1) + "\n")
     with replacing(folder / "sids.safetensors") as partial:
         save_file({"embeddings": catalogue.embeddings, "sids": catalogue.sids}, partial)
@@ -133,7 +140,8 @@ def load_catalogue(folder: Path, method: str) -> Catalogue:
     quantizer = (RQVAE if method == "rqvae" else RQKMeans).from_pretrained(folder / "quantizer")
     tensors = load_file(folder / "sids.safetensors")
     report = json.loads((folder / "report.json").read_text())
-    return Catalogue(tensors["embeddings"], tensors["sids"], quantizer, report)
+    record = read_record(folder)
+    return Catalogue(tensors["embeddings"], tensors["sids"], quantizer, report, record)
 
 
 def train_recommender(
@@ -216,7 +224,7 @@ def train_recommender(
         max_length=training.max_length,
     )
     if catalogue is not None:
-        catalogue.quantizer.save_pretrained(path / "quantizer")
+        save_quantizer(path, catalogue.quantizer, catalogue.record)
     return result
 
 

@@ -1,0 +1,139 @@
+"""SIDs for items that join a trained catalogue: its text encoder and its frozen quantizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from crs_fast._files import write_text
+from crs_fast.crs.data.dialogue import Item
+from crs_fast.quantize import encode_texts, resolve_collisions
+from crs_fast.quantize.text_encoder import EncoderLike, load_encoder
+
+if TYPE_CHECKING:
+    from crs_fast.quantize import ResidualQuantizer
+
+QUANTIZER = "quantizer"
+RECORD = "item_encoder.json"
+
+
+class ItemEncoder:
+    """Gives new items SIDs in the way in which the catalogue got its own. Nothing is trained.
+
+        codes = quantizer.encode(encode_texts(item.text() for item in items, encoder))
+        sids = resolve_collisions(codes, occupied=sids of the catalogue)
+
+    Args:
+        quantizer: the quantizer that made the catalogue's SIDs.
+        encoder: the text encoder of the catalogue, see `encode_texts`; it is loaded at first use.
+        by_text: whether `encoder` made all of the catalogue's embeddings. If not, new items need
+            embeddings.
+    """
+
+    def __init__(
+        self, quantizer: ResidualQuantizer, encoder: EncoderLike = None, by_text: bool = True
+    ) -> None:
+        self.quantizer, self.encoder, self.by_text = quantizer, encoder, by_text
+
+    @classmethod
+    def read(cls, folder: str | Path) -> ItemEncoder:
+        """The item encoder of a model directory that training wrote.
+
+        Raises:
+            FileNotFoundError: the directory has no quantizer.
+            ValueError: its quantizer is of no known kind.
+        """
+        path = Path(folder) / QUANTIZER
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(
+                f"ItemEncoder.read: {folder} must hold {QUANTIZER}/config.json (got no such file)"
+            )
+        record = read_record(folder) or encoder_record(None, ())
+        return cls(_quantizer(path), record["encoder"], record["by_text"])
+
+    def sids(
+        self, items: Sequence[Item], occupied: torch.Tensor, embeddings: Any = None
+    ) -> torch.Tensor:
+        """SIDs int64 [n, L] for items, all distinct and none in `occupied`.
+
+        Args:
+            items: the new items.
+            occupied: int64 [M, L], the SIDs of the catalogue; rows that -1 pads are in nobody's
+                way.
+            embeddings: float [n, D] of the items in the quantizer's space; None encodes their
+                texts.
+
+        Raises:
+            ValueError: embeddings are needed or of another shape, or there is no free SID.
+        """
+        x = self._embeddings(items, embeddings)
+        if not len(items):
+            return torch.empty(0, occupied.shape[1], dtype=torch.int64)
+        whole = occupied[(occupied >= 0).all(1)]
+        codes = self.quantizer.encode(x).cpu()
+        return resolve_collisions(
+            self.quantizer.embed(x), codes, self.quantizer.codebooks, whole
+        ).cpu()
+
+    def _embeddings(self, items: Sequence[Item], embeddings: Any) -> torch.Tensor:
+        width = self.quantizer.config.input_dim
+        if embeddings is None and not self.by_text:
+            raise ValueError(
+                "with_catalogue: embeddings must be given, because no text encoder that the model "
+                "directory names made its SIDs alone (got None)"
+            )
+        if embeddings is None:
+            x = encode_texts([item.text() for item in items], self._loaded)
+        else:
+            x = torch.as_tensor(embeddings, device="cpu")
+        if x.shape != (len(items), width):
+            raise ValueError(
+                f"with_catalogue: embeddings must have shape {(len(items), width)} "
+                f"(got {tuple(x.shape)})"
+            )
+        return x
+
+    @cached_property
+    def _loaded(self) -> Any:
+        return load_encoder(self.encoder)
+
+
+def encoder_record(encoder: EncoderLike, signals: Sequence[str]) -> dict[str, Any]:
+    """What is noted beside a quantizer of its embeddings: the text encoder, if it has a name, and
+    whether new items can be encoded by it."""
+    named = encoder is None or isinstance(encoder, str)
+    return {"encoder": encoder if named else None, "by_text": named and list(signals) == ["text"]}
+
+
+def save_quantizer(
+    folder: str | Path, quantizer: ResidualQuantizer, record: dict[str, Any] | None
+) -> None:
+    """Write a quantizer, and what is known of its embeddings, into a model directory, where
+    `ItemEncoder.read` finds them."""
+    path = Path(folder) / QUANTIZER
+    quantizer.save_pretrained(path)
+    if record is not None:
+        write_text(path / RECORD, json.dumps(record) + "\n")
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """What `save_quantizer` noted; None if nothing is known."""
+    path = Path(folder) / QUANTIZER / RECORD
+    return dict(json.loads(path.read_text())) if path.is_file() else None
+
+
+def _quantizer(path: Path) -> ResidualQuantizer:
+    from crs_fast.quantize import RQVAE, RQKMeans
+
+    kinds = {kind.config_class.model_type: kind for kind in (RQVAE, RQKMeans)}
+    name = json.loads((path / "config.json").read_text()).get("model_type")
+    if name not in kinds:
+        raise ValueError(
+            f"ItemEncoder.read: {path} must hold a quantizer of {sorted(kinds)} (got {name!r})"
+        )
+    return kinds[name].from_pretrained(path)
