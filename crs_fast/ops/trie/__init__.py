@@ -246,12 +246,12 @@ def trie_logprob(
     Raises:
         ValueError: tensors of another dtype, shape or device, or more levels than the trie has.
     """
-    op = "trie_logprob"
+    op, levels = "trie_logprob", trie.bits.shape[0]  # see _check_tokens
     _check(op, "logits", logits, trie.codes, NATIVE_FLOATS, 3)
     _check(op, "sids", sids, trie.codes, (torch.int64,), 2)
-    if sids.shape != logits.shape[:2] or not 1 <= sids.shape[1] <= trie.num_levels:
+    if sids.shape != logits.shape[:2] or not 1 <= sids.shape[1] <= levels:
         raise ValueError(
-            f"{op}: sids must be [R, L] of logits [R, L, V], with at most {trie.num_levels} levels "
+            f"{op}: sids must be [R, L] of logits [R, L, V], with at most {levels} levels "
             f"(got {tuple(sids.shape)} and {tuple(logits.shape)})"
         )
     if not temperature > 0:
@@ -389,9 +389,10 @@ def _check_tokens(op: str, logits: torch.Tensor, trie: TrieTensors, tokens: Toke
             f"{op}: the vocabulary's denied must be contiguous int64 on the trie's device "
             f"{trie.codes.device} (got {tokens.denied.dtype} on {tokens.denied.device})"
         )
-    if tokens.column.shape[0] < trie.num_levels:
+    levels = trie.bits.shape[0]  # torch 2.8 can't trace properties of a named tuple
+    if tokens.column.shape[0] < levels:
         raise ValueError(
-            f"{op}: the vocabulary must have the trie's {trie.num_levels} levels "
+            f"{op}: the vocabulary must have the trie's {levels} levels "
             f"(got {tokens.column.shape[0]})"
         )
 
