@@ -114,13 +114,18 @@ def mask(size: str, device: str) -> tuple[str, Methods]:
     python = PrefixConstrainedLogitsProcessor(PythonTrie(tokens, prompt), num_beams=rows)
     expected = python(ids, scores)
     check_equal("mask", expected, processor(ids, scores))
-    in_place = scores.clone()
+    in_place, own = scores.clone(), scores.clone()
+    reusing = SidLogitsProcessor(processor.trie, vocab, prompt_length=prompt, inplace=True)
+    check_equal("mask", expected, reusing(ids, own))
+    legal, minus_inf = expected > -torch.inf, torch.tensor(-torch.inf, device=device)
     codes = vocab.decode(ids[:, prompt:].cpu()).to(device)
     nodes = trie_walk(processor.trie.tensors, codes)
     args = (nodes, processor.trie.tensors, processor.tokens)
     methods: Methods = {
         "Python trie (HF processor)": lambda: python(ids, scores),
+        "torch.where, legal tokens given": lambda: torch.where(legal, scores, minus_inf),
         "SidLogitsProcessor": lambda: processor(ids, scores),
+        "SidLogitsProcessor, in place": lambda: reusing(ids, own),
         "trie_mask (new tensor)": lambda: trie_mask(scores, *args),
         "trie_mask_ (in place)": lambda: trie_mask_(in_place, *args),
         "fill_ alone (floor)": lambda: in_place.fill_(float("-inf")),

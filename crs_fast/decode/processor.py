@@ -269,22 +269,22 @@ class SidLogitsProcessor(LogitsProcessor):
 
     def _highest(self, masked: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
         """The highest score of each row, [R]; NaN where a legal one is NaN. With "free", 0 for rows
-        that stand in no SID."""
+        that stand in no SID: what they hold is not looked at."""
         column, terminator = self.tokens.column, self.tokens.terminator
-        outside = nodes < 0
+        outside, raises = nodes < 0, self.on_illegal == "raise"
         # Inside SIDs only the level's codes and the terminator may follow, which are few.
         is_small = column.shape[1] * 4 < masked.shape[1]
-        if masked.is_cuda or not is_small or bool(outside.all()):
+        if masked.is_cuda or not is_small or (raises and bool(outside.all())):
             highest = masked.amax(1)
         else:
             depth = unpack(self.trie.tensors, nodes.clamp(min=0))[0].clamp(max=column.shape[0] - 1)
             highest = masked.gather(1, column[depth].clamp(min=0)).amax(1)
             if terminator >= 0:
                 highest = torch.maximum(highest, masked[:, terminator])
-            if self.on_illegal == "raise":
+            if raises:
                 for row in outside.nonzero()[:, 0].tolist():
                     highest[row] = masked[row].amax()
-        return highest if self.on_illegal == "raise" else highest.masked_fill(outside, 0.0)
+        return highest if raises else highest.masked_fill(outside, 0.0)
 
     def _set_free(
         self,

@@ -273,13 +273,13 @@ def trie_logprob(
     Raises:
         ValueError: tensors of another dtype, shape or device, or more levels than the trie has.
     """
-    op = "trie_logprob"
+    op, levels = "trie_logprob", trie.bits.shape[0]  # see check_tokens
     check_trie(op, trie)
     check_tensor(op, "logits", logits, trie.codes, NATIVE_FLOATS, 3)
     check_tensor(op, "sids", sids, trie.codes, (torch.int64,), 2)
-    if sids.shape != logits.shape[:2] or not 1 <= sids.shape[1] <= trie.num_levels:
+    if sids.shape != logits.shape[:2] or not 1 <= sids.shape[1] <= levels:
         raise ValueError(
-            f"{op}: sids must be [R, L] of logits [R, L, V], with at most {trie.num_levels} levels "
+            f"{op}: sids must be [R, L] of logits [R, L, V], with at most {levels} levels "
             f"(got {tuple(sids.shape)} and {tuple(logits.shape)})"
         )
     check_temperature(op, temperature)

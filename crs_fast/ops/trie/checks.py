@@ -210,9 +210,10 @@ def check_tokens(op: str, vocab: int, trie: TrieTensors, tokens: TokenTensors) -
             f"{op}: the vocabulary's denied must be contiguous int64 [n] on the trie's device "
             f"{trie.codes.device} (got {denied.dtype} {tuple(denied.shape)} on {denied.device})"
         )
-    if column.shape[0] < trie.num_levels or column.shape[1] == 0:
+    levels = trie.bits.shape[0]  # torch 2.8 can't trace properties of a named tuple
+    if column.shape[0] < levels or column.shape[1] == 0:
         raise ValueError(
-            f"{op}: the vocabulary must have the trie's {trie.num_levels} levels "
+            f"{op}: the vocabulary must have the trie's {levels} levels "
             f"(got {tuple(column.shape)})"
         )
     if torch.compiler.is_compiling():

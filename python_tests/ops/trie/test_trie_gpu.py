@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from crs_fast import _native
-from crs_fast.ops import trie_mask_, trie_step, trie_walk
+from crs_fast.ops import LEAVE, trie_mask, trie_mask_, trie_step, trie_walk
 from crs_fast.ops.trie import NORMALIZE, reference
 from crs_fast.trie import ItemFilter, SidTrie, TrieSlot
 from python_tests.helpers import DTYPES, clear_places, random_sids, vocab_of
@@ -60,6 +60,29 @@ def test_cuda_kernels_equal_the_reference(dtype, vocab_size, device):
             there,
             moved(tokens, device),
             None if chosen is None else moved(chosen, device),
+        )
+        assert torch.equal(got.cpu(), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuda_masks_of_rows_that_differ(dtype, device):
+    """Rows that are left alone, and rows that share filters, in place and not."""
+    sids = random_sids(0, 500, 3, 6, ragged=True)
+    trie, tokens = SidTrie.from_sids(sids), vocab_of(3, 6, end=3, begin=2).tensors()
+    filters = ItemFilter.stack([trie.filter(allow=range(n, 500, 7)) for n in range(3)]).tensors
+    nodes = reference.trie_walk(trie.tensors, torch.randint(-1, 6, (128, 3)))
+    nodes[::5] = LEAVE
+    which = torch.randint(-1, 3, (128,))
+    logits = torch.randn(128, 90).to(dtype)
+    expected = reference.trie_mask(logits, nodes, trie.tensors, tokens, filters, which)
+    for run in (trie_mask, trie_mask_):
+        got = run(
+            logits.to(device, copy=True),
+            nodes.to(device),
+            moved(trie.tensors, device),
+            moved(tokens, device),
+            moved(filters, device),
+            which.to(device),
         )
         assert torch.equal(got.cpu(), expected)
 
