@@ -213,8 +213,9 @@ void TrieBuilder::compare_neighbours() {
     if (!here) ordered = false;
   });
   if (!ordered)
-    throw std::invalid_argument("trie_build: the first num_sorted = " +
-                                std::to_string(num_sorted_) + " rows must be in order (got others)");
+    throw std::invalid_argument(
+        "trie_build: the first num_sorted = " + std::to_string(num_sorted_) +
+        " rows must be in order (got others)");
   done_ = 4 * num_items_;
 }
 

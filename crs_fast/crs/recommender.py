@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -117,9 +117,17 @@ class Recommender:
                 message or one that is too long, an item id is not in the catalogue, or `num_items`
                 exceeds `num_beams`.
         """
+        if not isinstance(messages, Iterable) or isinstance(messages, str | Mapping):
+            raise ValueError(
+                f"respond: messages must be a list of messages (got {type(messages).__name__})"
+            )
         messages = messages if isinstance(messages, Sequence) else list(messages)
         single = not messages or isinstance(messages[0], Mapping)
         batch: list[Messages] = [messages] if single else list(messages)
+        if not hasattr(max_new_tokens, "__index__") or max_new_tokens < 1:
+            raise ValueError(
+                f"respond: max_new_tokens must be an integer, at least 1 (got {max_new_tokens!r})"
+            )
         excluded = [exclude] if single else (exclude or [None] * len(batch))
         given = [item] if isinstance(item, str) else list(item or [])
         self._check(batch, excluded, mode, given, num_items, num_beams, num_named)
@@ -167,7 +175,7 @@ class Recommender:
 
     def _turn(self, message: Message) -> Turn:
         role, text = message.get("role"), message.get("content")
-        if role not in ROLES or not isinstance(text, str):
+        if not isinstance(role, str) or role not in ROLES or not isinstance(text, str):
             raise ValueError(
                 f"respond: a message must have a role of {sorted(ROLES)} and a content string "
                 f"(got {dict(message)!r})"
@@ -213,6 +221,11 @@ class Recommender:
                 f"respond: mode must be one of {MODES}, and 'rec' with an item "
                 f"(got mode={mode!r}, item={items!r})"
             )
+        for name, value in (
+            ("num_items", num_items), ("num_beams", num_beams), ("num_named", num_named)
+        ):  # fmt: skip
+            if not hasattr(value, "__index__"):
+                raise ValueError(f"respond: {name} must be an integer (got {value!r})")
         if not 1 <= num_items <= num_beams:
             raise ValueError(
                 "respond: num_items must be at least 1 and at most num_beams "
@@ -222,6 +235,11 @@ class Recommender:
             raise ValueError(
                 "respond: num_named must be at least 1 and at most num_items "
                 f"(got {num_named} and {num_items})"
+            )
+        odd_ids = [ids for ids in excluded if ids is not None and not isinstance(ids, Iterable)]
+        if odd_ids:
+            raise ValueError(
+                f"respond: exclude must be a collection of item ids (got {odd_ids[0]!r})"
             )
         given = [i for ids in excluded for i in ids or ()] + items
         unknown = [i for i in given if i not in self.titles]

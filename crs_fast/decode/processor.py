@@ -7,8 +7,10 @@ import weakref
 import torch
 
 from crs_fast.ops import trie_mask
+from crs_fast.ops.host import check_integer
 from crs_fast.ops.trie.nodes import allowed, continues, unpack
 from crs_fast.trie import Grammar, ItemFilter, SidTrie, Vocabulary
+from crs_fast.trie.sid_trie import check_sid_trie
 
 from .begin_watch import BeginWatch
 
@@ -67,7 +69,14 @@ class SidLogitsProcessor:
         prompt_length: int | None = None,
         eos_token_id: int | None = None,
     ) -> None:
+        check_sid_trie("SidLogitsProcessor", trie)
         vocab = trie.vocabulary(vocab, "SidLogitsProcessor")
+        if filters is not None and not isinstance(filters, ItemFilter):
+            raise ValueError(
+                f"SidLogitsProcessor: filters must be an ItemFilter (got {type(filters).__name__})"
+            )
+        if prompt_length is not None:
+            check_integer("SidLogitsProcessor: prompt_length", prompt_length, 0)
         if prompt_length is None and vocab.begin is None:
             raise ValueError(
                 "SidLogitsProcessor: prompt_length must be given where vocab.begin is None: "
@@ -89,6 +98,18 @@ class SidLogitsProcessor:
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`scores` [R, V] with -inf wherever a token may not follow `input_ids` [R, T]."""
+        if (
+            not isinstance(input_ids, torch.Tensor)
+            or input_ids.ndim != 2
+            or input_ids.dtype not in (torch.int64, torch.int32)
+            or input_ids.layout != torch.strided
+        ):
+            kind = type(input_ids).__name__
+            if isinstance(input_ids, torch.Tensor):
+                kind = f"{input_ids.dtype} {tuple(input_ids.shape)}"
+            raise ValueError(
+                f"SidLogitsProcessor: input_ids must be a tensor int64 or int32 [R, T] (got {kind})"
+            )
         with self.trie.reading():
             return self._masked(input_ids, scores)
 
