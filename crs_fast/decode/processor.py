@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from crs_fast.ops import LEAVE, trie_mask, trie_mask_
+from crs_fast.ops.host import check_integer
 from crs_fast.ops.trie.nodes import allowed, continues, unpack
 from crs_fast.trie import Grammar, ItemFilter, SidTrie, Vocabulary
+from crs_fast.trie.sid_trie import check_sid_trie
 from crs_fast.trie.terminated import checked_terminator
 
 from .begin_watch import BeginWatch
@@ -105,7 +107,14 @@ class SidLogitsProcessor(LogitsProcessor):
         on_illegal: str = "raise",
         inplace: bool = False,
     ) -> None:
+        check_sid_trie("SidLogitsProcessor", trie)
         vocab = trie.vocabulary(vocab, "SidLogitsProcessor")
+        if filters is not None and not isinstance(filters, ItemFilter):
+            raise ValueError(
+                f"SidLogitsProcessor: filters must be an ItemFilter (got {type(filters).__name__})"
+            )
+        if prompt_length is not None:
+            check_integer("SidLogitsProcessor: prompt_length", prompt_length, 0)
         if prompt_length is None and vocab.begin is None:
             raise ValueError(
                 "SidLogitsProcessor: prompt_length must be given where vocab.begin is None: "
@@ -221,6 +230,16 @@ class SidLogitsProcessor(LogitsProcessor):
             ValueError: tokens that are not [R, T], or on another device than the trie, or lengths
                 that do not fit them.
         """
+        if (
+            not isinstance(input_ids, torch.Tensor)
+            or input_ids.dtype not in (torch.int64, torch.int32)
+            or input_ids.layout != torch.strided
+        ):
+            is_tensor = isinstance(input_ids, torch.Tensor)
+            kind = str(input_ids.dtype) if is_tensor else type(input_ids).__name__
+            raise ValueError(
+                f"SidLogitsProcessor: input_ids must be a tensor int64 or int32 [R, T] (got {kind})"
+            )
         if input_ids.ndim != 2:
             raise ValueError(
                 "SidLogitsProcessor: input_ids must be the whole rows [R, T] (got "

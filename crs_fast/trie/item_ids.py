@@ -139,7 +139,10 @@ class ItemIds:
         return positions
 
     def _text_positions(self, ids: Iterable[int | str] | torch.Tensor) -> torch.Tensor:
-        wanted = _plain_list(ids)
+        try:
+            wanted = _plain_list(ids)
+        except ValueError as error:
+            raise KeyError(f"SidTrie: this catalogue's item ids are str ({error})") from None
         places = [place for place, one in enumerate(wanted) if isinstance(one, str)]
         positions = torch.full((len(wanted),), -1, dtype=torch.int64, device="cpu")
         positions[places] = self._find(*_encoded([wanted[place] for place in places], lenient=True))
@@ -220,7 +223,10 @@ def _plain_list(ids: Any) -> list[Any]:
     whatever else stands among them stays as it is."""
     if isinstance(ids, str | bytes):
         raise ValueError(f"SidTrie: item_ids must be a list of ids (got {ids!r})")
-    listed = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    try:
+        listed = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    except TypeError as error:
+        raise ValueError(f"SidTrie: item_ids must be a list of ids (got {error})") from None
     if not isinstance(listed, list):
         raise ValueError(f"SidTrie: item_ids must be a list of ids (got {listed!r})")
     return listed if {type(i) for i in listed} <= {int, str} else [_plain(i) for i in listed]

@@ -186,6 +186,8 @@ class SidTrie:
         """
         if vocab is None:
             return self._token_ids
+        if not isinstance(vocab, Vocabulary):
+            raise ValueError(f"{op}: vocab must be a Vocabulary (got {type(vocab).__name__})")
         sizes = self._level_sizes
         if len(sizes) > vocab.num_levels or any(
             size > known for size, known in zip(sizes, vocab.sizes, strict=False)
@@ -328,7 +330,8 @@ def _sid_tensor(sids: Any) -> torch.Tensor:
         tensor = sids if isinstance(sids, torch.Tensor) else _as_tensor(sids)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"SidTrie: sids must be integers [N, L] (got {error})") from None
-    if tensor.ndim != 2 or tensor.is_floating_point() or tensor.is_complex():
+    real = tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex()
+    if tensor.ndim != 2 or real or tensor.is_meta or tensor.layout != torch.strided:
         raise ValueError(
             f"SidTrie: sids must be integers [N, L] (got {tensor.dtype} {tuple(tensor.shape)})"
         )
@@ -365,3 +368,12 @@ def _equal_rows(rows: list[Any]) -> list[Any]:
 
 def _padded(sids: torch.Tensor, levels: int) -> torch.Tensor:
     return torch.nn.functional.pad(sids, (0, levels - sids.shape[1]), value=-1)
+
+
+def check_sid_trie(op: str, trie: Any) -> None:
+    """
+    Raises:
+        ValueError: `trie` is no `SidTrie`.
+    """
+    if not isinstance(trie, SidTrie):
+        raise ValueError(f"{op}: trie must be a SidTrie (got {type(trie).__name__})")

@@ -82,6 +82,10 @@ class TrieSlot:
             self, ItemIds(numbers=torch.empty(0, dtype=torch.int32, device="cpu"))
         )
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        TRIES.remember(self.tensors, guard=self._turns)
+
     def load(self, trie: SidTrie) -> SidTrie:
         """Copy a trie in; nothing is changed where it does not fit. Returns `self.trie`.
 
@@ -146,6 +150,12 @@ class _Turns:
     again."""
 
     def __init__(self) -> None:
+        self._start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # nobody reads or writes a copy
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self._start()
 
     def _start(self) -> None:

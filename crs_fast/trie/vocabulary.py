@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from crs_fast.ops import TokenTensors, token_tensors
-from crs_fast.ops.host import as_tensor
+from crs_fast.ops.host import as_integers
 
 T = TypeVar("T")
 
@@ -132,7 +132,7 @@ class Vocabulary(ABC):
 
     def _with_levels(self, method: str, name: str, values: Any) -> torch.Tensor:
         """int64 [..., L'] with at most the vocabulary's levels."""
-        values = as_tensor(values, dtype=torch.int64)
+        values = as_integers(f"{type(self).__name__}.{method}: {name}", values).long()
         if values.ndim == 0 or values.shape[-1] > self.num_levels:
             raise ValueError(
                 f"{type(self).__name__}.{method}: {name} must have at most {self.num_levels} "

@@ -26,6 +26,7 @@ from .table import (
     Change,
     filled,
     longer,
+    negative_view,
     nothing_along,
     part,
     scalars,
@@ -387,7 +388,8 @@ def trie_calls() -> list[Call]:
     masks_in_place = {
         **mask,
         "logits": [
-            *(c for c in logit_changes() if c.label not in ("inference tensor",)),
+            *(c for c in logit_changes() if c.label not in ("inference tensor", "negative view")),
+            Change("negative view", ERROR, negative_view),
             *OVERLAPPING,
         ],
     }

@@ -128,7 +128,7 @@ def tensor_changes(
             Change("sparse", ERROR, lambda t: t.to_sparse()),
         ]
     if any(dtype.is_floating_point for dtype in dtypes):
-        changes.append(Change("negative view", SAME, _negative_view))
+        changes.append(Change("negative view", SAME, negative_view))
     return changes
 
 
@@ -150,7 +150,7 @@ def _inference(t: torch.Tensor) -> torch.Tensor:
         return t.clone()
 
 
-def _negative_view(t: torch.Tensor) -> torch.Tensor:
+def negative_view(t: torch.Tensor) -> torch.Tensor:
     """The same values in memory that holds their negatives."""
     return torch.complex(t.float(), -t.float()).conj().imag
 

@@ -213,8 +213,7 @@ def check_tokens(op: str, vocab: int, trie: TrieTensors, tokens: TokenTensors) -
     levels = trie.bits.shape[0]  # torch 2.8 can't trace properties of a named tuple
     if column.shape[0] < levels or column.shape[1] == 0:
         raise ValueError(
-            f"{op}: the vocabulary must have the trie's {levels} levels "
-            f"(got {tuple(column.shape)})"
+            f"{op}: the vocabulary must have the trie's {levels} levels (got {tuple(column.shape)})"
         )
     if torch.compiler.is_compiling():
         return

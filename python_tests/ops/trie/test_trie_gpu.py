@@ -222,3 +222,25 @@ def test_cuda_step_orders_ties_of_many_candidates(barred, out_beams, device):
         filters=moved(filters, device),
     )[3]
     assert codes.tolist() == [list(range(barred, barred + out_beams))]
+
+
+def test_a_node_that_the_trie_cannot_hold_leads_nowhere(device):
+    """Nobody waits for a GPU to hear of an error: the row is -inf, the beam dead."""
+    trie, tokens = SidTrie.from_sids(random_sids(0, 100, 3, 6, ragged=True)), vocab_of(3, 6, end=3)
+    tokens = tokens.tensors()
+    wrong = [-2, -(1 << 63), (1 << 63) - 1, 4 << 56 | 1 << 28, 1 << 56 | 11 << 28 | 90, 2 << 28]
+    nodes = torch.tensor([0, -1, *wrong])
+    logits, scores = torch.randn(nodes.numel(), 40), torch.zeros(1, nodes.numel())
+    there, known = moved(trie.tensors, device), moved(tokens, device)
+    expected = reference.trie_mask(logits, nodes, trie.tensors, tokens)
+    got = trie_mask_(logits.to(device, copy=True), nodes.to(device), there, known)
+    assert torch.equal(got.cpu(), expected)
+    assert bool((expected[2:] == -torch.inf).all())
+    expected = reference.trie_step(logits, scores, nodes[None], trie.tensors, tokens, 5)
+    got = trie_step(
+        *(t.to(device) for t in (logits, scores, nodes[None])), there, known, num_beams=5
+    )
+    assert torch.allclose(got[0].cpu(), expected[0], atol=1e-5)
+    for part, other in zip(got[1:], expected[1:], strict=True):
+        assert torch.equal(part.cpu(), other)
+    assert set(expected[2][expected[0] > -torch.inf].tolist()) == {0}
