@@ -64,12 +64,13 @@ class Turn:
         self.warnings = [*warnings, *_unread(body.messages)]
         self.seconds = body.timeout or server.limits.max_seconds
         self.request = TurnRequest(
-            messages=[message.model_dump() for message in read],
+            messages=[message.model_dump(exclude_defaults=True) for message in read],
             mode=body.mode,
             num_items=body.num_items,
             exclude=body.exclude,
             allow=body.allow,
             groups=body.groups,
+            max_per_group=body.max_per_group,
             num_beams=body.beams,
             max_new_tokens=body.max_new_tokens,
             do_sample=body.do_sample,
@@ -105,9 +106,11 @@ class Turn:
         recommender = self.server.engine.recommender
         self.titles = recommender.titles
         self.ticket = self.server.engine.submit(self.request)
-        # With repeat_named the engine does not look for what the conversation names.
-        turns = recommender.turns(self.request.messages) if self.body.repeat_named else ()
-        self.named_before = {item_id for turn in turns for item_id in turn.item_ids()}
+        self.named_before: set[str] = set()
+        if self.body.repeat_named:  # otherwise no item is recommended again
+            turns = recommender.turns(self.request.messages)
+            self.named_before.update(*(turn.item_ids() for turn in turns))
+            self.named_before.update(*(message.shown for message in self.body.messages))
 
     @asynccontextmanager
     async def events(self, request: Request) -> AsyncIterator[AsyncIterator[Event]]:
