@@ -95,7 +95,7 @@ def test_a_turn_appears_as_it_is_made(page, engine):
     assert texts(page, ".assistant p") == ["See Film 1 (1991)."]
     assert texts(page, ".assistant strong") == ["Film 1 (1991)"]
     assert texts(page, ".assistant .tag") == ["recommends"]
-    assert texts(page, "#intent-text") == ["Recommends. The model: 75\xa0% for recommending"]
+    assert texts(page, "#intent-text") == ["Recommends (probability 75\xa0%)."]
     assert page.locator("#meter").get_attribute("aria-valuenow") == "75"
     assert "score −2.50" in texts(page, ".item .why")[1]
     assert "in the reply" in texts(page, ".item .why")[0]

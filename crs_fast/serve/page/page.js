@@ -187,9 +187,10 @@ function showIntent({ mode, forced, rec_probability: probability }) {
   $("meter").setAttribute("aria-valuenow", percent);
   $("meter").setAttribute("aria-valuetext", `${percent} percent`);
   $("meter").firstElementChild.style.width = `${percent}%`;
-  const chosen = mode === "rec" ? "Recommends" : "Talks";
-  const why = forced ? ", as the options say" : "";
-  $("intent-text").textContent = `${chosen}${why}. The model: ${percent}\u00a0% for recommending`;
+  const chosen = mode === "rec"
+    ? `Recommends (probability ${percent}\u00a0%)`
+    : `Talks (recommending has probability ${percent}\u00a0%)`;
+  $("intent-text").textContent = forced ? `${chosen}, as the options say.` : `${chosen}.`;
 }
 
 function itemRow(mine, item, rank, best, named) {
