@@ -99,12 +99,15 @@ def _operation(server: Server) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> Health:
-        """The process lives."""
+        """The process works: status 503 if its engine has failed, and only a restart helps."""
+        if server.engine.is_closed:
+            raise Problem(503, "the engine has ended", code="ending")
         return Health(status="ok")
 
     @routes.get("/ready")
     async def ready() -> Health:
-        """The server takes requests: status 503 while its queue is full."""
+        """The server takes requests: status 503 while its queue is full, or if it has ended."""
+        await health()
         figures: dict[str, Any] = server.engine.metrics
         if figures["queue_length"] >= server.engine.max_queue:
             raise Problem(503, "the queue is full", code="busy", retry_after=1)

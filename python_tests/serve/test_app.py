@@ -326,6 +326,13 @@ def test_a_full_queue_is_not_ready():
         assert http.get("/health").status_code == 200
 
 
+def test_an_engine_that_has_failed_is_neither_ready_nor_healthy():
+    with client() as http:
+        http.engine.is_closed = True
+        for path in ("/health", "/ready"):
+            assert the_problem(http.get(path), 503)["code"] == "ending"
+
+
 def test_paths_and_methods_that_there_are_not():
     with client() as http:
         assert the_problem(http.get("/nowhere"), 404)["code"] == "not_found"

@@ -73,6 +73,40 @@ def test_unknown_ids_are_reported_and_harm_no_neighbour(url):
         assert sorted(answer["unknown_items"]) == ["gone", "nowhere"]
 
 
+def test_lists_that_hold_unknown_ids_alone_allow_nothing(url):
+    for member in ({"allow": ["nowhere"]}, {"groups": ["nowhere"]}):
+        answer = httpx.post(f"{url}/v1/respond", json={**ASK, "mode": "rec", **member}).json()
+        assert (answer["mode"], answer["items"]) == ("chat", [])
+        assert answer["unknown_items"] == ["nowhere"]
+
+
+def test_a_conversation_reads_its_new_words_only(url):
+    given = {**ASK, "conversation": "mine"}
+    first = httpx.post(f"{url}/v1/respond", json=given).json()
+    reply = {"role": "assistant", "content": first["text"]}
+    more = {"messages": [*ASK["messages"], reply, {"role": "user", "content": "And another?"}]}
+    second = httpx.post(f"{url}/v1/respond", json={**given, **more}).json()
+    alone = httpx.post(f"{url}/v1/respond", json={**given, **more, "conversation": None}).json()
+    assert first["usage"]["cached_tokens"] == alone["usage"]["cached_tokens"] == 0
+    assert 0 < second["usage"]["cached_tokens"] < second["usage"]["prompt_tokens"]
+    assert second["text"] == alone["text"]
+    assert ids(second) == ids(alone)
+
+
+def test_a_stream_is_finished_before_the_server_ends(recommender):
+    context = running(create_app(Engine(recommender)))
+    url = context.__enter__()
+    body = {**ASK, "max_new_tokens": 60, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/respond", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        assert next(lines) == "event: ranked"
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            end = pool.submit(context.__exit__, None, None, None)
+            rest = list(lines)
+            end.result()
+    assert "event: done" in rest
+
+
 def test_the_examples_of_the_interface_run(url):
     paths = httpx.get(f"{url}/openapi.json").json()
     schemas = paths["components"]["schemas"]
