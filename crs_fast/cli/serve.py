@@ -14,8 +14,8 @@ from .arguments import above_zero, model_arguments
 from .inputs import read_model
 
 if TYPE_CHECKING:
-    from crs_fast.serve.guard import Access
-    from crs_fast.serve.limits import Limits
+    from crs_fast.serve.http.guard import Access
+    from crs_fast.serve.http.limits import Limits
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -132,7 +132,7 @@ def access_of(args: Namespace) -> Access:
     Raises:
         ValueError: other machines could use it without a token, and nobody said `--open`.
     """
-    from crs_fast.serve.guard import Access
+    from crs_fast.serve.http.guard import Access
 
     token = args.token or os.environ.get("CRS_FAST_TOKEN")
     admin = args.admin_token or os.environ.get("CRS_FAST_ADMIN_TOKEN")
@@ -157,7 +157,7 @@ def _is_loopback(host: str) -> bool:
 
 def limits_of(args: Namespace) -> Limits:
     """The limits that the arguments name; the others keep their defaults."""
-    from crs_fast.serve.limits import Limits
+    from crs_fast.serve.http.limits import Limits
 
     given = {field.name: getattr(args, field.name, None) for field in fields(Limits)}
     return Limits(**{name: value for name, value in given.items() if value is not None})

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crs_fast.serve.app import create_app
-from crs_fast.serve.guard import Access
-from crs_fast.serve.limits import Limits
-from crs_fast.serve.openai import ChatRequest
+from crs_fast.serve.http.guard import Access
+from crs_fast.serve.http.limits import Limits
+from crs_fast.serve.http.openai import ChatRequest
+from crs_fast.serve.http.schemas import RespondRequest
 from crs_fast.serve.requests import Busy, Cancelled, Failed
-from crs_fast.serve.schemas import RespondRequest
 
 from .doubles import ANSWER, EVENTS, ITEMS, TIMINGS, USAGE, ScriptedEngine
 

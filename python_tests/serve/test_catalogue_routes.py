@@ -5,8 +5,8 @@ from fastapi.testclient import TestClient
 
 from crs_fast.serve import CatalogueStore, Engine
 from crs_fast.serve.app import create_app
-from crs_fast.serve.guard import Access
-from crs_fast.serve.limits import Limits
+from crs_fast.serve.http.guard import Access
+from crs_fast.serve.http.limits import Limits
 
 from .test_app import bearer, the_problem
 

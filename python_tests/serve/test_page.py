@@ -5,7 +5,7 @@ import os
 import pytest
 
 from crs_fast.serve.app import create_app
-from crs_fast.serve.guard import Access
+from crs_fast.serve.http.guard import Access
 from crs_fast.serve.requests import Busy, Done, Ranked, TurnAnswer
 from crs_fast.serve.ticket import Written
 

@@ -12,7 +12,7 @@ import pytest
 
 from crs_fast.serve import Engine
 from crs_fast.serve.app import create_app
-from crs_fast.serve.limits import Limits
+from crs_fast.serve.http.limits import Limits
 from crs_fast.serve.requests import Ranked
 
 from .doubles import EVENTS, ScriptedEngine, running, wait_until

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from .limits import Limits
-from .problems import Problem, internal, logger
-from .requests import (
+from ..requests import (
     Busy,
     Cancelled,
     Done,
@@ -23,12 +21,14 @@ from .requests import (
     TurnAnswer,
     TurnRequest,
 )
+from .limits import Limits
+from .problems import Problem, internal, logger
 from .schemas import Item, Message, RespondAnswer, RespondRequest, Timings, Usage
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from ..engine import Engine
+    from ..ticket import Ticket
     from .prometheus import Meters
-    from .ticket import Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Server:
     name: str
 
 
-class Turn:
-    """One turn on its way through the engine.
+class TurnCall:
+    """One HTTP request for a turn, from its body to its answer.
 
     Raises:
         Problem: the request is past a limit, or holds no message that the model reads.
@@ -105,12 +105,12 @@ class Turn:
     def _submit(self) -> None:
         recommender = self.server.engine.recommender
         self.titles = recommender.titles
-        self.ticket = self.server.engine.submit(self.request)
         self.named_before: set[str] = set()
         if self.body.repeat_named:  # otherwise no item is recommended again
             turns = recommender.turns(self.request.messages)
             self.named_before.update(*(turn.item_ids() for turn in turns))
             self.named_before.update(*(message.shown for message in self.body.messages))
+        self.ticket = self.server.engine.submit(self.request)
 
     @asynccontextmanager
     async def events(self, request: Request) -> AsyncIterator[AsyncIterator[Event]]:
