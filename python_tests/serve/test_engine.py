@@ -183,7 +183,7 @@ def test_samples_depend_on_the_seed_alone(recommender):
         written = [event for event in ticket._events if isinstance(event, Written)]
         return [token for event in written for token in event.tokens]
 
-    request = TurnRequest(ASK, "chat", max_new_tokens=12, do_sample=True, top_p=0.9, seed=3)
+    request = TurnRequest(ASK, "chat", max_new_tokens=12, do_sample=True, temperature=30.0, seed=3)
     with Engine(recommender, max_wait=0.03) as engine:
         alone = tokens(engine.submit(request))
         tickets = [
