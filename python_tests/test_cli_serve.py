@@ -9,8 +9,8 @@ import pytest
 from crs_fast.cli import _parser, main
 from crs_fast.cli.serve import access_of, limits_of
 from crs_fast.crs.checkpoint import save_bundle
-from crs_fast.serve.guard import Access
-from crs_fast.serve.limits import Limits
+from crs_fast.serve.http.guard import Access
+from crs_fast.serve.http.limits import Limits
 from python_tests.crs.tiny_system import ITEMS, system
 
 HERE = ("localhost", "127.0.0.1", "::1")

@@ -14,8 +14,8 @@ from .arguments import above_zero, model_arguments
 from .inputs import read_model
 
 if TYPE_CHECKING:
-    from crs_fast.serve.guard import Access
-    from crs_fast.serve.limits import Limits
+    from crs_fast.serve.http.guard import Access
+    from crs_fast.serve.http.limits import Limits
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -62,6 +62,7 @@ def _engine_arguments(group: Any) -> None:
     )
     group.add_argument("--max-wait", type=above_zero, help="seconds that a batch waits for more")
     group.add_argument("--max-queue", type=_whole, help="turns that wait before 503")
+    group.add_argument("--max-running", type=_whole, help="replies written at a time")
     group.add_argument("--cache-gib", type=above_zero, help="memory for past conversations")
     group.add_argument(
         "--max-connections", type=_whole, default=1000, help="connections before 503"
@@ -131,7 +132,7 @@ def access_of(args: Namespace) -> Access:
     Raises:
         ValueError: other machines could use it without a token, and nobody said `--open`.
     """
-    from crs_fast.serve.guard import Access
+    from crs_fast.serve.http.guard import Access
 
     token = args.token or os.environ.get("CRS_FAST_TOKEN")
     admin = args.admin_token or os.environ.get("CRS_FAST_ADMIN_TOKEN")
@@ -156,14 +157,14 @@ def _is_loopback(host: str) -> bool:
 
 def limits_of(args: Namespace) -> Limits:
     """The limits that the arguments name; the others keep their defaults."""
-    from crs_fast.serve.limits import Limits
+    from crs_fast.serve.http.limits import Limits
 
     given = {field.name: getattr(args, field.name, None) for field in fields(Limits)}
     return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
 def _engine_options(args: Namespace) -> dict[str, Any]:
-    names = ("max_batch_tokens", "max_wait", "max_queue")
+    names = ("max_batch_tokens", "max_wait", "max_queue", "max_running")
     given = {name: getattr(args, name) for name in names}
     given["cache_bytes"] = None if args.cache_gib is None else int(args.cache_gib * 2**30)
     return {name: value for name, value in given.items() if value is not None}

@@ -13,16 +13,16 @@ from starlette.responses import JSONResponse, Response
 
 from crs_fast._version import __version__
 
-from . import catalogue_routes, openai, problems
 from .catalogue import CatalogueStore
 from .engine import Engine
-from .guard import Access, Guard
-from .limits import Limits
-from .problems import Problem
-from .prometheus import CONTENT_TYPE, Meters
-from .schemas import Health, ProblemDetails, RespondAnswer, RespondRequest
-from .sse import respond_events, stream
-from .turns import Server, Turn
+from .http import catalogue, openai, problems
+from .http.calls import Server, TurnCall
+from .http.guard import Access, Guard
+from .http.limits import Limits
+from .http.problems import Problem
+from .http.prometheus import CONTENT_TYPE, Meters
+from .http.schemas import Health, ProblemDetails, RespondAnswer, RespondRequest
+from .http.sse import respond_events, stream
 
 DESCRIPTION = "Conversational recommendation: intent, items and reply of the next turn."
 PAGE = {"page.css": "text/css", "page.js": "text/javascript"}
@@ -71,7 +71,7 @@ def create_app(
     app.include_router(_turns(server))
     app.include_router(openai.router(server))
     if store is not None:
-        app.include_router(catalogue_routes.router(store))
+        app.include_router(catalogue.router(store))
     app.include_router(_operation(server))
     app.include_router(_page())
     return app
@@ -85,7 +85,7 @@ def _turns(server: Server) -> APIRouter:
         """The next turn. With `stream` it comes as server-sent events: `ranked` as soon as intent
         and items are known, `text` for each piece of the reply, `done` with the whole answer, or
         `error` with problem details."""
-        turn = Turn(server, body)
+        turn = TurnCall(server, body)
         await turn.start()
         if body.stream:
             return await stream(request, turn, lambda events: respond_events(turn, events))
@@ -99,12 +99,15 @@ def _operation(server: Server) -> APIRouter:
 
     @routes.get("/health")
     async def health() -> Health:
-        """The process lives."""
+        """The process works: status 503 if its engine has failed, and only a restart helps."""
+        if server.engine.is_closed:
+            raise Problem(503, "the engine has ended", code="ending")
         return Health(status="ok")
 
     @routes.get("/ready")
     async def ready() -> Health:
-        """The server takes requests: status 503 while its queue is full."""
+        """The server takes requests: status 503 while its queue is full, or if it has ended."""
+        await health()
         figures: dict[str, Any] = server.engine.metrics
         if figures["queue_length"] >= server.engine.max_queue:
             raise Problem(503, "the queue is full", code="busy", retry_after=1)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import uvicorn
 
-from crs_fast.serve.requests import Done, Ranked, Text, TurnAnswer
-from crs_fast.serve.ticket import Ticket
+from crs_fast.serve.requests import Done, Ranked, TurnAnswer
+from crs_fast.serve.ticket import Ticket, Written
 
 ITEMS = [("i1", "Film 1 (1991)", -1.0), ("i2", "Film 2 (1992)", -2.5)]
 TIMINGS = {"queue_ms": 1, "prefill_ms": 20, "rank_ms": 30, "write_ms": 40, "total_ms": 91}
@@ -18,8 +18,8 @@ ANSWER = TurnAnswer(
 )
 EVENTS = (
     Ranked("rec", ITEMS, 0.75, ["gone"], ["i3"], "v7"),
-    Text("See Film 1"),
-    Text(" (1991)."),
+    Written(["See Film 1"]),  # the tokens are pieces of text here
+    Written([" (1991)."]),
     Done(ANSWER),
 )
 
@@ -47,7 +47,7 @@ class ScriptedEngine:
     def submit(self, request):
         if self.error is not None:
             raise self.error
-        ticket = Ticket(request)
+        ticket = Ticket(request, decode="".join)
         self.tickets.append(ticket)
         for event in self.events:
             ticket.put(event)

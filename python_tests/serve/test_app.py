@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crs_fast.serve.app import create_app
-from crs_fast.serve.guard import Access
-from crs_fast.serve.limits import Limits
-from crs_fast.serve.openai import ChatRequest
+from crs_fast.serve.http.guard import Access
+from crs_fast.serve.http.limits import Limits
+from crs_fast.serve.http.openai import ChatRequest
+from crs_fast.serve.http.schemas import RespondRequest
 from crs_fast.serve.requests import Busy, Cancelled, Failed
-from crs_fast.serve.schemas import RespondRequest
 
 from .doubles import ANSWER, EVENTS, ITEMS, TIMINGS, USAGE, ScriptedEngine
 
@@ -38,8 +38,9 @@ def events_of(response):
 def test_an_answer_in_json():
     given = {
         "messages": ASK, "mode": "rec", "num_items": 2, "exclude": ["i0", "gone"], "allow": None,
-        "groups": ["comedy"], "num_beams": 7, "max_new_tokens": 9, "do_sample": True,
-        "temperature": 0.5, "top_p": 0.9, "seed": 3, "conversation": "c", "timeout": 2.5,
+        "groups": ["comedy"], "max_per_group": {"comedy": 2}, "num_beams": 7,
+        "max_new_tokens": 9, "do_sample": True, "temperature": 0.5,
+        "top_p": 0.9, "seed": 3, "conversation": "c", "timeout": 2.5,
     }  # fmt: skip
     with client() as http:
         response = http.post("/v1/respond", json=given)
@@ -76,17 +77,21 @@ def test_an_answer_as_events():
         response = http.post("/v1/respond", json={"messages": ASK, "stream": True})
     assert response.headers["content-type"].startswith("text/event-stream")
     names, contents = zip(*events_of(response), strict=True)
-    assert names == ("ranked", "text", "text", "done")
+    assert names == ("ranked", "text", "done")
     assert contents[0]["items"] == whole["items"]
     assert contents[0]["titles"] == {"i3": "Film 3 (1993)"}
-    assert "".join(content["delta"] for content in contents[1:3]) == whole["text"]
-    assert contents[3] == whole
+    assert contents[1] == {"delta": whole["text"]}
+    assert contents[2] == whole
 
 
 def test_a_repeated_item_is_said_to_be_one():
+    shown = [*ASK, {"role": "assistant", "content": "See this.", "shown": ["i1"]}]
     with client() as http:
-        answer = http.post("/v1/respond", json={"messages": ASK, "repeat_named": True}).json()
-    assert [item["named_before"] for item in answer["items"]] == [False, True]
+        named = http.post("/v1/respond", json={"messages": ASK, "repeat_named": True}).json()
+        both = http.post("/v1/respond", json={"messages": shown, "repeat_named": True}).json()
+        assert http.engine.request.messages == shown
+    assert [item["named_before"] for item in named["items"]] == [False, True]
+    assert [item["named_before"] for item in both["items"]] == [True, True]
 
 
 def test_defaults_follow_the_request():
@@ -127,6 +132,9 @@ BAD = {
     "beams": ({**say("x"), "num_beams": 10**9}, 422, "at most 200 beams"),
     "tokens": ({**say("x"), "max_new_tokens": 513}, 422, "at most 512 tokens"),
     "ids": ({**say("x"), "exclude": ["i"] * 6000, "allow": ["i"] * 6000}, 422, "10000 ids"),
+    "shown": ({"messages": [{**ASK[0], "shown": ["i"] * 10_001}]}, 422, "10000 ids"),
+    "per-group": ({**say("x"), "max_per_group": 0}, 422, "max_per_group"),
+    "per-named-group": ({**say("x"), "max_per_group": {"comedy": 0}}, 422, "max_per_group"),
     "id-number": ({**say("x"), "exclude": [3]}, 422, "exclude.0"),
     "timeout": ({**say("x"), "timeout": 61}, 422, "at most 60 seconds"),
     "no-time": ({**say("x"), "timeout": 0}, 422, "timeout"),
@@ -266,7 +274,7 @@ def test_a_turn_that_fails_on_the_way():
         respond = http.post("/v1/respond", json={**say("x"), "stream": True})
         chat = http.post("/v1/chat/completions", json={**CHAT, "stream": True})
     names, contents = zip(*events_of(respond), strict=True)
-    assert names == ("ranked", "text", "error")
+    assert names == ("ranked", "error")
     assert (contents[-1]["status"], contents[-1]["code"]) == (504, "timeout")
     assert '"code": "timeout"' in chat.text
     assert "[DONE]" not in chat.text
@@ -316,6 +324,13 @@ def test_a_full_queue_is_not_ready():
         http.engine.metrics = {"queue_length": 4}
         assert the_problem(http.get("/ready"), 503)["code"] == "busy"
         assert http.get("/health").status_code == 200
+
+
+def test_an_engine_that_has_failed_is_neither_ready_nor_healthy():
+    with client() as http:
+        http.engine.is_closed = True
+        for path in ("/health", "/ready"):
+            assert the_problem(http.get(path), 503)["code"] == "ending"
 
 
 def test_paths_and_methods_that_there_are_not():

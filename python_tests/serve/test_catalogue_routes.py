@@ -3,13 +3,10 @@
 import pytest
 from fastapi.testclient import TestClient
 
-from crs_fast.crs.checkpoint import Bundle
-from crs_fast.crs.recommender import Recommender
 from crs_fast.serve import CatalogueStore, Engine
 from crs_fast.serve.app import create_app
-from crs_fast.serve.guard import Access
-from crs_fast.serve.limits import Limits
-from python_tests.crs.tiny_system import ITEMS, system
+from crs_fast.serve.http.guard import Access
+from crs_fast.serve.http.limits import Limits
 
 from .test_app import bearer, the_problem
 
@@ -19,12 +16,6 @@ TURN = {
 }  # fmt: skip
 NEW = {"item_id": "n1", "title": "Film 90", "year": 2020, "genres": "comedy, drama"}
 ADD = {"add": [NEW], "sids": [[3, 3, 2]]}
-
-
-@pytest.fixture(scope="module")
-def recommender():
-    model, tokenizer, trie, vocab, control, builder = system()
-    return Recommender(Bundle(model, tokenizer, trie, vocab, control, ITEMS, builder, None))
 
 
 @pytest.fixture
@@ -75,6 +66,7 @@ def test_a_change_and_the_way_back(serve):
     assert ids(before) - ids(after) == {"i1"}
     assert ids(after) - ids(before) == {"n1"}
     assert after["unknown_items"] == ["i1"]
+    assert ids(turn(http, groups=["comedy"])) == {"n1"}
     assert http.post("/catalogue/rollback", json={"version": "0"}).json()["version"] == "0"
     assert ids(turn(http)) == ids(before)
 

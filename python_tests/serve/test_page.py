@@ -5,8 +5,9 @@ import os
 import pytest
 
 from crs_fast.serve.app import create_app
-from crs_fast.serve.guard import Access
-from crs_fast.serve.requests import Busy, Done, Ranked, Text, TurnAnswer
+from crs_fast.serve.http.guard import Access
+from crs_fast.serve.requests import Busy, Done, Ranked, TurnAnswer
+from crs_fast.serve.ticket import Written
 
 from .doubles import (
     EVENTS,
@@ -94,7 +95,7 @@ def test_a_turn_appears_as_it_is_made(page, engine):
     assert texts(page, ".assistant p") == ["See Film 1 (1991)."]
     assert texts(page, ".assistant strong") == ["Film 1 (1991)"]
     assert texts(page, ".assistant .tag") == ["recommends"]
-    assert texts(page, "#intent-text") == ["Recommends. The model: 75\xa0% for recommending"]
+    assert texts(page, "#intent-text") == ["Recommends (probability 75\xa0%)."]
     assert page.locator("#meter").get_attribute("aria-valuenow") == "75"
     assert "score −2.50" in texts(page, ".item .why")[1]
     assert "in the reply" in texts(page, ".item .why")[0]
@@ -113,6 +114,7 @@ def test_the_next_turn_holds_the_conversation(page, engine):
     first, second = (ticket.request for ticket in engine.tickets)
     spoken = [(message["role"], message["content"]) for message in second.messages]
     assert spoken == [("user", "first"), ("assistant", "See Film 1 (1991)."), ("user", "second")]
+    assert second.messages[1]["shown"] == ["i1", "i2"]
     assert first.conversation == second.conversation
     page.get_by_role("button", name="New conversation").click()
     assert texts(page, ".message") == []
@@ -145,7 +147,7 @@ def test_options_of_a_turn(page, engine):
     page.get_by_label("Intent").select_option("rec")
     page.get_by_label("Items", exact=True).fill("7")
     page.get_by_label("Only").select_option("comedy")
-    page.get_by_label("also items already named").check()
+    page.get_by_label("repeat items").check()
     page.keyboard.press("Escape")
     assert not page.get_by_label("Intent").is_visible()
     page.locator("#message").focus()
@@ -184,7 +186,7 @@ def test_markup_is_shown_as_text(page, engine):
     items = [("e1", evil, -1.0)]
     reply = f"See {evil}"
     answer = TurnAnswer("rec", items, reply, 0.9, ["e1"], 0, [], ["e1"], "v", TIMINGS, USAGE)
-    engine.events = [Ranked("rec", items, 0.9, [], ["e1"], "v"), Text(reply), Done(answer)]
+    engine.events = [Ranked("rec", items, 0.9, [], ["e1"], "v"), Written([reply]), Done(answer)]
     engine.recommender.titles["e1"] = evil
     ask(page, evil)
     assert texts(page, ".user p, .assistant p") == [evil, f"See {evil}"]

@@ -10,26 +10,14 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from crs_fast.crs.checkpoint import Bundle
-from crs_fast.crs.recommender import Recommender
 from crs_fast.serve import Engine
 from crs_fast.serve.app import create_app
-from crs_fast.serve.limits import Limits
+from crs_fast.serve.http.limits import Limits
 from crs_fast.serve.requests import Ranked
-from python_tests.crs.tiny_system import ITEMS, system
 
 from .doubles import EVENTS, ScriptedEngine, running, wait_until
 
 ASK = {"messages": [{"role": "user", "content": "I like Film 3, any more?"}], "max_new_tokens": 6}
-
-
-@pytest.fixture(scope="module")
-def recommender():
-    model, tokenizer, trie, vocab, control, builder = system()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.mul_(6.0)  # default initialisation is nearly uniform
-    return Recommender(Bundle(model, tokenizer, trie, vocab, control, ITEMS, builder, None))
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +26,15 @@ def url(recommender):
         yield address
 
 
+def ids(answer):
+    return [item["id"] for item in answer["items"]]
+
+
 def test_an_answer_is_that_of_respond(recommender, url):
     given = {**ASK, "mode": "rec", "num_items": 3, "repeat_named": True}
     answer = httpx.post(f"{url}/v1/respond", json=given).json()
     expected = recommender.respond(ASK["messages"], "rec", 3, max_new_tokens=6)
-    assert [item["id"] for item in answer["items"]] == [item for item, _, _ in expected.items]
+    assert ids(answer) == [item_id for item_id, _, _ in expected.items]
     scores = [score for _, _, score in expected.items]
     assert [item["score"] for item in answer["items"]] == pytest.approx(scores, abs=1e-4)
     assert answer["text"] == expected.text
@@ -72,11 +64,47 @@ def test_unknown_ids_are_reported_and_harm_no_neighbour(url):
             )
         )
     for answer in answers[::2]:
-        assert answer["items"] == alone["items"]
+        assert ids(answer) == ids(alone)
+        scores = [item["score"] for item in alone["items"]]
+        assert [item["score"] for item in answer["items"]] == pytest.approx(scores, abs=1e-4)
         assert answer["unknown_items"] == []
     for answer in answers[1::2]:
-        assert [item["id"] for item in answer["items"]] == ["i2"]
+        assert ids(answer) == ["i2"]
         assert sorted(answer["unknown_items"]) == ["gone", "nowhere"]
+
+
+def test_lists_that_hold_unknown_ids_alone_allow_nothing(url):
+    for member in ({"allow": ["nowhere"]}, {"groups": ["nowhere"]}):
+        answer = httpx.post(f"{url}/v1/respond", json={**ASK, "mode": "rec", **member}).json()
+        assert (answer["mode"], answer["items"]) == ("chat", [])
+        assert answer["unknown_items"] == ["nowhere"]
+
+
+def test_a_conversation_reads_its_new_words_only(url):
+    given = {**ASK, "conversation": "mine"}
+    first = httpx.post(f"{url}/v1/respond", json=given).json()
+    reply = {"role": "assistant", "content": first["text"]}
+    more = {"messages": [*ASK["messages"], reply, {"role": "user", "content": "And another?"}]}
+    second = httpx.post(f"{url}/v1/respond", json={**given, **more}).json()
+    alone = httpx.post(f"{url}/v1/respond", json={**given, **more, "conversation": None}).json()
+    assert first["usage"]["cached_tokens"] == alone["usage"]["cached_tokens"] == 0
+    assert 0 < second["usage"]["cached_tokens"] < second["usage"]["prompt_tokens"]
+    assert second["text"] == alone["text"]
+    assert ids(second) == ids(alone)
+
+
+def test_a_stream_is_finished_before_the_server_ends(recommender):
+    context = running(create_app(Engine(recommender)))
+    url = context.__enter__()
+    body = {**ASK, "max_new_tokens": 60, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/respond", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        assert next(lines) == "event: ranked"
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            end = pool.submit(context.__exit__, None, None, None)
+            rest = list(lines)
+            end.result()
+    assert "event: done" in rest
 
 
 def test_the_examples_of_the_interface_run(url):

@@ -12,7 +12,7 @@ function newConversation() {
   // randomUUID is missing where the page came over plain HTTP from another machine.
   const bytes = crypto.getRandomValues(new Uint8Array(16));
   const name = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
-  return { name, messages: [], excluded: new Map(), shown: new Set() };
+  return { name, messages: [], excluded: new Map() };
 }
 
 function make(tag, className, text) {
@@ -83,12 +83,11 @@ async function respond() {
   const controller = new AbortController();
   const mine = conversation;
   running = controller;
-  for (const item of shownTurn?.items ?? []) mine.shown.add(item.id);
   const forced = $("mode").value !== "";
   const bubble = addMessage("assistant", "");
   bubble.element.classList.add("writing");
   $("send").textContent = "Stop";
-  let text = "";
+  let text = "", shown = [];
   try {
     const response = await api("v1/respond", {
       method: "POST",
@@ -107,6 +106,7 @@ async function respond() {
     });
     for await (const [name, data] of serverEvents(response)) {
       if (name === "ranked") {
+        shown = data.items.map((item) => item.id); // not to be recommended again
         showTurn(mine, { ...data, forced });
         bubble.who.append(make("span", "tag", data.mode === "rec" ? "recommends" : "talks"));
         if (data.items.length) say(`${data.items.length} items. First: ${data.items[0].title}.`);
@@ -122,7 +122,7 @@ async function respond() {
     }
   } catch (error) {
     const stopped = controller.signal.aborted;
-    if (stopped && text) mine.messages.push({ role: "assistant", content: text });
+    if (stopped && text) mine.messages.push({ role: "assistant", content: text, shown });
     else bubble.element.classList.add("failed");
     bubble.text.textContent = stopped ? text || "Stopped." : `No answer: ${error.message}`;
     say(bubble.text.textContent);
@@ -136,7 +136,8 @@ async function respond() {
 }
 
 function finish(mine, bubble, answer) {
-  mine.messages.push({ role: "assistant", content: answer.text });
+  const shown = answer.items.map((item) => item.id);
+  mine.messages.push({ role: "assistant", content: answer.text, shown });
   const titles = answer.named.map((id) => answer.titles[id]);
   showReply(bubble.text, answer.text || "(no words)", titles);
   showTurn(mine, answer);
@@ -186,9 +187,10 @@ function showIntent({ mode, forced, rec_probability: probability }) {
   $("meter").setAttribute("aria-valuenow", percent);
   $("meter").setAttribute("aria-valuetext", `${percent} percent`);
   $("meter").firstElementChild.style.width = `${percent}%`;
-  const chosen = mode === "rec" ? "Recommends" : "Talks";
-  const why = forced ? ", as the options say" : "";
-  $("intent-text").textContent = `${chosen}${why}. The model: ${percent}\u00a0% for recommending`;
+  const chosen = mode === "rec"
+    ? `Recommends (probability ${percent}\u00a0%)`
+    : `Talks (recommending has probability ${percent}\u00a0%)`;
+  $("intent-text").textContent = forced ? `${chosen}, as the options say.` : `${chosen}.`;
 }
 
 function itemRow(mine, item, rank, best, named) {
@@ -199,7 +201,6 @@ function itemRow(mine, item, rank, best, named) {
   const copied = item.named_before;
   why.append(make("span", copied ? "tag copied" : "tag", copied ? "copied" : "new"));
   if (named.has(item.id)) why.append(make("span", "", "in the reply"));
-  if (!copied && mine.shown.has(item.id)) why.append(make("span", "", "shown before"));
   why.append(make("span", "score", `score ${item.score.toFixed(2).replace("-", "\u2212")}`));
   const bar = make("div", "bar");
   bar.setAttribute("aria-hidden", "true");
@@ -228,7 +229,7 @@ function toggle(id, title) {
 
 function showRemoved(mine, turn) {
   const named = turn.mode === "rec" ? turn.already_named : [];
-  const chips = named.map((id) => chip(turn.titles[id] ?? id, "named already"));
+  const chips = named.map((id) => chip(turn.titles[id] ?? id, "named or shown"));
   for (const [id, title] of mine.excluded) {
     const undo = make("button", "", "undo");
     undo.type = "button";

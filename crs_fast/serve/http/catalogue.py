@@ -13,7 +13,7 @@ from .problems import Problem
 from .schemas import Utf8
 
 if TYPE_CHECKING:
-    from .catalogue import Catalogue, CatalogueStore
+    from ..catalogue import Catalogue, CatalogueStore
 
 
 class CatalogueChange(BaseModel):

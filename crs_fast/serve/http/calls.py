@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
-from .limits import Limits
-from .problems import Problem, internal, logger
-from .requests import (
+from ..requests import (
     Busy,
     Cancelled,
     Done,
@@ -23,12 +21,14 @@ from .requests import (
     TurnAnswer,
     TurnRequest,
 )
+from .limits import Limits
+from .problems import Problem, internal, logger
 from .schemas import Item, Message, RespondAnswer, RespondRequest, Timings, Usage
 
 if TYPE_CHECKING:
-    from .engine import Engine
+    from ..engine import Engine
+    from ..ticket import Ticket
     from .prometheus import Meters
-    from .ticket import Ticket
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,8 @@ class Server:
     name: str
 
 
-class Turn:
-    """One turn on its way through the engine.
+class TurnCall:
+    """One HTTP request for a turn, from its body to its answer.
 
     Raises:
         Problem: the request is past a limit, or holds no message that the model reads.
@@ -64,12 +64,13 @@ class Turn:
         self.warnings = [*warnings, *_unread(body.messages)]
         self.seconds = body.timeout or server.limits.max_seconds
         self.request = TurnRequest(
-            messages=[message.model_dump() for message in read],
+            messages=[message.model_dump(exclude_defaults=True) for message in read],
             mode=body.mode,
             num_items=body.num_items,
             exclude=body.exclude,
             allow=body.allow,
             groups=body.groups,
+            max_per_group=body.max_per_group,
             num_beams=body.beams,
             max_new_tokens=body.max_new_tokens,
             do_sample=body.do_sample,
@@ -104,10 +105,12 @@ class Turn:
     def _submit(self) -> None:
         recommender = self.server.engine.recommender
         self.titles = recommender.titles
+        self.named_before: set[str] = set()
+        if self.body.repeat_named:  # otherwise no item is recommended again
+            turns = recommender.turns(self.request.messages)
+            self.named_before.update(*(turn.item_ids() for turn in turns))
+            self.named_before.update(*(message.shown for message in self.body.messages))
         self.ticket = self.server.engine.submit(self.request)
-        # With repeat_named the engine does not look for what the conversation names.
-        turns = recommender.turns(self.request.messages) if self.body.repeat_named else ()
-        self.named_before = {item_id for turn in turns for item_id in turn.item_ids()}
 
     @asynccontextmanager
     async def events(self, request: Request) -> AsyncIterator[AsyncIterator[Event]]:

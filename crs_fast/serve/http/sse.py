@@ -10,14 +10,14 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from ..requests import Done, Ranked, Text
+from .calls import TurnCall
 from .problems import Problem, internal, logger
-from .requests import Done, Ranked, Text
-from .turns import Turn
 
 Writer = Callable[[AsyncIterator[Any]], AsyncIterator[str]]
 
 
-async def stream(request: Request, turn: Turn, write: Writer) -> Response:
+async def stream(request: Request, turn: TurnCall, write: Writer) -> Response:
     """The turn's events as `write` puts them into text. A turn that fails before its first event
     raises a `Problem`, so that the client sees its status; a later failure is the event `error`."""
     stack = AsyncExitStack()
@@ -50,7 +50,7 @@ async def stream(request: Request, turn: Turn, write: Writer) -> Response:
     )
 
 
-async def respond_events(turn: Turn, events: AsyncIterator[Any]) -> AsyncIterator[str]:
+async def respond_events(turn: TurnCall, events: AsyncIterator[Any]) -> AsyncIterator[str]:
     """The events of `/v1/respond`: `ranked`, `text` for each piece, `done` with the answer."""
     async for event in events:
         if isinstance(event, Ranked):

@@ -26,6 +26,9 @@ def whole_characters(text: str) -> str:
 Utf8 = Annotated[str, AfterValidator(whole_characters)]
 
 
+PerGroup = Annotated[int, Field(ge=1)]
+
+
 def joined_parts(content: Any) -> Any:
     """A message's content as one text: text parts are joined by line breaks, other parts refused.
 
@@ -56,6 +59,9 @@ class Message(BaseModel):
     content: Annotated[Utf8, BeforeValidator(joined_parts)] = Field(
         description="Text, or a list of parts {'type': 'text', 'text': …}, joined by line breaks."
     )
+    shown: list[Utf8] = Field(
+        default=[], description="Ids of the items that were listed beside this message."
+    )
 
 
 class Options(BaseModel):
@@ -74,7 +80,12 @@ class Options(BaseModel):
     allow: list[Utf8] | None = Field(
         default=None, description="Only these ids may be recommended. Unknown ones are reported."
     )
-    groups: list[Utf8] = Field(default=[], description="An item must be in all these groups.")
+    groups: list[Utf8] = Field(
+        default=[], description="An item must be in one of them. Unknown ones are reported."
+    )
+    max_per_group: PerGroup | dict[Utf8, PerGroup] | None = Field(
+        default=None, description="The most items of one group: of every group, or by its name."
+    )
     num_beams: int | None = Field(
         default=None,
         ge=1,
@@ -128,7 +139,7 @@ class RespondRequest(Options):
 
 class Item(BaseModel):
     """One recommended item. `score` is a sum of log-probabilities. `named_before` says that the
-    conversation has named the item already, so that it is repeated rather than new."""
+    item was named or shown in the conversation, so that it is repeated rather than new."""
 
     id: str
     title: str
@@ -164,11 +175,11 @@ class RespondAnswer(BaseModel):
     rec_probability: float = Field(description="The model's probability of 'rec' against 'chat'.")
     named: list[str] = Field(description="Ids of the items that the reply names, in order.")
     already_named: list[str] = Field(
-        description="Ids that were not recommended because the conversation names them; with "
+        description="Ids that were not recommended because they were named or shown before; with "
         "repeat_named there are none."
     )
     unknown_items: list[str] = Field(
-        description="Ids in exclude or allow that this version of the catalogue does not have."
+        description="Ids and groups of the request that this version of the catalogue lacks."
     )
     invalid_items: int = Field(description="Fragments of semantic IDs that are no item: always 0.")
     titles: dict[str, str] = Field(

@@ -18,11 +18,11 @@ from starlette.responses import JSONResponse, Response
 
 from crs_fast._text import well_formed
 
+from ..requests import Done, Ranked, Text, TurnAnswer
+from .calls import Server, TurnCall
 from .problems import Problem
-from .requests import Done, Ranked, Text, TurnAnswer
 from .schemas import Message, Options, RespondAnswer, RespondRequest, Utf8
 from .sse import stream
-from .turns import Server, Turn
 
 # Members that change what an answer means: refused rather than left out without a word.
 UNSUPPORTED = {
@@ -158,7 +158,7 @@ def router(server: Server) -> APIRouter:
             raise Problem(
                 404, f"model must be {server.name!r}", code="model_not_found", field="model"
             )
-        turn = Turn(server, body.respond_request(), body.unread())
+        turn = TurnCall(server, body.respond_request(), body.unread())
         await turn.start()
         chunks = _Chunks(server, turn, body)
         if body.stream:
@@ -172,7 +172,7 @@ def router(server: Server) -> APIRouter:
 class _Chunks:
     """One completion's JSON, whole or as the chunks of a stream."""
 
-    def __init__(self, server: Server, turn: Turn, body: ChatRequest) -> None:
+    def __init__(self, server: Server, turn: TurnCall, body: ChatRequest) -> None:
         self.turn = turn
         self.head = {
             "id": f"chatcmpl-{uuid.uuid4().hex}",

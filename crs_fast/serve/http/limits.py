@@ -20,7 +20,7 @@ class Limits:
     max_beams: width of the beam search
     max_items: items of one answer
     max_new_tokens: tokens of one reply
-    max_ids: ids in `exclude` and `allow` together
+    max_ids: ids in `exclude`, in `allow` and shown beside messages, together
     max_seconds: how long one request may take, from its arrival to the end of its reply
     """
 
@@ -43,14 +43,15 @@ class Limits:
     def check(self, request: RespondRequest) -> None:
         """Raise a `Problem` that names the first field past its limit."""
         characters = sum(len(message.content) for message in request.messages)
-        ids = len(request.exclude) + len(request.allow or ())
+        shown = sum(len(message.shown) for message in request.messages)
+        ids = len(request.exclude) + len(request.allow or ()) + shown
         sizes: list[tuple[str, str, float, float]] = [
             ("messages", "messages", len(request.messages), self.max_messages),
             ("messages", "characters in all", characters, self.max_characters),
             ("num_items", "items", request.num_items, self.max_items),
             ("num_beams", "beams", request.beams, self.max_beams),
             ("max_new_tokens", "tokens", request.max_new_tokens, self.max_new_tokens),
-            ("exclude", "ids, with those of allow", ids, self.max_ids),
+            ("exclude", "ids, with those of allow and shown", ids, self.max_ids),
             ("timeout", "seconds", request.timeout or 0, self.max_seconds),
         ]
         for field, unit, size, most in sizes:
