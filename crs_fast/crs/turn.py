@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from crs_fast.crs.checkpoint import Bundle
+from crs_fast.crs.reply import Reply, ReplyBatch, placed
+from crs_fast.crs.sampling import Sampling
+from crs_fast.crs.sequential_reply import written_sequentially
 from crs_fast.decode import (
     BeamTree,
     Prompt,
     RecommendOutput,
-    SidLogitsProcessor,
     capability,
     left_pad,
     recommend,
-    sequential,
+    right_pad,
     sliding_window,
     stand_in,
     unwrapped,
 )
-from crs_fast.trie import Grammar, ItemFilter, SidTrie
+from crs_fast.trie import ItemFilter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,12 +83,14 @@ class TurnBatch:
         self.pad = bundle.builder.eos
         self.ids, self.mask = _left_padded(bundle, contexts)
         self.prompt: Prompt | None = None
-        self._tree: BeamTree | None = None
+        # The beams of `rank`, and the requests that they are of.
+        self._trees: list[tuple[list[int], BeamTree]] = []
         model, control = bundle.model, bundle.control
+        self.contexts, self._rows = contexts, range(len(contexts))
         modes = self.ids.new_tensor(list(control.modes.values()))
         if _holds(model, self.ids.shape[1]):
             self.prompt = self._prefilled(contexts, cache, room)
-            self._length = self.prompt.length
+            self._length, self._hidden = self.prompt.length, self.prompt.hidden
             logits = self.prompt.logits(modes)
         else:
             lm = stand_in(model)
@@ -115,7 +118,7 @@ class TurnBatch:
         else:
             prompt.rewind(self.ids.new_tensor(cached_lengths))
             rest = [context[n:] for context, n in zip(contexts, cached_lengths, strict=True)]
-            prompt.append(*_left_padded(self.bundle, rest))
+            prompt.append(*_right_padded(self.bundle, rest))
         cache.prompt = prompt
         return prompt
 
@@ -131,29 +134,32 @@ class TurnBatch:
         """Recommend items for some requests (default all), as if their mode were REC."""
         rows = list(range(self.ids.shape[0])) if rows is None else list(rows)
         bundle = self.bundle
-        trie = _placed(bundle.trie, self.ids.device)
+        trie = placed(bundle.trie, self.ids.device)
         opening = self.ids.new_tensor(bundle.builder.prefix("rec"))
         search: dict[str, Any] = dict(num_beams=num_beams, normalize=normalize, filters=filters)
-        self._forget()
         positions = opening.numel() + trie.num_levels
         if self.prompt is None or not _fits(self.bundle.model, self.prompt.length + positions):
             ids = torch.cat([self.ids[rows], opening.expand(len(rows), -1)], 1)
             mask = torch.nn.functional.pad(self.mask[rows], (0, opening.numel()), value=True)
             return recommend(bundle.model, ids, mask, trie=trie, vocab=bundle.vocab, **search)
+        self._forget(rows)
         prompt = self.prompt.select(rows)
         prompt.append(opening.expand(len(rows), -1))
         tree = BeamTree(prompt, trie, bundle.vocab, **search)
-        if prompt is self.prompt:
-            self._tree = (
-                tree  # it stays in the cache, so that `write` may continue one of its paths
-            )
+        # It stays in the cache, so that a reply may continue one of its paths.
+        self._trees.append((rows, tree))
         return tree.output
 
-    def _forget(self) -> None:
-        """Drop everything behind the contexts from the cache."""
-        if self.prompt is not None:
-            self.prompt.crop(self._length)
-        self._tree = None
+    def _forget(self, rows: Sequence[int]) -> None:
+        """Drop what stands behind the contexts in their cache, and the beams of some requests."""
+        assert self.prompt is not None
+        self._trees = [
+            (members, tree)
+            for members, tree in self._trees
+            if tree.prompt is not self.prompt and not set(members) & set(rows)
+        ]
+        self.prompt.crop(self._length)
+        self.prompt.hidden = self._hidden
 
     @torch.no_grad()
     def write(
@@ -174,86 +180,68 @@ class TurnBatch:
         item. If the prefixes name items that `rank` has just found, their keys and values are taken
         from its token tree. This changes the prefill, so call it last.
         """
-        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+        sampling = Sampling(do_sample, temperature, top_p)
+        return list(self.write_steps(prefixes, max_new_tokens, sampling, filters))[-1]
 
-        bundle = self.bundle
-        longest = max_new_tokens + bundle.vocab.num_levels + 1
-        positions = max(map(len, prefixes)) + longest
-        cached: dict[str, Any] = {}
-        context, context_mask = self.ids, self.mask
-        if self.prompt is not None and _fits(self.bundle.model, self._length + positions):
-            prefixes = self._kept(self.prompt, prefixes)
-            context_mask = self.prompt.mask
-            # Token ids at masked positions (of an open SID, for example) are not part of the text.
-            context = self.prompt.ids.masked_fill(~context_mask, self.pad)
-            cached = dict(past_key_values=self.prompt.cache)
-        ids, mask = _left_padded(bundle, prefixes)
-        ids, mask = torch.cat([context, ids], 1), torch.cat([context_mask, mask], 1)
-        start, control = ids.shape[1], bundle.control
-        trie = _placed(bundle.trie, ids.device)
-        sampling: dict[str, Any] = (
-            dict(do_sample=True, temperature=temperature, top_p=top_p, top_k=0)
-            if do_sample
-            else dict(do_sample=False)
-        )
-        config = GenerationConfig(
-            max_new_tokens=longest,
-            eos_token_id=bundle.builder.eos,
-            pad_token_id=self.pad,
-            suppress_tokens=control.tokens,
-            **sampling,
-        )
-        written: list[list[int]] = [[] for _ in prefixes]
-        # A stand-in, because the model's own generation_config must change nothing here.
-        lm = stand_in(bundle.model)
-        for rows, use_cache in self._batches(mask, bool(cached)):
-            processor = SidLogitsProcessor(
-                trie, bundle.vocab, None if filters is None else filters.select(rows)
+    @torch.no_grad()
+    def write_steps(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling,
+        filters: ItemFilter | None,
+    ) -> Iterator[list[list[int]]]:
+        """`write` step by step: yields the tokens of all replies so far, after each step. A reply
+        that can't be written from the cache comes in one step."""
+        if not self.can_open(prefixes, max_new_tokens):
+            yield written_sequentially(
+                self.bundle, self.contexts, prefixes, max_new_tokens, sampling, filters
             )
-            config.use_cache = use_cache
-            out = lm.generate(
-                input_ids=ids[rows],
-                attention_mask=mask[rows].long(),
-                generation_config=config,
-                logits_processor=LogitsProcessorList([processor]),
-                stopping_criteria=StoppingCriteriaList(
-                    [_LongEnough(start + max_new_tokens, processor.grammar)]
-                ),
-                **cached,
-            )
-            for row, tokens in zip(rows, out[:, start:].tolist(), strict=True):
-                written[row] = self._until_eos(tokens)
-        return written
-
-    def _batches(self, mask: torch.Tensor, cached: bool) -> list[tuple[list[int], bool]]:
-        """Rows of mask bool [B, P] that `generate` may take together, and whether with a cache."""
-        everyone = list(range(mask.shape[0]))
-        if cached:
-            return [(everyone, True)]
-        way = sequential(self.bundle.model)
-        if way.pads or bool(mask.all()):
-            return [(everyone, way.use_cache)]
-        return [([row], way.use_cache) for row in everyone]
-
-    def _kept(self, prompt: Prompt, prefixes: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
-        """Keep the tree's path to each request's item in the cache, if the tree has one for every
-        request. Returns the tokens of the prefixes that are still to be fed."""
-        opening = self.bundle.builder.prefix("rec")
-        paths = [
-            None if self._tree is None else _path(self._tree, row, opening, list(prefix))
-            for row, prefix in enumerate(prefixes)
+            return
+        one_each = [None if filters is None else filters.select([row]) for row in self._rows]
+        replies = [
+            Reply(self.bundle, [*context, *prefix], max_new_tokens, sampling, None, one)
+            for context, prefix, one in zip(self.contexts, prefixes, one_each, strict=True)
         ]
-        kept = [path for path in paths if path is not None]
-        if self._tree is None or len(kept) < len(paths):
-            self._forget()
-            return prefixes
-        self._tree.keep(self.ids.new_tensor([beam for beam, _ in kept]))
-        self._tree = None
-        return [prefix[fed:] for prefix, (_, fed) in zip(prefixes, kept, strict=True)]
+        assert self.prompt is not None
+        batch = ReplyBatch(self.prompt.lm)
+        for rows, prompt in self.open(prefixes):
+            batch.join(prompt, [replies[row] for row in rows])
+        while len(batch):
+            batch.step()
+            yield [reply.tokens for reply in replies]
 
-    def _until_eos(self, tokens: list[int]) -> list[int]:
-        eos = self.bundle.builder.eos
-        return tokens[: tokens.index(eos)] if eos in tokens else tokens
+    def can_open(self, prefixes: Sequence[Sequence[int]], max_new_tokens: int) -> bool:
+        """Whether replies can be written behind these prefixes from the cache."""
+        positions = max(map(len, prefixes)) + max_new_tokens + self.bundle.vocab.num_levels + 1
+        return self.prompt is not None and _fits(self.bundle.model, self._length + positions)
+
+    @torch.no_grad()
+    def open(self, prefixes: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Prompt]]:
+        """Read each request's prefix. Yields requests and the prompt from whose rows their replies
+        go on, until all requests had their turn. This changes the prefill, so call it last."""
+        assert self.prompt is not None
+        opening, waiting = self.bundle.builder.prefix("rec"), set(self._rows)
+        for rows, tree in self._trees:
+            paths = [_path(tree, at, opening, list(prefixes[row])) for at, row in enumerate(rows)]
+            kept = [path for path in paths if path is not None]
+            if len(kept) < len(paths):
+                continue
+            tree.keep(self.ids.new_tensor([beam for beam, _ in kept]))
+            rest = [prefixes[row][fed:] for row, (_, fed) in zip(rows, kept, strict=True)]
+            tree.prompt.append(*_right_padded(self.bundle, rest))
+            waiting -= set(rows)
+            yield rows, tree.prompt
+        self._trees = []
+        if not waiting:
+            return
+        self._forget([])
+        rows = sorted(waiting)
+        prompt = self.prompt.select(rows)
+        rest = [prefixes[row] for row in rows]
+        if any(rest):
+            prompt.append(*_right_padded(self.bundle, rest))
+        yield rows, prompt
 
 
 def _left_padded(
@@ -263,17 +251,11 @@ def _left_padded(
     return ids.to(bundle.model.device), mask.to(bundle.model.device)
 
 
-# Each catalogue's copy on the model's device, kept because every turn needs it.
-_copies: weakref.WeakKeyDictionary[SidTrie, SidTrie] = weakref.WeakKeyDictionary()
-
-
-def _placed(trie: SidTrie, device: torch.device) -> SidTrie:
-    if trie.device == device:
-        return trie
-    copy = _copies.get(trie)
-    if copy is None or copy.device != device:
-        copy = _copies[trie] = trie.to(device)
-    return copy
+def _right_padded(
+    bundle: Bundle, rows: Sequence[Sequence[int]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, mask = right_pad(rows, bundle.builder.eos)
+    return ids.to(bundle.model.device), mask.to(bundle.model.device)
 
 
 def _holds(model: PreTrainedModel, positions: int) -> bool:
@@ -284,18 +266,6 @@ def _holds(model: PreTrainedModel, positions: int) -> bool:
 def _fits(model: PreTrainedModel, positions: int) -> bool:
     window = sliding_window(model)
     return window is None or positions <= window
-
-
-class _LongEnough:
-    """Stops a reply at `length` tokens or, if a SID is open there, as soon as it is closed."""
-
-    def __init__(self, length: int, grammar: Grammar) -> None:
-        self.length, self.grammar = length, grammar
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if input_ids.shape[1] < self.length:
-            return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-        return ~self.grammar.read(input_ids).inside
 
 
 def _path(

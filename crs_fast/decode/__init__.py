@@ -3,8 +3,9 @@
 from .beam_search import beam_search
 from .lm.capability import capability, sliding_window
 from .lm.model_state import Capability
-from .lm.prompt import Prompt, left_pad
+from .lm.prompt import Prompt, left_pad, right_pad
 from .lm.stand_in import stand_in, unwrapped
+from .lm.tree_model import TreeModel
 from .output import RecommendOutput
 from .processor import SidLogitsProcessor
 from .recommend import BeamTree, recommend
@@ -16,10 +17,12 @@ __all__ = [
     "Prompt",
     "RecommendOutput",
     "SidLogitsProcessor",
+    "TreeModel",
     "beam_search",
     "capability",
     "left_pad",
     "recommend",
+    "right_pad",
     "sequential",
     "sliding_window",
     "stand_in",

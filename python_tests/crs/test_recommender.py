@@ -312,9 +312,9 @@ def test_a_model_without_a_tree_takes_the_same_turn(recommender, monkeypatch):
 def test_a_catalogue_is_moved_once():
     """Turn after turn asks for it on the model's device."""
     trie, elsewhere = system()[2], torch.device("meta")
-    assert turn_module._placed(trie, trie.device) is trie
-    assert turn_module._placed(trie, elsewhere).device == elsewhere
-    assert turn_module._placed(trie, elsewhere) is turn_module._placed(trie, elsewhere)
+    assert turn_module.placed(trie, trie.device) is trie
+    assert turn_module.placed(trie, elsewhere).device == elsewhere
+    assert turn_module.placed(trie, elsewhere) is turn_module.placed(trie, elsewhere)
 
 
 SETTINGS = [

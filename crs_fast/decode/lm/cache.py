@@ -52,6 +52,13 @@ class GrowingLayer(DynamicLayer):
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         return self._show(length)
 
+    @property
+    def buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values with the positions to spare behind them, which hold anything."""
+        if self._buffers is None or self.keys is not self._views[0]:
+            return self.keys, self.values
+        return self._buffers
+
     def crop(self, max_length: int) -> None:
         """Keep the first `max_length` positions; a negative number drops that many at the end."""
         if not self.is_initialized:

@@ -203,6 +203,14 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, 
     return ids, mask
 
 
+def right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `left_pad`, with the padding on the right."""
+    width = max(len(row) for row in rows)
+    ids = [list(row) + [pad_id] * (width - len(row)) for row in rows]
+    mask = [[True] * len(row) + [False] * (width - len(row)) for row in rows]
+    return torch.tensor(ids, device="cpu"), torch.tensor(mask, device="cpu")
+
+
 def pad_right(ids: torch.Tensor, mask: torch.Tensor) -> PaddedBatch:
     """Each row's real tokens moved to its beginning, in order. ids int64 and mask bool [B, P]."""
     if bool(mask.all()):

@@ -11,7 +11,7 @@ import torch
 from .compiled_layers import enough_cases
 from .head import LmHead
 from .stand_in import stand_in
-from .tree_state import TreeState
+from .tree_state import RowState, TreeState
 from .tree_view import tree_view
 
 if TYPE_CHECKING:
@@ -61,12 +61,16 @@ class TreeModel:
         return self._hidden(self.decoder, ids, mask, position_ids, cache)
 
     def append_tree(
-        self, ids: torch.Tensor, position_ids: torch.Tensor, tree: TreeState, cache: Cache
+        self,
+        ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        tree: TreeState | RowState,
+        cache: Cache,
     ) -> torch.Tensor:
-        """Append one token per beam, ids [B, M], to the cached tree. Returns hidden states
-        [B, M, H]."""
+        """Append one token per beam, ids [B, M], to the cached tree, or one per row, ids [R, 1], to
+        cached rows. Returns hidden states [B, M, H]."""
         if self.view is None:
-            mask = _dense_mask(tree, cache.get_seq_length() + ids.shape[1], self._dtype())
+            mask = tree.dense_mask(cache.get_seq_length() + ids.shape[1], self._dtype())
             return self._hidden(self.decoder, ids, mask, position_ids, cache)
         # A 4-D mask is used as it is, so an empty one keeps the model from building its own.
         empty = torch.empty(1, 1, 1, 0, dtype=self._dtype(), device=ids.device)
@@ -93,15 +97,3 @@ class TreeModel:
                 use_cache=True,
                 **kwargs,
             ).last_hidden_state
-
-
-def _dense_mask(tree: TreeState, length: int, dtype: torch.dtype) -> torch.Tensor:
-    """0 where a beam's token sees a cache position and the lowest number elsewhere, [B, 1, M, S],
-    with S = length."""
-    batch, beams, _ = tree.ancestors.shape
-    visible = torch.zeros(batch, beams, length, dtype=torch.bool, device=tree.ancestors.device)
-    prompt_visible = True if tree.prompt_mask is None else tree.prompt_mask[:, None]
-    visible[..., : tree.prompt_length] = prompt_visible
-    visible.scatter_(2, tree.ancestors + tree.prompt_length, True)
-    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return bias.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]

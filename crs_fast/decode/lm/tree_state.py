@@ -1,10 +1,11 @@
-"""What the tokens of one tree step see."""
+"""What the tokens of one step see, of a tree or of rows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from crs_fast.ops.tree_attention import tree_attention
 
@@ -38,3 +39,60 @@ class TreeState:
         return tree_attention(
             query, key, value, self.ancestors, self.prompt_length, self.prompt_mask, scale, softcap
         )
+
+    def dense_mask(self, length: int, dtype: torch.dtype) -> torch.Tensor:
+        """0 where a beam's token sees one of `length` cache positions and the lowest number
+        elsewhere, [B, 1, M, S]."""
+        batch, beams, _ = self.ancestors.shape
+        visible = torch.zeros(batch, beams, length, dtype=torch.bool, device=self.ancestors.device)
+        prompt_visible = True if self.prompt_mask is None else self.prompt_mask[:, None]
+        visible[..., : self.prompt_length] = prompt_visible
+        visible.scatter_(2, self.ancestors + self.prompt_length, True)
+        return _bias(visible, dtype)[:, None]
+
+
+@dataclass(frozen=True)
+class RowState:
+    """What the new tokens of rows see: travels through the model in place of a `TreeState`.
+
+    visible bool [R, S]: which cache positions of each row hold a token, the new one included; None
+        means that all do
+    """
+
+    visible: torch.Tensor | None
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scale: float | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """query [R, H, 1, D], key and value [R, G, S, D] -> [R, 1, H, D]."""
+        mask = None if self.visible is None else self.visible[:, None, None]
+        groups = key.shape[1]
+        if softcap is None:
+            out = F.scaled_dot_product_attention(
+                query, key, value, mask, scale=scale, enable_gqa=groups != query.shape[1]
+            )
+            return out.transpose(1, 2).contiguous()
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        lone = (query * scale).unflatten(1, (groups, -1)).squeeze(3)  # [R, G, H / G, D]
+        scores = softcap * torch.tanh((lone @ key.transpose(2, 3)).float() / softcap)
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        out = scores.softmax(3).to(value.dtype) @ value
+        return out.flatten(1, 2)[:, None].to(query.dtype)
+
+    def dense_mask(self, length: int, dtype: torch.dtype) -> torch.Tensor | None:
+        """0 where a row's token sees a cache position and the lowest number elsewhere,
+        [R, 1, 1, S]; None where every position is seen."""
+        if self.visible is None:
+            return None
+        return _bias(self.visible, dtype)[:, None, None]
+
+
+def _bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return bias.masked_fill_(~visible, torch.finfo(dtype).min)

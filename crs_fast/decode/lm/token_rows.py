@@ -1,0 +1,179 @@
+"""Cached token sequences that join a batch, grow by one token at a time, and leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.cache_utils import Cache, DynamicLayer
+
+from .cache import GrowingLayer
+from .prompt import Prompt
+from .tree_model import TreeModel
+from .tree_state import RowState
+
+
+class TokenRows:
+    """A batch of cached token sequences, each of which grows at its own end.
+
+    A `Prompt` grows by the same positions in all rows, and rows can't be added to it. Here each row
+    has its own length: prompts join while others are being continued, and rows leave in any order.
+    Joining copies a prompt's keys and values once; a prompt that joins an empty batch lends its
+    buffers.
+
+    lm: the model that reads all of them
+    """
+
+    def __init__(self, lm: TreeModel) -> None:
+        self.lm = lm
+        self._cache = Cache(layer_class_to_replicate=lambda: RowsLayer(self))  # type: ignore[arg-type]
+        self._counts: list[int] = []  # tokens of each row
+        self._ends: list[int] = []  # the position behind each row's last token
+        self._visible = torch.empty(0, 0, dtype=torch.bool, device=lm.model.device)
+        self.at = torch.empty(0, dtype=torch.int64, device=lm.model.device)  # `_ends` on the device
+        self.width = 0  # positions that the forward pass in progress reads
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def join(self, prompt: Prompt) -> None:
+        """Add the sequences of a prompt as the last rows. The prompt must not grow any more while
+        they are here."""
+        first, batch, length = len(self), *prompt.ids.shape
+        layers: list[Any] = prompt.cache.layers
+        own: list[Any] = self._cache.layers
+        while len(own) < len(layers):
+            own.append(RowsLayer(self))
+        for mine, layer in zip(own, layers, strict=False):
+            if not layer.is_initialized:
+                continue
+            if first == 0:
+                mine.adopt(layer)
+            else:
+                mine.reserve(first + batch, length)
+                mine.keys[first : first + batch, :, :length] = layer.keys
+                mine.values[first : first + batch, :, :length] = layer.values
+        self._see(first + batch, length)
+        self._visible[first : first + batch, :length] = prompt.mask
+        self._visible[first : first + batch, length:] = False
+        position = torch.arange(1, length + 1, device=prompt.mask.device)
+        self._ends += (prompt.mask * position).amax(1).tolist()
+        self._counts += prompt.mask.sum(1).tolist()
+        self._place()
+
+    def feed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Append one token to each row, ids int64 [R]. Returns hidden states [R, H]."""
+        rows = len(self)
+        self.width = max(self._ends) + 1
+        self._see(rows, self.width)
+        self._visible[torch.arange(rows, device=self.at.device), self.at] = True
+        is_whole = all(count + 1 == self.width for count in self._counts)
+        state = RowState(None if is_whole else self._visible[:rows, : self.width])
+        positions = torch.tensor(self._counts, device=self.at.device)[:, None]
+        hidden = self.lm.append_tree(ids[:, None], positions, state, self._cache)
+        self._ends = [end + 1 for end in self._ends]
+        self._counts = [count + 1 for count in self._counts]
+        self._place()
+        return hidden[:, 0]
+
+    def leave(self, rows: Sequence[int]) -> list[int]:
+        """Remove rows; some of the last ones take their places. Returns the number that each row
+        that is left had before."""
+        gone = set(rows)
+        order = list(range(len(self)))
+        left = len(order) - len(gone)
+        movers = [row for row in order[left:] if row not in gone]
+        holes = sorted(row for row in gone if row < left)
+        for hole, row in zip(holes, movers, strict=True):
+            self._visible[hole] = self._visible[row]
+            order[hole] = row
+        del order[left:]
+        layers: list[Any] = self._cache.layers
+        for layer in layers if holes else ():
+            layer.move(movers, holes, order)
+        self._ends = [self._ends[row] for row in order]
+        self._counts = [self._counts[row] for row in order]
+        if not order:
+            self._cache.layers.clear()  # memory goes back, and the next prompt lends its own
+        self._place()
+        return order
+
+    def _place(self) -> None:
+        self.at = torch.tensor(self._ends, dtype=torch.int64, device=self._visible.device)
+
+    def _see(self, rows: int, width: int) -> None:
+        """Make room in `_visible`."""
+        more_rows = max(0, rows - self._visible.shape[0])
+        more = max(0, width - self._visible.shape[1])
+        if more_rows or more:
+            wider = more and more + width // 2
+            self._visible = F.pad(self._visible, (0, wider, 0, more_rows), value=False)
+
+
+class RowsLayer(DynamicLayer):
+    """One layer's keys and values of `TokenRows`: buffers [R', H, S', D], larger than what is used.
+
+    Args:
+        rows: says where the new tokens of a forward pass belong.
+    """
+
+    def __init__(self, rows: TokenRows) -> None:
+        super().__init__()
+        self.rows = rows
+        self.is_lent = False
+        self.keys: Any
+        self.values: Any
+
+    def get_seq_length(self) -> int:
+        return self.rows.width - 1
+
+    def adopt(self, layer: GrowingLayer) -> None:
+        """Use the buffers of a prompt's layer, whose positions stay as they are."""
+        self.keys, self.values = layer.buffers
+        self.is_lent = True
+        # Attention multiplies what a row does not see by 0, so it must be numbers.
+        for states in (self.keys, self.values):
+            states[:, :, layer.get_seq_length() :] = 0
+        self.dtype, self.device, self.is_initialized = self.keys.dtype, self.keys.device, True
+
+    def reserve(self, rows: int, width: int) -> None:
+        """Make room for so many rows and positions, and for more of what is lacking."""
+        have_rows, _, have, _ = self.keys.shape
+        if rows <= have_rows and width <= have:
+            return
+        rows = have_rows if rows <= have_rows else max(rows, 2 * have_rows)
+        width = have if width <= have else width + width // 2
+        self.keys = _larger(self.keys, rows, width)
+        self.values = _larger(self.values, rows, width)
+        self.is_lent = False
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the new token of each row, [R, H, 1, D], to the row's end."""
+        rows, width = key_states.shape[0], self.rows.width
+        self.reserve(rows, width)
+        row = torch.arange(rows, device=key_states.device)
+        self.keys[row, :, self.rows.at] = key_states[:, :, 0]
+        self.values[row, :, self.rows.at] = value_states[:, :, 0]
+        return self.keys[:rows, :, :width], self.values[:rows, :, :width]
+
+    def move(self, rows: list[int], holes: list[int], order: list[int]) -> None:
+        """Copy rows over the holes that others leave, so that row r is what row `order[r]` was."""
+        if not self.is_initialized:
+            return
+        if self.is_lent:  # the prompt's rows stay where they are
+            self.keys, self.values = self.keys[order], self.values[order]
+            self.is_lent = False
+            return
+        for row, hole in zip(rows, holes, strict=True):
+            self.keys[hole], self.values[hole] = self.keys[row], self.values[row]
+
+
+def _larger(buffer: torch.Tensor, rows: int, width: int) -> torch.Tensor:
+    # Zeros, because attention multiplies what a row does not see by 0.
+    larger = buffer.new_zeros(rows, buffer.shape[1], width, buffer.shape[3])
+    larger[: buffer.shape[0], :, : buffer.shape[2]] = buffer
+    return larger
