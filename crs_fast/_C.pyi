@@ -77,6 +77,7 @@ class MaskArgs:
         filter: Filter,
         tokens: Tokens,
         rows_per_filter: int,
+        filter_of_row: Address,
         logits: Address,
         out: Address,
         nodes: Address,

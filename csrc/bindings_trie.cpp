@@ -40,13 +40,14 @@ Tokens tokens(Address column, int64_t stride, int64_t width, int64_t terminator,
 }
 
 crs::MaskArgs mask_args(const Trie& trie, const Filter& filter, const Tokens& tokens,
-                        int64_t rows_per_filter, Address logits, Address out, Address nodes,
-                        int64_t rows, int64_t vocab, int64_t row_stride, int64_t out_stride,
-                        crs::DType dtype, int threads) {
+                        int64_t rows_per_filter, Address filter_of_row, Address logits, Address out,
+                        Address nodes, int64_t rows, int64_t vocab, int64_t row_stride,
+                        int64_t out_stride, crs::DType dtype, int threads) {
   return {trie.view,
           filter.view,
           tokens.view,
           rows_per_filter,
+          as<const int64_t>(filter_of_row),
           as<const void>(logits),
           as<void>(out),
           as<const int64_t>(nodes),
@@ -123,8 +124,9 @@ void bind_arguments(py::module_& m) {
            arg("terminator"), arg("denied"), arg("num_denied"));
   py::class_<crs::MaskArgs>(m, "MaskArgs")
       .def(py::init(&mask_args), py::kw_only(), arg("trie"), arg("filter"), arg("tokens"),
-           arg("rows_per_filter"), arg("logits"), arg("out"), arg("nodes"), arg("rows"),
-           arg("vocab"), arg("row_stride"), arg("out_stride"), arg("dtype"), arg("threads"));
+           arg("rows_per_filter"), arg("filter_of_row"), arg("logits"), arg("out"), arg("nodes"),
+           arg("rows"), arg("vocab"), arg("row_stride"), arg("out_stride"), arg("dtype"),
+           arg("threads"));
   py::class_<crs::StepArgs>(m, "StepArgs")
       .def(py::init(&step_args), py::kw_only(), arg("trie"), arg("filter"), arg("tokens"),
            arg("normalize"), arg("inverse_temperature"), arg("logits"), arg("batch"), arg("beams"),

@@ -24,6 +24,8 @@ constexpr int32_t kEnd = -1;
 // Node of a row outside any SID (trie_mask), of an illegal prefix (trie_walk), of a dead beam
 // (trie_step).
 constexpr int64_t kNoNode = -1;
+// Node of a row that trie_mask leaves as it is.
+constexpr int64_t kLeave = -2;
 
 CRS_HD int popcount(uint64_t bits) {
 #if defined(__CUDA_ARCH__)

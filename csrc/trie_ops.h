@@ -34,18 +34,23 @@ void trie_walk_cpu(const TrieView& trie, const int64_t* codes, int64_t rows, int
 void trie_rows_cpu(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes,
                    int threads);
 
-// out[r, v] = logits[r, v] where v is legal after nodes[r], else -inf.
+// out[r, v] = logits[r, v] where v is legal after nodes[r], or nodes[r] is kLeave, else -inf.
 struct MaskArgs {
   TrieView trie;
   FilterView filter;
   TokenView tokens;
-  int64_t rows_per_filter;
-  const void* logits;    // [rows, vocab], row_stride elements apart
-  void* out;             // likewise, out_stride apart; may be logits
-  const int64_t* nodes;  // [rows]
+  int64_t rows_per_filter;       // row r takes bitmap r / rows_per_filter,
+  const int64_t* filter_of_row;  // [rows]: or this one, -1 for none; may be null
+  const void* logits;            // [rows, vocab], row_stride elements apart
+  void* out;                     // likewise, out_stride apart; may be logits
+  const int64_t* nodes;          // [rows]
   int64_t rows, vocab, row_stride, out_stride;
   DType dtype;  // of logits and out
   int threads;  // at most
+
+  CRS_HD int64_t filter_of(int64_t row) const {
+    return filter_of_row ? filter_of_row[row] : row / rows_per_filter;
+  }
 };
 void trie_mask_cpu(const MaskArgs& args);
 

@@ -88,7 +88,7 @@ def save_bundle(
     path = Path(path)
     model, tokenizer = backbone
     model = merge_lora(model)
-    _check_items("save_bundle", trie, items)
+    check_items_of("save_bundle", trie, items)
     _check_model("save_bundle", model, vocab, control)
     check_folder("save_bundle: path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def save_bundle(
             "tokens": _token_names(tokenizer, vocab, control),
             "tokenizer_size": len(tokenizer),
             "quantizer": quantizer,
-            "sha256": {name: _sha256(partial / name) for name in (TRIE, ITEMS)},
+            "sha256": {name: sha256_of(partial / name) for name in (TRIE, ITEMS)},
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         # mkdtemp and safetensors create files that only their owner may read.
@@ -175,7 +175,7 @@ def load_bundle(
     tokenizer = AutoTokenizer.from_pretrained(path)
     _check_tokenizer(path, tokenizer, manifest)
     trie, items = SidTrie.load(path / TRIE), read_items(path / ITEMS)
-    _check_items("load_bundle", trie, items)
+    check_items_of("load_bundle", trie, items)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
     _check_model("load_bundle", model, vocab, control)
     sids = trie_sids(trie, vocab)
@@ -197,7 +197,7 @@ def _manifest(path: Path, quantizer: str | None) -> dict[str, Any]:
             f"(got {manifest.get('format_version')})"
         )
     for name, expected in manifest["sha256"].items():
-        if (got := _sha256(path / name)) != expected:
+        if (got := sha256_of(path / name)) != expected:
             raise ValueError(
                 f"load_bundle: {path / name} must be the file saved with this model, sha256 "
                 f"{expected[:12]}… (got {got[:12]}…)"
@@ -210,7 +210,7 @@ def _manifest(path: Path, quantizer: str | None) -> dict[str, Any]:
     return manifest
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -238,7 +238,7 @@ def _check_tokenizer(
         )
 
 
-def _check_items(op: str, trie: SidTrie, items: Sequence[Item]) -> None:
+def check_items_of(op: str, trie: SidTrie, items: Sequence[Item]) -> None:
     in_trie = {str(item_id) for item_id in trie.item_ids.tolist()}
     listed = {item.item_id for item in items}
     if in_trie != listed or len(listed) != len(items):

@@ -39,6 +39,7 @@ def beam_search(
     filters: ItemFilter | None = None,
     cuda_graph: bool = False,
     compile_layers: bool = False,
+    terminator: int | None = None,
     **model_kwargs: Any,
 ) -> Any:
     """`model.generate(**inputs, custom_generate=crs_fast.beam_search, num_beams=50,
@@ -54,13 +55,15 @@ def beam_search(
     `prepare_inputs_for_generation` (PEFT's prompt, prefix and P-tuning).
 
     Args:
-        trie, vocab, normalize, temperature, filters, cuda_graph, compile_layers: as in `recommend`;
-            the generation config's own temperature is ignored, as by Hugging Face beam search.
+        trie, vocab, normalize, temperature, filters, cuda_graph, compile_layers, terminator: as in
+            `recommend`; the generation config's own temperature is ignored, as by Hugging Face beam
+            search.
 
     Returns:
         int64 [B * R, P + L], best first, or with `return_dict_in_generate` Hugging Face's
         `GenerateBeamDecoderOnlyOutput` (with `output_scores`, `sequences_scores` [B * R], log-prob
-        sums over (SID length) ** `length_penalty`). Ragged SIDs end in padding; invalid rows (fewer
+        sums over (SID length) ** `length_penalty`). A terminator follows each SID and counts in its
+        length: [B * R, P + L + 1]. Ragged SIDs end in padding; invalid rows (fewer
         items than beams) are padding after the prompt, their scores -inf.
 
     Raises:
@@ -79,7 +82,7 @@ def beam_search(
             "beam_search: num_beam_groups must be 1: diverse beam search has no token tree "
             f"(got {generation_config.num_beam_groups})"
         )
-    length, levels = input_ids.shape[1], trie.num_levels
+    length, levels = input_ids.shape[1], trie.num_levels + (terminator is not None)
     if length == 0:
         raise ValueError(
             "beam_search: input_ids must be given, beside inputs_embeds too "
@@ -87,7 +90,8 @@ def beam_search(
         )
     if generation_config.max_length is not None and generation_config.max_length < length + levels:
         raise ValueError(
-            f"beam_search: max_new_tokens must be at least the trie's {levels} levels "
+            f"beam_search: max_new_tokens must be at least the trie's {trie.num_levels} levels"
+            f"{'' if terminator is None else ' and the terminator'} "
             f"(got {generation_config.max_length - length})"
         )
     if generation_config.do_sample and model.generation_config.do_sample:
@@ -106,7 +110,8 @@ def beam_search(
         filters=filters,
         cuda_graph=cuda_graph,
         compile_layers=compile_layers,
-    )
+        terminator=terminator,
+    ).terminated()
     reason = _beyond_the_tree(
         model, logits_processor, stopping_criteria, generation_config, model_kwargs
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from crs_fast.ops import FilterTensors
 from crs_fast.ops.trie import NORMALIZE
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
+from crs_fast.trie.terminated import checked_terminator, terminated_vocab
 
 # What `num_beams` counts in the items that come out: SIDs, or items themselves.
 BY = ("sid", "item")
@@ -20,8 +21,8 @@ class SearchRequest:
 
     Raises:
         ValueError: `num_beams` < 1, an unknown `normalize` or `by`, a temperature that is not above
-            0, a vocabulary that lacks codes of the trie, filters of another catalogue or for
-            another number of prompts.
+            0, a vocabulary that lacks codes of the trie, a terminator that stands for one of them,
+            filters of another catalogue or for another number of prompts.
     """
 
     trie: SidTrie
@@ -34,6 +35,7 @@ class SearchRequest:
     cuda_graph: bool = False
     compile_layers: bool = False
     by: str = "sid"
+    terminator: int | None = None
 
     def __post_init__(self) -> None:
         if not hasattr(self.num_beams, "__index__"):
@@ -53,8 +55,18 @@ class SearchRequest:
                 f"recommend: filters must hold one filter for all or one a prompt, {self.batch} "
                 f"(got {self.filters.num_requests})"
             )
+        if self.terminator is not None:
+            checked_terminator("recommend", self.trie, self.vocabulary, self.terminator)
         # Refuse a vocabulary that lacks codes of the trie, and filters of another catalogue.
         _ = self.vocabulary, self.bitmaps
+
+    def terminated(self) -> SearchRequest:
+        """The same request where the terminator is the last code of each SID; itself where there is
+        none."""
+        if self.terminator is None:
+            return self
+        vocab = terminated_vocab(self.trie, self.vocabulary, self.terminator)
+        return replace(self, trie=self.trie.terminated, vocab=vocab, terminator=None)
 
     @property
     def tree_size(self) -> int:

@@ -22,9 +22,10 @@ from .trie import (
     trie_step,
     trie_walk,
 )
-from .trie.tensors import FilterTensors, TokenTensors, TrieTensors
+from .trie.tensors import LEAVE, FilterTensors, TokenTensors, TrieTensors
 
 __all__ = [
+    "LEAVE",
     "FilterTensors",
     "TokenTensors",
     "TrieTensors",

@@ -1,5 +1,6 @@
 """Recommendation turns for many callers at once, from one model."""
 
+from .catalogue import Catalogue, CatalogueStore
 from .engine import Engine
 from .requests import (
     Busy,
@@ -17,6 +18,8 @@ from .ticket import Ticket
 __all__ = [
     "Busy",
     "Cancelled",
+    "Catalogue",
+    "CatalogueStore",
     "Done",
     "Engine",
     "Event",

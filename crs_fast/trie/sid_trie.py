@@ -172,6 +172,16 @@ class SidTrie:
         return vocab
 
     @cached_property
+    def terminated(self) -> SidTrie:
+        """The catalogue with one more code at the end of each SID, for a terminator whose log-prob
+        counts: code 0, and every other code is one higher. So no SID is a prefix of another one,
+        and items keep their order, which filters rely on."""
+        rows = torch.nn.functional.pad(trie_rows(self.tensors).cpu() + 1, (0, 1))  # -1 becomes 0,
+        rows[:, 1:].masked_fill_(rows[:, :-1] == 0, -1)  # and of all zeros the first one stays
+        tensors, _ = trie_build(rows, num_sorted=rows.shape[0])
+        return SidTrie(tensors, self.item_ids).to(self.device)
+
+    @cached_property
     def _token_ids(self) -> TokenIds:
         return TokenIds(self.num_levels, max(1, *self._level_sizes))
 
@@ -278,6 +288,8 @@ def _as_tensor(sids: Any) -> torch.Tensor:
     """Rows of any kind as a tensor, the shorter ones padded with -1."""
     array = sids.to_numpy() if hasattr(sids, "to_numpy") else sids
     if hasattr(array, "dtype") and array.dtype != object:
+        if isinstance(array, np.ndarray) and not array.flags.writeable:
+            array = array.copy()  # as pandas gives it; torch wants memory that it may write to
         return torch.as_tensor(array, device="cpu")
     rows = _equal_rows(list(array))
     if any(

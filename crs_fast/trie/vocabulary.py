@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from crs_fast.ops import TokenTensors, token_tensors
 from crs_fast.ops.host import as_tensor
+
+T = TypeVar("T")
 
 
 class Vocabulary(ABC):
@@ -33,7 +35,7 @@ class Vocabulary(ABC):
     ) -> None:
         self.token_ids = list(token_ids)
         self.begin, self.end, self.eos = begin, end, eos
-        self._remembered: dict[Any, TokenTensors] = {}
+        self._remembered: dict[Any, Any] = {}
 
     @property
     def num_levels(self) -> int:
@@ -152,12 +154,17 @@ class Vocabulary(ABC):
             eos_token_id: as in `terminator`.
         """
         key = torch.device(device), self.terminator(eos_token_id)
+        return self.remembered(key, lambda: self._token_tensors(*key))
+
+    def remembered(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` gave for a key the first time."""
         if key not in self._remembered:
-            with torch.inference_mode(False):  # else only inference code could use them
-                made = self._token_tensors(*key)
+            with torch.inference_mode(False):  # else only inference code could use its tensors
+                made = make()
             # Where two threads meet, both take what the first one made.
             self._remembered.setdefault(key, made)
-        return self._remembered[key]
+        first: T = self._remembered[key]
+        return first
 
     def _token_tensors(self, device: torch.device, terminator: int) -> TokenTensors:
         denied = self.code_tokens()

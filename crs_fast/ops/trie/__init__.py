@@ -106,11 +106,12 @@ def trie_mask(
     trie: TrieTensors,
     tokens: TokenTensors,
     filters: FilterTensors | None = None,
+    filter_of_row: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`trie_mask_` into a new tensor: only the legal logits are read."""
-    _check_mask("trie_mask", logits, nodes, trie, tokens, filters)
+    _check_mask("trie_mask", logits, nodes, trie, tokens, filters, filter_of_row)
     words, rank = filters if filters is not None else (None, None)
-    return torch.ops.crs_fast.trie_mask(logits, nodes, *trie, *tokens, words, rank)
+    return torch.ops.crs_fast.trie_mask(logits, nodes, *trie, *tokens, words, rank, filter_of_row)
 
 
 def trie_mask_(
@@ -119,10 +120,12 @@ def trie_mask_(
     trie: TrieTensors,
     tokens: TokenTensors,
     filters: FilterTensors | None = None,
+    filter_of_row: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Write -inf, in place, over every token that may not follow.
 
         node == -1:   logits[r, denied] = -inf              (outside a SID)
+        node == -2:   nothing                               (`LEAVE`: not ours)
         else:         logits[r, all but legal children] = -inf
                       a leaf, or nothing allowed below: all but the terminator
 
@@ -131,18 +134,20 @@ def trie_mask_(
         nodes: int64 [R], from `trie_walk`.
         trie, tokens: on the device of `logits`; columns must lie below V.
         filters: F bitmaps with R divisible by F; row r takes bitmap r // (R / F).
+        filter_of_row: int64 [R], the bitmap of each row instead, so that rows share bitmaps and
+            F is any number; -1 takes none.
 
     Returns:
         `logits`.
     """
-    _check_mask("trie_mask_", logits, nodes, trie, tokens, filters)
+    _check_mask("trie_mask_", logits, nodes, trie, tokens, filters, filter_of_row)
     rows, vocab = logits.shape
     if rows > 1 and logits.stride(1) == 1 and logits.stride(0) < vocab:
         raise ValueError(
             f"trie_mask_: rows of logits must not overlap (got strides {logits.stride()})"
         )
     words, rank = filters if filters is not None else (None, None)
-    torch.ops.crs_fast.trie_mask_(logits, nodes, *trie, *tokens, words, rank)
+    torch.ops.crs_fast.trie_mask_(logits, nodes, *trie, *tokens, words, rank, filter_of_row)
     return logits
 
 
@@ -297,6 +302,7 @@ def _check_mask(
     trie: TrieTensors,
     tokens: TokenTensors,
     filters: FilterTensors | None,
+    filter_of_row: torch.Tensor | None = None,
 ) -> None:
     _check(op, "logits", logits, trie.codes, NATIVE_FLOATS, 2)
     _check(op, "nodes", nodes, trie.codes, (torch.int64,), 1)
@@ -307,13 +313,35 @@ def _check_mask(
         )
     _check_tokens(op, logits, trie, tokens)
     _check_filters(op, filters, trie)
-    if filters is not None and (
+    if filter_of_row is not None:
+        _check_filter_of_row(op, filter_of_row, nodes, trie, filters)
+    elif filters is not None and (
         filters.words.shape[0] == 0 or logits.shape[0] % filters.words.shape[0]
     ):
         raise ValueError(
             f"{op}: filters must divide the {logits.shape[0]} rows evenly "
             f"(got {filters.words.shape[0]})"
         )
+
+
+def _check_filter_of_row(
+    op: str,
+    filter_of_row: torch.Tensor,
+    nodes: torch.Tensor,
+    trie: TrieTensors,
+    filters: FilterTensors | None,
+) -> None:
+    if filters is None or filters.words.shape[0] == 0:
+        raise ValueError(f"{op}: filters must be given beside filter_of_row (got none)")
+    _check(op, "filter_of_row", filter_of_row, trie.codes, (torch.int64,), 1)
+    if filter_of_row.shape != nodes.shape:
+        raise ValueError(
+            f"{op}: filter_of_row must have one entry per row of logits, {nodes.shape[0]} "
+            f"(got {filter_of_row.shape[0]})"
+        )
+    # On a GPU nobody waits for the values: those outside are taken as the nearest inside.
+    if not filter_of_row.is_cuda and not torch.compiler.is_compiling():
+        _check_range(op, "filter_of_row", filter_of_row, filters.words.shape[0], lowest=-1)
 
 
 def _check(
@@ -335,12 +363,12 @@ def _check(
         )
 
 
-def _check_range(op: str, name: str, positions: torch.Tensor, size: int) -> None:
+def _check_range(op: str, name: str, positions: torch.Tensor, size: int, lowest: int = 0) -> None:
     if positions.numel() == 0:
         return
     least, most = torch.stack(positions.aminmax()).tolist()
-    if not 0 <= least <= most < size:
-        raise ValueError(f"{op}: {name} must lie in 0 .. {size - 1} (got {least} .. {most})")
+    if not lowest <= least <= most < size:
+        raise ValueError(f"{op}: {name} must lie in {lowest} .. {size - 1} (got {least} .. {most})")
 
 
 def _check_tokens(op: str, logits: torch.Tensor, trie: TrieTensors, tokens: TokenTensors) -> None:

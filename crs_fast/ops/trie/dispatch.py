@@ -26,6 +26,8 @@ _TRIE = "Tensor codes, Tensor bits, Tensor rank, Tensor starts, Tensor level"
 _TOKENS = "Tensor column, Tensor denied, int terminator, int num_columns"
 _FILTERS = "Tensor? words, Tensor? filter_rank"
 _NUM_TRIE, _NUM_TOKENS = len(TrieTensors._fields), len(TokenTensors._fields)
+_NUM_BUNDLED = _NUM_TRIE + _NUM_TOKENS + 2
+_FILTER_OF_ROW = "Tensor? filter_of_row=None"
 
 
 def build(
@@ -97,12 +99,14 @@ def _walk(*flat: Any) -> torch.Tensor:
 
 def _mask_into(out: torch.Tensor, logits: torch.Tensor, nodes: torch.Tensor, *flat: Any) -> None:
     """Mask `logits` into `out`, both with adjacent columns; they may be one tensor."""
-    trie, tokens, filters = _bundles(flat)
+    trie, tokens, filters = _bundles(flat[:_NUM_BUNDLED])
+    # torch leaves out a last argument that has its default value.
+    filter_of_row = flat[_NUM_BUNDLED] if len(flat) > _NUM_BUNDLED else None
     native = _kernels("trie_mask", logits)
     if native is None:
-        out.copy_(reference.trie_mask(logits, nodes, trie, tokens, filters))
+        out.copy_(reference.trie_mask(logits, nodes, trie, tokens, filters, filter_of_row))
     else:
-        kernels.mask(native, out, logits, nodes, trie, tokens, filters)
+        kernels.mask(native, out, logits, nodes, trie, tokens, filters, filter_of_row)
 
 
 def _mask(logits: torch.Tensor, nodes: torch.Tensor, *flat: Any) -> torch.Tensor:
@@ -154,12 +158,14 @@ def _step_fake(
 
 register(f"trie_walk({_TRIE}, Tensor path) -> Tensor", _walk, _walk_fake)
 register(
-    f"trie_mask(Tensor logits, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}) -> Tensor",
+    f"trie_mask(Tensor logits, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}, {_FILTER_OF_ROW}) "
+    "-> Tensor",
     _mask,
     _mask_fake,
 )
 register(
-    f"trie_mask_(Tensor(a!) logits, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}) -> ()",
+    f"trie_mask_(Tensor(a!) logits, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}, "
+    f"{_FILTER_OF_ROW}) -> ()",
     _mask_inplace,
     _mask_inplace_fake,
 )

@@ -107,16 +107,21 @@ def mask(
     trie: TrieTensors,
     tokens: TokenTensors,
     filters: FilterTensors | None,
+    filter_of_row: torch.Tensor | None,
 ) -> None:
     """Mask `logits` into `out`, both with adjacent columns; they may be one tensor."""
     nodes = nodes.contiguous()
     rows, vocab = logits.shape
     num_filters = 1 if filters is None else filters.words.shape[0]
+    if filter_of_row is not None:
+        # On a GPU nobody has looked at the values.
+        filter_of_row = filter_of_row.clamp(-1, num_filters - 1).contiguous()
     args = native.MaskArgs(
         trie=_trie(native, trie),
         filter=_filter(native, filters),
         tokens=_tokens(native, tokens),
         rows_per_filter=max(1, rows // num_filters),
+        filter_of_row=0 if filter_of_row is None else filter_of_row.data_ptr(),
         logits=logits.data_ptr(),
         out=out.data_ptr(),
         nodes=nodes.data_ptr(),

@@ -81,11 +81,11 @@ def ending(trie: TrieTensors, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.
 def allowed(
     trie: TrieTensors, filters: FilterTensors | None, which: torch.Tensor, nodes: torch.Tensor
 ) -> torch.Tensor:
-    """Whether some allowed item is below each node."""
+    """Whether some allowed item is below each node; bitmap -1 allows every item."""
     if filters is None:
         return torch.ones_like(nodes, dtype=torch.bool)
     _, begin, end = unpack(trie, nodes)
-    return before(*filters, which, end) > before(*filters, which, begin)
+    return (before(*filters, which, end) > before(*filters, which, begin)) | (which < 0)
 
 
 def continues(
@@ -96,4 +96,5 @@ def continues(
     _, _, end = unpack(trie, nodes)
     if filters is None:
         return stop < end
-    return before(*filters, which, end) > before(*filters, which, stop)
+    left = before(*filters, which, end) > before(*filters, which, stop)
+    return torch.where(which < 0, stop < end, left)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from .nodes import allowed, before, begin_of, begins, ending, pack, span, unpack
-from .tensors import END, NO_NODE, NODE_BITS, FilterTensors, TokenTensors, TrieTensors
+from .tensors import END, LEAVE, NO_NODE, NODE_BITS, FilterTensors, TokenTensors, TrieTensors
 
 _HIGHEST = torch.iinfo(torch.int32).max
 # A depth with fewer nodes than one in so many items keeps a table of where they begin.
@@ -160,13 +160,16 @@ def trie_mask(
     trie: TrieTensors,
     tokens: TokenTensors,
     filters: FilterTensors | None = None,
+    filter_of_row: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """logits [R, V] with -inf wherever a token is not legal after nodes [R]."""
     rows, vocab = logits.shape
     following, _, column, legal = _continuations(trie, tokens, nodes.clamp(min=0))  # [R, K]
     if filters is not None:
-        per = rows // filters.words.shape[0]
-        which = torch.arange(rows, device=nodes.device) // max(per, 1)
+        num_filters = filters.words.shape[0]
+        which = torch.arange(rows, device=nodes.device) // max(rows // num_filters, 1)
+        if filter_of_row is not None:
+            which = filter_of_row.clamp(-1, num_filters - 1)
         legal = legal & allowed(trie, filters, which[:, None], following)
     column[:, 0] = tokens.terminator
     legal = legal & (column >= 0)
@@ -178,7 +181,7 @@ def trie_mask(
     keep = keep.scatter(1, sink, True)[:, :vocab]
     free = torch.ones(vocab, dtype=torch.bool, device=logits.device)
     free[tokens.denied] = False
-    keep = torch.where((nodes == NO_NODE)[:, None], free, keep)
+    keep = torch.where((nodes == NO_NODE)[:, None], free, keep) | (nodes == LEAVE)[:, None]
     return torch.where(keep, logits, float("-inf"))
 
 
