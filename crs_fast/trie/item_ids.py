@@ -167,6 +167,10 @@ class ItemIds:
         ordered = self.numbers[self._order.long()]
         return self._order[torch.searchsorted(ordered, wanted).clamp(max=last)].long()
 
+    def as_text(self) -> ItemIds:
+        """The ids as text, in their order."""
+        return self if self.numbers is None else ItemIds.make(list(map(str, self.tolist())))
+
     def append(self, more: ItemIds) -> ItemIds:
         """These ids and then `more`.
 

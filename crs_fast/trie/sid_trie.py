@@ -345,6 +345,8 @@ def _as_tensor(sids: Any) -> torch.Tensor:
     """Rows of any kind as a tensor, the shorter ones padded with -1."""
     array = sids.to_numpy() if hasattr(sids, "to_numpy") else sids
     if hasattr(array, "dtype") and array.dtype != object:
+        if isinstance(array, np.ndarray) and not array.flags.writeable:
+            array = array.copy()  # as pandas gives it; torch wants memory that it may write to
         return torch.as_tensor(array, device="cpu")
     rows = _equal_rows(list(array))
     if any(
