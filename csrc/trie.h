@@ -172,8 +172,8 @@ struct Children {
   }
   CRS_HD int64_t code(int64_t k) const { return trie.code(parent.depth, k); }
 
-  // The child that `wanted` leads to, or `last`.
-  CRS_HD int64_t find(int64_t wanted) const {
+  // The first child whose code is not below `wanted`, or `last`.
+  CRS_HD int64_t lower_bound(int64_t wanted) const {
     int64_t low = first, high = last;
     while (low < high) {
       const int64_t middle = low + (high - low) / 2;
@@ -182,7 +182,13 @@ struct Children {
       else
         high = middle;
     }
-    return low < last && code(low) == wanted ? low : last;
+    return low;
+  }
+
+  // The child that `wanted` leads to, or `last`.
+  CRS_HD int64_t find(int64_t wanted) const {
+    const int64_t k = lower_bound(wanted);
+    return k < last && code(k) == wanted ? k : last;
   }
 };
 

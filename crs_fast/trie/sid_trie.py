@@ -13,7 +13,14 @@ from typing import Any, TypeVar, cast
 import numpy as np
 import torch
 
-from crs_fast.ops import TrieTensors, trie_build, trie_rows, trie_walk
+from crs_fast.ops import (
+    TrieTensors,
+    trie_build,
+    trie_insert,
+    trie_remove,
+    trie_rows,
+    trie_walk,
+)
 from crs_fast.ops.trie.checks import TRIES, check_tensor, check_trie
 from crs_fast.ops.trie.nodes import are_held, ending
 from crs_fast.ops.trie.tensors import NO_NODE, NODE_BITS
@@ -89,7 +96,7 @@ class SidTrie:
 
     @_while_reading
     def add(self, sids: Any, item_ids: Any) -> SidTrie:
-        """A new trie with more items; only these are sorted, and then merged in.
+        """A new trie with more items. Only these are sorted; what stands between them is copied.
 
         Args:
             sids: int [n, L'], -1 pads; L' may differ from this trie's levels.
@@ -104,31 +111,22 @@ class SidTrie:
             raise ValueError(
                 f"SidTrie.add: item_ids must hold one id a SID, {added.shape[0]} (got {len(ids)})"
             )
+        self.item_ids.check_new(ids)
         levels = max(self.num_levels, added.shape[1])
-        rows = torch.empty(self.num_items + len(ids), levels, dtype=torch.int64, device="cpu")
-        old, new = rows[: self.num_items], rows[self.num_items :]
-        if levels == self.num_levels:
-            trie_rows(self.tensors, out=old)
-        else:
-            old.copy_(_padded(self.sids(), levels))
-        new.copy_(_padded(added, levels))
-        tensors, order = trie_build(rows, num_sorted=self.num_items)
-        both = self.item_ids.append(ids)
-        return SidTrie(tensors, both.take(order.long())).to(self.device)
+        tensors, order, at = trie_insert(self._tensors_on("cpu"), _padded(added, levels))
+        merged = self.item_ids.insert(at, ids.take(order.long()))
+        return SidTrie(tensors, merged).to(self.device)
 
     @_while_reading
     def remove(self, item_ids: Sequence[int | str] | torch.Tensor) -> SidTrie:
-        """A new trie without some items; nothing is sorted.
+        """A new trie without some items: what stands between them is copied.
 
         Raises:
             KeyError: an id that is not in the catalogue.
         """
-        keep = torch.ones(self.num_items, dtype=torch.bool, device="cpu")
-        keep[self.item_ids.positions(item_ids)] = False
-        left = keep.nonzero().squeeze(1)
-        rows = trie_rows(self.tensors, left.to(self.device)).cpu()
-        tensors, _ = trie_build(rows, num_sorted=rows.shape[0])
-        return SidTrie(tensors, self.item_ids.take(left)).to(self.device)
+        at = self.item_ids.positions(item_ids, once=True).unique()
+        tensors = trie_remove(self._tensors_on("cpu"), at)
+        return SidTrie(tensors, self.item_ids.without(at)).to(self.device)
 
     @property
     def num_items(self) -> int:
@@ -221,11 +219,14 @@ class SidTrie:
     @_while_reading
     def to(self, device: torch.device | str) -> SidTrie:
         """The same trie with its index on another device; the item ids stay on the CPU."""
-        moved = TrieTensors(*(t.to(device) for t in self.tensors))
+        moved = self._tensors_on(device)
         if moved.level is self.tensors.level:
             return self
         TRIES.remember(moved)
         return SidTrie(moved, self.item_ids)
+
+    def _tensors_on(self, device: torch.device | str) -> TrieTensors:
+        return TrieTensors(*(t.to(device) for t in self.tensors))
 
     @_while_reading
     def items(self, sids: Any) -> list[list[int | str]]:

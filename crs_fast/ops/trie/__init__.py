@@ -33,9 +33,11 @@ __all__ = [
     "NORMALIZE",
     "token_tensors",
     "trie_build",
+    "trie_insert",
     "trie_logprob",
     "trie_mask",
     "trie_mask_",
+    "trie_remove",
     "trie_rows",
     "trie_step",
     "trie_walk",
@@ -86,6 +88,65 @@ def trie_build(
     trie, order = dispatch.build(sids, num_sorted, progress)
     TRIES.remember(trie)
     return trie, order
+
+
+def trie_insert(
+    trie: TrieTensors, sids: torch.Tensor
+) -> tuple[TrieTensors, torch.Tensor, torch.Tensor]:
+    """The trie with more items, in C++ on all threads: only these are sorted, what stands between
+    them is copied.
+
+        order = stable_argsort(sids)
+        for j in range(n): at[j] = the number of items in the trie whose SIDs are not above
+                                   sids[order[j]]
+        insert bits and codes at `at`
+
+    Args:
+        trie: on the CPU.
+        sids: int64 [n, L'] on the CPU, -1 pads; L' is at least the trie's levels.
+
+    Returns:
+        The trie that `trie_build` makes of the rows of both, the new ones last; order int32 [n]:
+        sorted position -> row of `sids`; and at int64 [n], ascending: the new item j stands at
+        position at[j] + j.
+
+    Raises:
+        ValueError: as `trie_build`, fewer levels than the trie's, or 2^28 items or more.
+    """
+    _check_change("trie_insert", "sids", sids, 2, trie)
+    items = int(trie.level[-1, 1]) + sids.shape[0]
+    if items >= 1 << NODE_BITS:
+        raise ValueError(f"trie_insert: the trie must have fewer than 2^28 items (got {items})")
+    if sids.shape[1] < trie.num_levels:
+        raise ValueError(
+            f"trie_insert: sids must have at least the trie's {trie.num_levels} levels "
+            f"(got {sids.shape[1]})"
+        )
+    larger, order, at = dispatch.insert(trie, sids)
+    TRIES.remember(larger)
+    return larger, order, at
+
+
+def trie_remove(trie: TrieTensors, items: torch.Tensor) -> TrieTensors:
+    """The trie without some items, in C++ on all threads: what stands between them is copied.
+
+        keep[items] = False
+        trie_build(trie_rows(trie)[keep])
+
+    Args:
+        trie: on the CPU.
+        items: int64 [n] on the CPU, distinct positions in sorted SID order, ascending.
+
+    Raises:
+        ValueError: tensors of another dtype, shape or device, or other positions.
+    """
+    _check_change("trie_remove", "items", items, 1, trie)
+    check_range("trie_remove", "items", items, int(trie.level[-1, 1]))
+    if bool((items.diff() <= 0).any()):
+        raise ValueError("trie_remove: items must be distinct and ascend (got some that don't)")
+    smaller = dispatch.remove(trie, items)
+    TRIES.remember(smaller)
+    return smaller
 
 
 def trie_walk(trie: TrieTensors, codes: torch.Tensor) -> torch.Tensor:
@@ -334,3 +395,10 @@ def token_tensors(
     made = TokenTensors(column, masked.contiguous(), terminator, max(highest, terminator) + 1)
     remember_tokens(made)
     return made
+
+
+def _check_change(op: str, name: str, tensor: torch.Tensor, ndim: int, trie: TrieTensors) -> None:
+    check_trie(op, trie)
+    check_tensor(op, name, tensor, trie.codes, (torch.int64,), ndim)
+    if trie.codes.device.type != "cpu":
+        raise ValueError(f"{op}: the trie must be on the CPU (got {trie.codes.device})")

@@ -47,6 +47,20 @@ def build(
     return built
 
 
+def insert(trie: TrieTensors, sids: torch.Tensor) -> tuple[TrieTensors, torch.Tensor, torch.Tensor]:
+    native = _native.load()
+    if native is None:
+        return reference.trie_insert(trie, sids)
+    return kernels.insert(native, trie, sids)
+
+
+def remove(trie: TrieTensors, items: torch.Tensor) -> TrieTensors:
+    native = _native.load()
+    if native is None:
+        return reference.trie_remove(trie, items)
+    return kernels.remove(native, trie, items)
+
+
 def rows(trie: TrieTensors, items: torch.Tensor | None, out: torch.Tensor) -> None:
     """The SIDs of `items` (None: of all) into `out`."""
     native = None if trie.bits.is_cuda else _native.load()

@@ -130,6 +130,31 @@ def trie_rows(trie: TrieTensors, items: torch.Tensor) -> torch.Tensor:
     return torch.stack(out, 1)
 
 
+def trie_insert(
+    trie: TrieTensors, sids: torch.Tensor
+) -> tuple[TrieTensors, torch.Tensor, torch.Tensor]:
+    """Rebuilt from all rows; see `crs_fast.ops.trie.trie_insert`."""
+    old, levels = _all_rows(trie), sids.shape[1]
+    _check_rows(sids)
+    old = torch.nn.functional.pad(old, (0, levels - old.shape[1]), value=END)
+    made, order = trie_build(torch.cat([old, sids]))
+    positions = (order >= old.shape[0]).nonzero().squeeze(1)
+    at = positions - torch.arange(positions.numel(), device="cpu")
+    return made, order[positions] - old.shape[0], at
+
+
+def trie_remove(trie: TrieTensors, items: torch.Tensor) -> TrieTensors:
+    """Rebuilt from the rows that stay; see `crs_fast.ops.trie.trie_remove`."""
+    rows = _all_rows(trie)
+    keep = torch.ones(rows.shape[0], dtype=torch.bool, device="cpu")
+    keep[items] = False
+    return trie_build(rows[keep])[0]
+
+
+def _all_rows(trie: TrieTensors) -> torch.Tensor:
+    return trie_rows(trie, torch.arange(int(trie.level[-1, 1]), device="cpu"))
+
+
 def _continuations(
     trie: TrieTensors, tokens: TokenTensors, nodes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
