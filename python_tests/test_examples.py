@@ -121,3 +121,20 @@ def test_minionerec(data_root):
     recall = {int(k): float(share) for k, share in re.findall(r"recall@(\d+) ([0-9.]+)", out)}
     assert recall.keys() == {1, 10, 50}
     assert recall[10] > 0.1
+
+
+def test_tiger():
+    """A history's last item says the next one."""
+    recall, named = re.search(r"recall@10 ([0-9.]+), rows .* (\d+)", run("tiger.py")).groups()
+    assert float(recall) > 0.8
+    assert int(named) == 1000
+
+
+def test_grpo():
+    """Where TRL is installed."""
+    pytest.importorskip("trl")
+    pytest.importorskip("datasets")
+    first, last = re.search(
+        r"reward ([0-9.]+) at first, ([0-9.]+) at last", run("grpo.py")
+    ).groups()
+    assert float(last) > float(first) + 0.3
