@@ -16,6 +16,7 @@ from crs_fast.trie.sid_trie import check_sid_trie
 from crs_fast.trie.terminated import checked_terminator
 
 from .begin_watch import BeginWatch
+from .dead_beams import check_live_beams, dead_beams
 
 if TYPE_CHECKING:
     from transformers import LogitsProcessor
@@ -33,11 +34,6 @@ _RULES = (
     "no_repeat_ngram_size, bad_words_ids, suppress_tokens, min_new_tokens, forced_eos_token_id or "
     "prefix_allowed_tokens_fn"
 )
-# Of a row's log-probs, whose logsumexp is 0, or less after penalties.
-_ROUNDING = 1e-2
-# So many tokens of a row at least are left by Hugging Face's top_k, top_p and the like in beam
-# sampling.
-_KEPT = 2
 
 
 class SidLogitsProcessor(LogitsProcessor):
@@ -221,7 +217,15 @@ class SidLogitsProcessor(LogitsProcessor):
             if self.on_illegal == "free":
                 self._set_free(masked, nodes, illegal | stuck, hopeless & (nodes >= 0), which)
             else:
-                self._refuse(input_ids, masked, illegal, stuck, hopeless)
+                may_be_dead = illegal
+                if lengths is not None or prompt_lengths is not None:
+                    may_be_dead = torch.zeros_like(illegal)  # `generate` alone has dead beams
+                dead = dead_beams(self.grammar, input_ids, masked, may_be_dead)
+                self._check(masked, illegal & ~dead, stuck, hopeless & ~illegal)
+                check_live_beams(self.grammar, input_ids, masked, dead)
+                # Their sums are -inf already. One token is left so that no softmax makes NaN.
+                masked[dead] = -torch.inf
+                masked[dead, self.tokens.num_columns - 1] = 0.0
         return masked
 
     def _check_inputs(self, input_ids: torch.Tensor, *lengths: torch.Tensor | None) -> None:
@@ -328,43 +332,6 @@ class SidLogitsProcessor(LogitsProcessor):
                 self.filters, None if self.filters is None else which[rows],
             )  # fmt: skip
 
-    def _refuse(
-        self,
-        input_ids: torch.Tensor,
-        masked: torch.Tensor,
-        illegal: torch.Tensor,
-        stuck: torch.Tensor,
-        hopeless: torch.Tensor,
-    ) -> None:
-        """Raise the error of the first row that can't go on, unless each such row is a dead beam
-        that is not returned.
-
-        Raises:
-            ValueError: see `_check` and `_check_live_beams`.
-        """
-        dead = self._dead_beams(input_ids, masked, illegal)
-        self._check(masked, illegal & ~dead, stuck & ~dead, hopeless & ~illegal)
-        self._check_live_beams(input_ids, masked, dead)
-        # Their sums are -inf already. One token is left so that no softmax makes NaN of them.
-        masked[dead] = -torch.inf
-        masked[dead, self.tokens.num_columns - 1] = 0.0
-
-    def _dead_beams(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, illegal: torch.Tensor
-    ) -> torch.Tensor:
-        """Rows of `illegal` bool [R] that beam sampling has drawn at no probability. What a caller
-        did wrong looks alike, except that then no beam of the request is legal. So such a row must
-        hold log-probs, as in beam search, and share all that stands before its SID with a row
-        that is legal."""
-        start = self.grammar.starts(input_ids)  # [R]
-        is_beam = illegal & (scores.float().logsumexp(1) <= _ROUNDING)
-        dead = torch.zeros_like(illegal)
-        for row in is_beam.nonzero().flatten().tolist():
-            before = int(start[row])
-            siblings = _siblings(input_ids, row, before)
-            dead[row] = bool((siblings & ~illegal & (start == before)).any())
-        return dead
-
     def _check(
         self,
         masked: torch.Tensor,
@@ -402,37 +369,3 @@ class SidLogitsProcessor(LogitsProcessor):
             f"for all of them). Processors that run before forbid them, such as {_RULES}: switch "
             "these off for this call, and keep items out by filters"
         )
-
-    def _check_live_beams(
-        self, input_ids: torch.Tensor, masked: torch.Tensor, dead: torch.Tensor
-    ) -> None:
-        """
-        Raises:
-            ValueError: a dead beam would be returned, because its SID has all its tokens, or might
-                be, because its siblings may not have enough last codes for all.
-        """
-        start, levels = self.grammar.starts(input_ids), self.trie.num_levels
-        legal = (masked > -torch.inf).sum(1).clamp(max=_KEPT)  # [R]
-        for row in dead.nonzero().flatten().tolist():
-            before = int(start[row])
-            written = input_ids.shape[1] - before
-            if written < levels - 1:
-                continue
-            siblings = _siblings(input_ids, row, before)
-            live = (siblings & ~dead).nonzero().flatten()
-            # Beams of the same tokens have their probability once.
-            number = input_ids[live].unique(dim=0, return_inverse=True)[1]
-            kept = legal.new_zeros(live.numel()).index_copy(0, number, legal[live])
-            if written == levels - 1 and int(kept.sum()) >= int(siblings.sum()):
-                continue
-            raise ValueError(
-                "SidLogitsProcessor: beam sampling must draw a continuation for each beam (got "
-                f"{int((siblings & dead).sum())} dead beams of {int(siblings.sum())}, row {row} "
-                "the first). Use fewer beams, a higher top_k and top_p, do_sample=False, or "
-                "custom_generate=crs_fast.beam_search, which marks beams that are none"
-            )
-
-
-def _siblings(input_ids: torch.Tensor, row: int, before: int) -> torch.Tensor:
-    """Rows that share the first `before` tokens of this row, bool [R]."""
-    return (input_ids[:, :before] == input_ids[row, :before]).all(1)

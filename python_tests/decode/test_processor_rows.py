@@ -138,6 +138,16 @@ def test_rows_share_filters():
         processor.mask(denied, torch.zeros(2, VOCAB), filter_of_row=torch.tensor([-1, 0]))
 
 
+def test_only_generate_has_dead_beams():
+    """Rows of a server that share their text are no beams of one request."""
+    a = make_vocab().token_ids[0].tolist()
+    ids, lengths = torch.tensor([[BEGIN, a[0]], [BEGIN, a[1]]]), torch.tensor([2, 2])
+    scores = torch.randn(2, VOCAB).log_softmax(1)
+    in_text()(ids, scores)
+    with pytest.raises(ValueError, match="open SID of row 1 must be"):
+        in_text().mask(ids, scores, lengths=lengths)
+
+
 def test_arguments_that_do_not_fit_are_refused():
     ids, scores = torch.full((2, 3), BEGIN), torch.zeros(2, VOCAB)
     with pytest.raises(ValueError, match="on_illegal must be one of"):
