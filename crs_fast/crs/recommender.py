@@ -345,8 +345,7 @@ class Recommender:
 
         Args:
             num_beams: width of the beam search; None takes 50, or `num_items` if it is more.
-            messages, num_items, exclude, allow, groups, max_per_group, repeat_named, normalize,
-                cache: see `respond`.
+            cache: as all others in `respond`.
 
         Returns:
             A list of (item id, title, score), best first, or a list of such lists for a batch.

@@ -21,15 +21,18 @@ class Client:
             where the data set was read from its folder.
         num_items: length of a ranking.
         timeout: seconds to wait for the server.
+        repeat_named: whether the server may recommend what the dialogue has named, as iEvaLM's
+            other recommenders may.
     """
 
-    def __init__(self, source, entity2id, num_items=50, timeout=120.0):
+    def __init__(self, source, entity2id, num_items=50, timeout=120.0, repeat_named=True):
         if not isinstance(entity2id, dict):
             with open(entity2id, encoding="utf-8") as file:
                 entity2id = json.load(file)
         self.entity2id = entity2id
         self.num_items = num_items
         self.timeout = timeout
+        self.repeat_named = repeat_named
         self._numbers = {str(number): number for number in entity2id.values()}
         self._url = None
         self._answers = {}
@@ -76,7 +79,12 @@ class Client:
         if self._url is None:
             return self._look_up(conv_dict, mode)
         messages = [{"role": role, "content": text} for role, text in _turns(conv_dict["context"])]
-        body = {"messages": messages, "mode": mode, "num_items": self.num_items, "exclude": []}
+        body = {
+            "messages": messages,
+            "mode": mode,
+            "num_items": self.num_items,
+            "repeat_named": self.repeat_named,
+        }
         request = urllib.request.Request(
             self._url,
             json.dumps(body).encode("utf-8"),

@@ -13,6 +13,7 @@ from crs_fast.crs.data import load_dataset
 from crs_fast.crs.evaluation.predictions import blank_predictions, write_predictions
 from crs_fast.integrations import client
 from crs_fast.integrations.client import Client
+from crs_fast.serve.http import schemas
 from python_tests.crs.data.test_unicrs import DIALOGUES, replies_that_recommend, write
 
 ENTITY2ID = {f"i{n}": 100 + n for n in range(8)}
@@ -78,8 +79,19 @@ def test_get_rec_asks_the_server(server):
         {"role": "assistant", "content": "Which one?"},
         {"role": "user", "content": "The first"},
     ]
-    body = {"messages": messages, "mode": "rec", "num_items": 50, "exclude": []}
+    body = {"messages": messages, "mode": "rec", "num_items": 50, "repeat_named": True}
     assert server.requests == [("/v1/respond", "application/json", body)]
+
+
+def test_the_server_takes_what_it_sends_and_gives_what_it_reads(server):
+    asker = Client(server.url, ENTITY2ID, num_items=2, repeat_named=False)
+    asker.get_rec(CONV)
+    asker.get_conv(CONV)
+    first, second = (schemas.RespondRequest.model_validate(body) for *_, body in server.requests)
+    assert (first.mode, first.num_items, first.repeat_named) == ("rec", 2, False)
+    assert second.mode is None
+    assert {"mode", "items", "text"} <= schemas.RespondAnswer.model_fields.keys()
+    assert "id" in schemas.Item.model_fields
 
 
 def test_the_model_chooses_between_asking_and_recommending(server):
