@@ -19,7 +19,7 @@ _OPENS = -3
 class RowMask:
     """Masks logits of an engine's batch, in which rows come and go and are of any length.
 
-    A row is known by its last tokens alone (`window`), so nothing is kept between steps. Unlike
+    A row is known by its last tokens alone (`window`); nothing is kept of it between steps. Unlike
     `SidLogitsProcessor`, which may stop a `generate` call, it never raises because of what a row
     holds: a server has other people's rows beside it. A row whose open semantic ID (SID) is not the
     prefix of an allowed item's goes on as free text, in which no code may stand.
@@ -42,6 +42,7 @@ class RowMask:
     ) -> None:
         self.vocab = trie.vocabulary(vocab, "RowMask")
         self.trie = trie.to(device)
+        self._stacked: tuple[list[ItemFilter], FilterTensors | None] = ([], None)
         self.tokens = self.vocab.tensors(torch.device(device), eos_token_id)
         self.begins_by_token = self.vocab.begin is not None
         self._begin = _OPENS if self.vocab.begin is None else self.vocab.begin
@@ -91,17 +92,35 @@ class RowMask:
         Returns:
             `logits`.
         """
-        nodes = self.grammar.read(self._opened(windows, written)).nodes
-        if filters is None or all(f is None for f in filters):
-            return trie_mask_(logits, nodes, self.trie.tensors, self.tokens)
-        stacked = ItemFilter.stack(filters).over(self.trie).tensors
-        rows = torch.arange(len(filters), device=nodes.device)
-        legal = allowed(self.trie.tensors, stacked, rows, nodes.clamp(min=0))
-        nodes = torch.where((nodes > 0) & ~legal, -1, nodes)
-        trie_mask_(logits, nodes, self.trie.tensors, self.tokens, stacked)
+        with self.trie.reading():
+            nodes = self.grammar.read(self._opened(windows, written)).nodes
+            if filters is None or all(f is None for f in filters):
+                return trie_mask_(logits, nodes, self.trie.tensors, self.tokens)
+            bitmaps, of_row = self._bitmaps(filters)
+            legal = allowed(self.trie.tensors, bitmaps, of_row, nodes.clamp(min=0))
+            nodes = torch.where((nodes > 0) & ~legal, -1, nodes)
+            trie_mask_(logits, nodes, self.trie.tensors, self.tokens, bitmaps, of_row)
         if self.vocab.begin is not None:
-            self._forbid_begin(logits, nodes, stacked)
+            # Where the filter allows nothing, a SID that begins could only end at once.
+            empty = ~bitmaps.words.bool().any(1)[of_row.clamp(min=0)] & (of_row >= 0)  # [R]
+            logits[:, self.vocab.begin].masked_fill_(empty & (nodes < 0), -torch.inf)
         return logits
+
+    def _bitmaps(self, filters: Sequence[ItemFilter | None]) -> tuple[FilterTensors, torch.Tensor]:
+        """The bitmaps of the filters, each once, and which of them each row takes, int64 [R], -1
+        for none. Those of the last step are kept: most batches stay as they are."""
+        places: dict[int, int] = {}
+        different: list[ItemFilter] = []
+        for one in filters:
+            if one is not None and id(one) not in places:
+                places[id(one)] = len(different)
+                different.append(one)
+        if [id(one) for one in different] != [id(one) for one in self._stacked[0]]:
+            self._stacked = different, ItemFilter.stack(different).over(self.trie).tensors
+        of_row = [-1 if one is None else places[id(one)] for one in filters]
+        bitmaps = self._stacked[1]
+        assert bitmaps is not None
+        return bitmaps, torch.tensor(of_row, device=bitmaps.words.device)
 
     def _opened(self, windows: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
         """The windows with a begin token where `written` says that a SID opens."""
@@ -115,11 +134,3 @@ class RowMask:
         over = (written >= width)[:, None]
         windows = torch.where(over & (place == width - 2), begin, windows)
         return torch.where(over & (place == width - 1), self.grammar.terminator, windows)
-
-    def _forbid_begin(
-        self, logits: torch.Tensor, nodes: torch.Tensor, filters: FilterTensors
-    ) -> None:
-        """Keep the begin token out of text where the filter allows nothing."""
-        is_empty = ~filters.words.bool().any(1)  # [R]
-        column = logits[:, self.vocab.begin]
-        column.masked_fill_(is_empty & (nodes < 0), -torch.inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -89,13 +90,28 @@ class RequestOptions(NamedTuple):
         allow, deny = (_ids(name, given.get(name)) for name in ("sid_allow", "sid_deny"))
         return cls(state == _ON, allow, deny, prefix)
 
-    def filter(self, trie: SidTrie) -> ItemFilter | None:
-        """The items that the request may name. Ids that the catalogue lacks allow and deny nothing,
-        which a warning says once: raising would stop the engine for everybody."""
-        if self.allow is None and self.deny is None:
+
+class RequestFilters:
+    """The items that requests may name, as filters over one trie. Requests that ask for the same
+    share one, as the beams of a search do."""
+
+    def __init__(self, trie: SidTrie) -> None:
+        self.trie = trie
+        self._made = lru_cache(maxsize=256)(self._make)
+
+    def of(self, options: RequestOptions) -> ItemFilter | None:
+        """The filter of a request; None if it may name every item. Ids that the catalogue lacks
+        allow and deny nothing, which a warning says: raising would stop the engine for
+        everybody."""
+        if options.allow is None and options.deny is None:
             return None
-        allow, deny = (None if ids is None else _known(trie, ids) for ids in self[1:3])
-        return trie.filter(allow=allow, deny=deny)
+        return self._made(options.allow, options.deny)
+
+    def _make(
+        self, allow: tuple[ItemId, ...] | None, deny: tuple[ItemId, ...] | None
+    ) -> ItemFilter:
+        known = [None if ids is None else _known(self.trie, ids) for ids in (allow, deny)]
+        return self.trie.filter(allow=known[0], deny=known[1])
 
 
 def _ids(name: str, value: Any) -> tuple[ItemId, ...] | None:
@@ -110,16 +126,34 @@ def _ids(name: str, value: Any) -> tuple[ItemId, ...] | None:
 def _known(trie: SidTrie, ids: Sequence[ItemId]) -> list[ItemId]:
     """Those of the ids that the catalogue has, as numbers or text, whichever its ids are."""
     kind: type[int] | type[str] = str if trie.item_ids.numbers is None else int
-    known: list[ItemId] = []
-    for one in ids:
-        try:
-            trie.item_ids.positions([kind(one)])
-        except (KeyError, ValueError):
-            warnings.warn(
-                f"sid_allow and sid_deny should hold items of the catalogue (got {one!r}): unknown "
-                "ids are left out",
-                stacklevel=2,
-            )
-            continue
-        known.append(kind(one))
-    return known
+    if not len(trie.item_ids):
+        return []
+    converted = [_converted(one, kind) for one in ids]
+    try:
+        trie.item_ids.positions(converted)
+        return converted
+    except (KeyError, ValueError):
+        is_known = [_is_item(trie, one) for one in converted]
+    unknown = converted[is_known.index(False)]
+    warnings.warn(
+        f"sid_allow and sid_deny should hold items of the catalogue (got {unknown!r}): unknown ids "
+        "are left out",
+        stacklevel=2,
+    )
+    return [one for one, known in zip(converted, is_known, strict=True) if known]
+
+
+def _converted(one: ItemId, kind: type[int] | type[str]) -> ItemId:
+    """The id as a number or text; text that is no number stays text."""
+    try:
+        return kind(one)
+    except ValueError:
+        return one
+
+
+def _is_item(trie: SidTrie, one: ItemId) -> bool:
+    try:
+        trie.item_ids.positions([one])
+    except (KeyError, ValueError):
+        return False
+    return True

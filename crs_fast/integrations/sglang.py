@@ -15,9 +15,8 @@ from typing import Any
 import torch
 
 from crs_fast.decode.row_mask import RowMask
-from crs_fast.trie import ItemFilter
 
-from .served import ItemId, RequestOptions, served_catalogue
+from .served import ItemId, RequestFilters, RequestOptions, served_catalogue
 
 _CATALOGUE = "sid_catalogue"
 _INDEX = "sid_catalogue_index"
@@ -56,9 +55,9 @@ class SidLogitProcessor(_interface()):  # type: ignore[misc]
                 catalogue = params[_CATALOGUE], params.get(_INDEX)
                 requests.setdefault(catalogue, []).append((row, params))
         for (model, index), rows in requests.items():
-            mask = _mask(model, index, str(logits.device))
+            mask, filters = _mask(model, index, str(logits.device))
             at = torch.tensor([row for row, _ in rows], device=logits.device)
-            logits[at] = _masked(mask, logits[at], [params for _, params in rows])
+            logits[at] = _masked(mask, filters, logits[at], [params for _, params in rows])
         return logits
 
 
@@ -92,10 +91,14 @@ def request_fields(
     return {"custom_logit_processor": SidLogitProcessor.to_str(), "custom_params": params}
 
 
-def _masked(mask: RowMask, logits: torch.Tensor, params: list[dict[str, Any]]) -> torch.Tensor:
+def _masked(
+    mask: RowMask,
+    request_filters: RequestFilters,
+    logits: torch.Tensor,
+    params: list[dict[str, Any]],
+) -> torch.Tensor:
     """The rows of one catalogue's requests."""
-    windows, written, filters = [], [], []
-    refused = []
+    windows, written, filters, refused = [], [], [], []
     for row, one in enumerate(params):
         request = one["__req__"]
         try:
@@ -110,7 +113,7 @@ def _masked(mask: RowMask, logits: torch.Tensor, params: list[dict[str, Any]]) -
         prompt, output = list(request.origin_input_ids), list(request.output_ids)
         windows.append(mask.window(prompt, output))
         written.append(-1 if prefix is None else prefix + len(output))
-        filters.append(_filter(one, options, mask))
+        filters.append(request_filters.of(options))
     device = logits.device
     masked = mask.apply_(
         logits,
@@ -129,17 +132,10 @@ def _options(params: Mapping[str, Any]) -> RequestOptions:
     return RequestOptions.read({k: v for k, v in params.items() if k not in ours})
 
 
-def _filter(params: dict[str, Any], options: RequestOptions, mask: RowMask) -> ItemFilter | None:
-    """The request's filter. It is kept among the request's own parameters, as long as it lives."""
-    if "__sid_filter__" not in params:
-        params["__sid_filter__"] = options.filter(mask.trie)
-    made: ItemFilter | None = params["__sid_filter__"]
-    return made
-
-
 @lru_cache(maxsize=4)
-def _mask(model: str, index: str | None, device: str) -> RowMask:
-    return RowMask(*served_catalogue(model, index), device)
+def _mask(model: str, index: str | None, device: str) -> tuple[RowMask, RequestFilters]:
+    mask = RowMask(*served_catalogue(model, index), device)
+    return mask, RequestFilters(mask.trie)
 
 
 @cache

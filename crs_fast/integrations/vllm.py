@@ -17,7 +17,7 @@ from crs_fast.decode.output import RecommendOutput
 from crs_fast.decode.row_mask import RowMask
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
 
-from .served import ItemId, RequestOptions, served_catalogue
+from .served import ItemId, RequestFilters, RequestOptions, served_catalogue
 
 _LOGPROBS = "processed_logprobs"
 
@@ -84,6 +84,7 @@ class SidLogitsProcessor(*_interfaces()):  # type: ignore[misc]
         device = torch.device(state.device if is_v2 else state)
         trie, vocab = _catalogue(vllm_config)
         self._mask = RowMask(trie, vocab, device, _eos(vllm_config))
+        self._filters = RequestFilters(self._mask.trie)
         self._device = device
         # By the request's place in the batch (V1) or by its slot (V2).
         self._requests: dict[int, _Request] = {}
@@ -125,7 +126,7 @@ class SidLogitsProcessor(*_interfaces()):  # type: ignore[misc]
         if options.prefix is None and not self._mask.begins_by_token:
             options = options._replace(prefix=0)
         if options.is_on:
-            allowed = options.filter(self._mask.trie)
+            allowed = self._filters.of(options)
             self._requests[index] = _Request(options, allowed, prompt, output)
 
     def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
@@ -357,5 +358,5 @@ class _Search:
             for rank, beam in enumerate(of_row):
                 tokens[row, rank, : len(beam.tokens)] = torch.tensor(beam.tokens)
                 scores[row, rank] = beam.score
-        filters = self.options.filter(self.trie)
+        filters = RequestFilters(self.trie).of(self.options)
         return RecommendOutput.of_sids(self.trie, self.vocab.decode(tokens), scores, filters)
