@@ -111,14 +111,27 @@ def read_contexts(
     cache: TurnCache | None = None,
 ) -> TurnBatch:
     """The conversations, read by the model, with room for a search and a reply."""
-    builder, levels = bundle.builder, bundle.vocab.num_levels
-    reply = 2 + options.named * (levels + 2) + options.max_new_tokens
-    reserve = min(reply, builder.max_length // 2)
+    tokens = [context_tokens(bundle, turns, options) for turns in contexts]
+    return TurnBatch(bundle, tokens, cache, room=room_behind(bundle, options))
+
+
+def context_tokens(bundle: Bundle, turns: Sequence[Turn], options: TurnOptions) -> list[int]:
+    """What the model reads of a conversation: as much of its end as leaves space for the reply."""
+    reserve = min(_reply_length(bundle, options), bundle.builder.max_length // 2)
+    return bundle.builder.context(turns, reserve=reserve)
+
+
+def room_behind(bundle: Bundle, options: TurnOptions) -> int:
+    """Cache positions that a search and a reply need behind the context."""
+    levels = bundle.vocab.num_levels
     # The search needs tree positions for all levels but the last. They are dropped before the
     # reply is written, which may exceed max_new_tokens to finish its last item.
-    room = max(2 + options.num_beams * (levels - 1), reply + levels + 1)
-    tokens = [builder.context(turns, reserve=reserve) for turns in contexts]
-    return TurnBatch(bundle, tokens, cache, room=room)
+    search = 2 + options.num_beams * (levels - 1)
+    return max(search, _reply_length(bundle, options) + levels + 1)
+
+
+def _reply_length(bundle: Bundle, options: TurnOptions) -> int:
+    return 2 + options.named * (bundle.vocab.num_levels + 2) + options.max_new_tokens
 
 
 def begin_turns(

@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
-from crs_fast.crs.control_tokens import MODES
 from crs_fast.crs.recommender import Recommender
 
-from .requests import Busy, Cancelled, Done, Failed, Ranked, Text, TurnAnswer, TurnRequest
+from .conversations import Conversations
+from .queue import next_group
+from .requests import Busy, Cancelled, TurnRequest
+from .statistics import Statistics
 from .ticket import Ticket
+from .turn import Catalogue, Turn
+from .worker import Worker
 
-
-@dataclass
-class _Waiting:
-    ticket: Ticket
-    recommender: Recommender
-    version: str
-    arrived: float
+# Turns that arrive while replies are written wait at most so many seconds for others.
+_MOST_PATIENCE = 0.1
 
 
 class Engine:
     """Answers turns with one model. Any thread may call any method.
 
+        with Engine(Recommender.from_pretrained(directory)) as engine:
+            ticket = engine.submit(TurnRequest(messages))
+            for event in ticket: ...          # or `async for`, or ticket.result()
+
+        loop: group = the waiting turns that fit into one forward pass
+              prefill(group), rank(group)                    # joins the replies in progress
+              one token of every reply in progress           # replies that have ended leave
+
+    Its answers are those of `Recommender.respond` one at a time. The model must not be changed
+    while the engine lives.
+
     Args:
         recommender: model and catalogue.
-        max_batch_tokens: the most tokens that one forward pass reads, padding included.
-        max_wait: seconds that a request may wait for others to share its forward passes.
+        max_batch_tokens: the most tokens that one prefill reads, padding included.
+        max_wait: seconds that a request may wait for others to share its forward passes. While
+            replies are being written it waits as long as the last prefill and ranking took, if that
+            is longer.
         max_queue: the most requests that wait; `submit` raises `Busy` for one more.
+        max_running: the most replies that are written at a time.
         cache_bytes: memory for what the model has read of conversations, least recently used out.
         version: of the recommender's catalogue.
     """
@@ -43,12 +53,27 @@ class Engine:
         max_batch_tokens: int = 8192,
         max_wait: float = 0.004,
         max_queue: int = 256,
+        max_running: int = 64,
         cache_bytes: int = 1 << 30,
         version: str = "0",
     ) -> None:
-        self.max_queue = max_queue
-        self._catalogue = (recommender, version)
-        self._queue: deque[_Waiting] = deque()
+        for name, value in (
+            ("max_batch_tokens", max_batch_tokens),
+            ("max_queue", max_queue),
+            ("max_running", max_running),
+        ):
+            if value < 1:
+                raise ValueError(f"Engine: {name} must be at least 1 (got {value})")
+        for name, amount in (("max_wait", max_wait), ("cache_bytes", cache_bytes)):
+            if amount < 0:
+                raise ValueError(f"Engine: {name} must be at least 0 (got {amount})")
+        self.max_batch_tokens, self.max_wait = max_batch_tokens, max_wait
+        self.max_queue, self.max_running = max_queue, max_running
+        self._catalogue = Catalogue(recommender.prepare(), version)
+        self._statistics = Statistics()
+        self._conversations = Conversations(cache_bytes)
+        self._worker = Worker(recommender.bundle.model, self._conversations, self._statistics)
+        self._waiting: list[Turn] = []
         self._changed = threading.Condition()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="crs-fast engine", daemon=True)
@@ -57,11 +82,12 @@ class Engine:
     @property
     def recommender(self) -> Recommender:
         """What the next request will be answered with."""
-        return self._catalogue[0]
+        return self._catalogue.recommender
 
     @property
     def catalogue_version(self) -> str:
-        return self._catalogue[1]
+        """The version of the catalogue that the next request will be answered from."""
+        return self._catalogue.version
 
     def swap(self, recommender: Recommender, version: str) -> None:
         """Answer from another catalogue from now on. Requests that were submitted before end on the
@@ -72,32 +98,36 @@ class Engine:
         """
         if recommender.bundle.model is not self.recommender.bundle.model:
             raise ValueError("Engine.swap: recommender must have the engine's model (got another)")
-        self._catalogue = (recommender, version)
+        self._catalogue = Catalogue(recommender.prepare(), version)
 
     @property
-    def metrics(self) -> dict[str, Any]:
-        """Numbers about what the engine does now and has done."""
-        return {"queue_length": len(self._queue)}
+    def metrics(self) -> dict[str, float]:
+        """Figures by name: what waits and runs now, counts since the beginning, percentiles of the
+        stages of the last turns in milliseconds."""
+        return {
+            "queue_length": len(self._waiting),
+            "running": len(self._worker),
+            "conversations": len(self._conversations),
+            "conversation_bytes": self._conversations.nbytes,
+            **self._statistics.figures(),
+        }
 
     def submit(self, request: TurnRequest) -> Ticket:
-        """Queue a request; returns at once.
+        """Queue a request. The text is made tokens in the calling thread, which takes some
+        milliseconds; nothing here waits for the model.
 
         Raises:
             Busy: the queue is full.
             ValueError: the request can't be answered.
             RuntimeError: the engine is closed.
         """
-        recommender, version = self._catalogue
-        _check(request, recommender)
-        ticket = Ticket(request)
+        self._refuse_if_full()
+        turn = Turn(request, self._catalogue)
         with self._changed:
-            if self._is_closed:
-                raise RuntimeError("Engine.submit: the engine is closed")
-            if len(self._queue) >= self.max_queue:
-                raise Busy(f"the engine's queue of {self.max_queue} requests is full")
-            self._queue.append(_Waiting(ticket, recommender, version, time.monotonic()))
+            self._refuse_if_full()
+            self._waiting.append(turn)
             self._changed.notify()
-        return ticket
+        return turn.ticket
 
     def close(self) -> None:
         """Stop. Requests that are not answered yet fail with `Cancelled`."""
@@ -105,8 +135,6 @@ class Engine:
             self._is_closed = True
             self._changed.notify()
         self._thread.join()
-        for waiting in self._queue:
-            waiting.ticket.put(Failed(Cancelled("the engine was closed")))
 
     def __enter__(self) -> Engine:
         return self
@@ -119,82 +147,68 @@ class Engine:
     ) -> None:
         self.close()
 
+    def _refuse_if_full(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("Engine.submit: the engine is closed")
+        waiting = sum(not turn.is_cancelled for turn in self._waiting)
+        if waiting >= self.max_queue:
+            self._statistics.counts["busy"] += 1
+            raise Busy(f"the engine's queue of {self.max_queue} requests is full")
+
     def _run(self) -> None:
-        while True:
+        error: Exception = Cancelled("the engine was closed")
+        try:
+            while (group := self._next_group()) is not None:
+                if group:
+                    self._worker.admit(group)
+                self._worker.step()
+        except Exception as problem:
+            error = problem
+            raise
+        finally:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._is_closed)
-                if self._is_closed:
-                    return
-                waiting = self._queue.popleft()
-            if waiting.ticket.is_cancelled:
-                continue
-            try:
-                _answer(waiting)
-            except Exception as error:
-                waiting.ticket.put(Failed(error))
+                self._is_closed = True
+                waiting, self._waiting = self._waiting, []
+            self._worker.fail_all(error)
+            for turn in waiting:
+                self._worker.fail(turn, error)
 
+    def _next_group(self) -> list[Turn] | None:
+        """The turns to begin now; none if replies should go on first. None when the engine is
+        closed. Waits while there is nothing to do."""
+        with self._changed:
+            while not self._is_closed:
+                self._waiting = self._worker.drop(self._waiting)
+                is_writing = len(self._worker) > 0
+                seconds = self._seconds_to_wait(is_writing)
+                if seconds is not None and seconds <= 0:
+                    return self._take_group()
+                if is_writing:
+                    return []
+                self._changed.wait(seconds)
+            return None
 
-def _answer(waiting: _Waiting) -> None:
-    """Answer one request by itself."""
-    ticket, recommender = waiting.ticket, waiting.recommender
-    request, titles, began = ticket.request, recommender.titles, time.monotonic()
-    deadline = request.deadline
-    if deadline is not None and began - waiting.arrived > deadline:
-        raise TimeoutError(f"no answer within the deadline of {deadline} seconds")
-    ids = [*request.exclude, *(request.allow or ())]
-    unknown = [i for i in dict.fromkeys(ids) if i not in titles]
-    excluded = {i for i in request.exclude if i in titles}
-    if request.allow is not None:
-        excluded |= titles.keys() - set(request.allow)
-    named: list[str] = []
-    if not request.repeat_named:
-        turns = recommender.turns(request.messages)
-        mentioned = dict.fromkeys(i for turn in turns for i in turn.item_ids())
-        named = [i for i in mentioned if i in titles]
-        excluded |= set(named)
-    turn = recommender.respond(
-        request.messages,
-        request.mode,
-        request.num_items,
-        sorted(excluded),
-        num_beams=request.num_beams,
-        max_new_tokens=request.max_new_tokens,
-        do_sample=request.do_sample,
-        temperature=request.temperature,
-        top_p=request.top_p,
-    )
-    version = waiting.version
-    ended = time.monotonic()
-    timings = {
-        "queue_ms": 1000 * (began - waiting.arrived),
-        "prefill_ms": 0.0,
-        "rank_ms": 0.0,
-        "write_ms": 1000 * (ended - began),
-        "total_ms": 1000 * (ended - waiting.arrived),
-    }
-    usage = {"prompt_tokens": 0, "cached_tokens": 0, "completion_tokens": 0}
-    answer = TurnAnswer(
-        turn.mode, turn.items, turn.text, turn.rec_probability, turn.named, turn.invalid_items,
-        unknown, named, version, timings, usage,
-    )  # fmt: skip
-    ticket.put(Ranked(turn.mode, turn.items, turn.rec_probability, unknown, named, version))
-    ticket.put(Text(turn.text))
-    ticket.put(Done(answer))
+    def _seconds_to_wait(self, is_writing: bool) -> float | None:
+        """How long the turns that wait may wait for others; None for as long as anybody likes."""
+        free = self.max_running - len(self._worker)
+        if not self._waiting or free < 1:
+            return None
+        if len(self._waiting) >= free:
+            return 0.0
+        patience = self.max_wait
+        if is_writing:
+            patience = max(patience, min(self._worker.seconds_to_admit, _MOST_PATIENCE))
+        oldest = min(turn.arrived for turn in self._waiting)
+        return oldest + patience - time.monotonic()
 
-
-def _check(request: TurnRequest, recommender: Recommender) -> None:
-    if not request.messages:
-        raise ValueError("TurnRequest: messages must hold at least one message (got none)")
-    if request.mode is not None and request.mode not in MODES:
-        raise ValueError(f"TurnRequest: mode must be one of {MODES} (got {request.mode!r})")
-    if not 1 <= request.num_items <= request.num_beams:
-        raise ValueError(
-            "TurnRequest: num_items must be at least 1 and at most num_beams "
-            f"(got {request.num_items} and {request.num_beams})"
+    def _take_group(self) -> list[Turn]:
+        group = next_group(
+            self._waiting,
+            self._worker.unread,
+            max_tokens=self.max_batch_tokens,
+            max_turns=self.max_running - len(self._worker),
+            seconds_per_token=self._worker.seconds_per_token,
         )
-    if request.groups:
-        raise ValueError(
-            "TurnRequest: groups must be names of the catalogue's groups, which has none "
-            f"(got {list(request.groups)})"
-        )
-    recommender.turns(request.messages)  # refuses unknown roles and messages that are too long
+        taken = set(map(id, group))
+        self._waiting = [turn for turn in self._waiting if id(turn) not in taken]
+        return group

@@ -19,7 +19,9 @@ class TurnRequest:
     exclude: item ids that may be neither recommended nor named in the reply. Ids that are not in
         the catalogue (any more) do no harm and come back as `TurnAnswer.unknown_items`
     allow: if given, only these item ids may be recommended or named; unknown ids as in `exclude`
-    groups: names of item groups that the catalogue defines; an item must be in all of them
+    groups: names of item groups that the catalogue defines; an item must be in one of them. Unknown
+        names as in `exclude`
+    max_per_group: the most items of one group in the list, for every group or by name
     num_beams: width of the beam search over items, at least `num_items`
     max_new_tokens: the most tokens of the reply
     do_sample, temperature, top_p: how the reply's words are chosen (greedy by default)
@@ -27,7 +29,8 @@ class TurnRequest:
         reply, whatever other requests share its batch
     conversation: a name that is the same for all turns of a conversation. The engine keeps what
         the model has read under this name, so that the next turn reads only the new words
-    repeat_named: whether items that the seeker named or was shown may be recommended again
+    repeat_named: whether items that were named or shown before may be recommended again. If not,
+        the list also holds each film once
     deadline: seconds from `submit` after which the request fails with `TimeoutError`
     """
 
@@ -37,6 +40,7 @@ class TurnRequest:
     exclude: Collection[str] = ()
     allow: Collection[str] | None = None
     groups: Collection[str] = ()
+    max_per_group: int | Mapping[str, int] | None = None
     num_beams: int = 50
     max_new_tokens: int = 64
     do_sample: bool = False
@@ -58,8 +62,8 @@ class TurnAnswer:
     rec_probability: the model's probability of "rec" against "chat"
     named: ids of the items that the reply names, in order
     invalid_items: number of fragments of semantic IDs in the reply that are no item; always 0
-    unknown_items: ids in `exclude` and `allow` that are not in the catalogue
-    already_named: ids that were not recommended because the seeker named them or was shown them
+    unknown_items: ids and groups of the request that the catalogue lacks
+    already_named: ids that were not recommended because they were named or shown before
     catalogue_version: version of the catalogue that the turn was answered from
     timings: milliseconds: "queue_ms", "prefill_ms", "rank_ms", "write_ms", "total_ms"
     usage: tokens: "prompt_tokens", "cached_tokens" (those of the prompt that the model did not read

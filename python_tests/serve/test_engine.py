@@ -1,44 +1,442 @@
 """The engine: answers of many requests at once are those of `Recommender.respond` one by one."""
 
 import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
+import torch
 
-from crs_fast.crs.checkpoint import Bundle
-from crs_fast.crs.recommender import Recommender
-from crs_fast.serve import Done, Engine, Ranked, Text, TurnRequest
-from python_tests.crs.tiny_system import ITEMS, system
+from crs_fast.crs.turn import TurnCache
+from crs_fast.serve import (
+    Busy,
+    Cancelled,
+    Done,
+    Engine,
+    Failed,
+    Ranked,
+    Text,
+    TurnRequest,
+)
+from crs_fast.serve import turn as turn_module
+from crs_fast.serve.ticket import Written
+from python_tests.crs.tiny_system import ITEMS
 
 ASK = [{"role": "user", "content": "I like Film 3, any more?"}]
+LONGER = [
+    *ASK,
+    {"role": "assistant", "content": "Film 2 (1992) maybe."},
+    {"role": "seeker", "content": "seen it"},
+]
+LONG = [{"role": "user", "content": "tell me more " * 20 + f"of Film {n}"} for n in range(3)]
 
 
-@pytest.fixture(scope="module")
-def recommender():
-    model, tokenizer, trie, vocab, control, builder = system()
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data.mul_(6.0)  # default initialisation is nearly uniform
-    return Recommender(Bundle(model, tokenizer, trie, vocab, control, ITEMS, builder, None))
+def mixed_requests():
+    """Requests that differ in everything that they may differ in."""
+    requests = []
+    for n, messages in enumerate((ASK, LONGER, LONG, ASK + LONGER, LONG[:1])):
+        for mode in ("rec", "chat", None):
+            requests.append(
+                TurnRequest(
+                    messages,
+                    mode,
+                    num_items=1 + n,
+                    exclude=["i1", "i2"][: n % 3],
+                    allow=[f"i{i}" for i in range(n + 2)] if n % 2 else None,
+                    num_beams=(5, 6, 8)[n % 3],
+                    max_new_tokens=(3, 9, 14)[(n + len(requests)) % 3],
+                    repeat_named=bool(n % 2),
+                )
+            )
+    return requests
 
 
-def test_a_turn_is_that_of_respond(recommender):
-    expected = recommender.respond(ASK, "rec", 3, max_new_tokens=6)
-    request = TurnRequest(ASK, "rec", 3, max_new_tokens=6, repeat_named=True)
-    with Engine(recommender) as engine:
-        answer = engine.submit(request).result(20)
-    assert (answer.mode, answer.items, answer.text) == ("rec", expected.items, expected.text)
+def responded(recommender, request):
+    """What `respond` answers to the request alone."""
+    return recommender.respond(
+        request.messages,
+        request.mode,
+        request.num_items,
+        request.exclude,
+        allow=request.allow,
+        repeat_named=request.repeat_named,
+        num_beams=request.num_beams,
+        max_new_tokens=request.max_new_tokens,
+    )
 
 
-def test_events_reach_threads_and_event_loops(recommender):
+def assert_same(answer, expected):
+    assert answer.mode == expected.mode
+    assert [i[:2] for i in answer.items] == [i[:2] for i in expected.items]
+    scores = [score for _, _, score in expected.items]
+    assert [score for _, _, score in answer.items] == pytest.approx(scores, abs=1e-4)
+    assert answer.rec_probability == pytest.approx(expected.rec_probability, abs=1e-4)
+    assert (answer.text, answer.named) == (expected.text, expected.named)
+    assert answer.invalid_items == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"max_batch_tokens": 300, "max_running": 3}])
+def test_mixed_requests_at_once_are_answered_as_each_alone(recommender, options):
+    requests = mixed_requests()
+    with Engine(recommender, max_wait=0.05, **options) as engine:
+        tickets = [engine.submit(request) for request in requests]
+        answers = [ticket.result(60) for ticket in tickets]
+        figures = engine.metrics
+    for request, answer in zip(requests, answers, strict=True):
+        assert_same(answer, responded(recommender, request))
+    assert figures["answered"] == figures["admitted"] == len(requests)
+    assert figures["illegal_items"] == 0
+    assert figures["mean_step_rows"] > 1.5
+    if not options:
+        assert figures["admissions"] < len(requests)
+
+
+def test_requests_that_join_while_others_are_written_change_nothing(recommender):
+    """One after the other, each submitted when the one before has begun its reply."""
+    requests = mixed_requests()[:8]
+    with Engine(recommender, max_wait=0.0) as engine:
+        tickets = []
+        for request in requests:
+            tickets.append(engine.submit(request))
+            next(iter(tickets[-1]))
+        answers = [ticket.result(60) for ticket in tickets]
+    for request, answer in zip(requests, answers, strict=True):
+        assert_same(answer, responded(recommender, request))
+
+
+def test_callers_in_threads(recommender):
+    requests = mixed_requests()
+    with Engine(recommender) as engine, ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda request: engine.submit(request).result(60), requests))
+    for request, answer in zip(requests, answers, strict=True):
+        assert_same(answer, responded(recommender, request))
+
+
+@pytest.mark.parametrize("options", [{}, {"cache_bytes": 0}, {"cache_bytes": 100_000}])
+def test_the_next_turn_reads_only_its_new_words(recommender, options):
+    """Conversations of several turns, at the same time, with others between them."""
+    messages = [list(LONGER), list(ASK), list(LONG[:1])]
+    with Engine(recommender, max_wait=0.02, **options) as engine:
+        for turn in range(3):
+            requests = [
+                TurnRequest(list(m), "rec", 4, max_new_tokens=6, conversation=f"c{n}")
+                for n, m in enumerate(messages)
+            ]
+            requests.append(TurnRequest(LONG, "rec", 4, max_new_tokens=6))
+            tickets = [engine.submit(request) for request in requests]
+            for request, ticket in zip(requests, tickets, strict=True):
+                answer = ticket.result(60)
+                assert_same(answer, responded(recommender, replace(request, conversation=None)))
+                cached = answer.usage["cached_tokens"]
+                if not options:
+                    assert (cached > 0) == (turn > 0 and request.conversation is not None)
+                    if cached:
+                        assert cached > answer.usage["prompt_tokens"] // 3
+            for m in messages:
+                m += [
+                    {"role": "assistant", "content": "Film 5"},
+                    {"role": "user", "content": f"and what of Film {turn}?"},
+                ]
+        figures = engine.metrics
+    limit = options.get("cache_bytes", 1 << 30)
+    assert figures["conversation_bytes"] <= limit
+    assert (figures["conversations"] == 0) == (limit == 0)
+
+
+def test_a_reply_streams_word_by_word(recommender):
     async def read(ticket):
         return [event async for event in ticket]
 
+    request = TurnRequest(ASK, "rec", max_new_tokens=12)
     with Engine(recommender) as engine:
-        ticket = engine.submit(TurnRequest(ASK, "rec", max_new_tokens=6))
+        ticket = engine.submit(request)
         events = list(ticket)
-        assert asyncio.run(read(ticket)) == events
+        assert [*ticket][-1] == events[-1]
+        later = asyncio.run(read(ticket))
     assert isinstance(events[0], Ranked)
     assert isinstance(events[-1], Done)
-    text = "".join(event.delta for event in events[1:-1])
     assert {type(event) for event in events[1:-1]} == {Text}
-    assert text == events[-1].answer.text
+    answer = events[-1].answer
+    for seen in (events, later):
+        assert "".join(event.delta for event in seen[1:-1]) == answer.text
+    assert events[0].items == answer.items
+    assert answer.usage["completion_tokens"] <= 12
+    assert answer.timings.keys() == {"queue_ms", "prefill_ms", "rank_ms", "write_ms", "total_ms"}
+
+
+def test_an_event_loop_reads_while_the_reply_is_written(recommender):
+    async def converse(engine):
+        first = [engine.submit(TurnRequest(ASK, "rec", max_new_tokens=30)) for _ in range(3)]
+        seen = [[event async for event in ticket] for ticket in first]
+        return [events[-1].answer.text for events in seen]
+
+    with Engine(recommender) as engine:
+        texts = asyncio.run(converse(engine))
+    assert len(set(texts)) == 1
+
+
+def test_samples_depend_on_the_seed_alone(recommender):
+    def tokens(ticket):
+        ticket.result(60)
+        written = [event for event in ticket._events if isinstance(event, Written)]
+        return [token for event in written for token in event.tokens]
+
+    request = TurnRequest(ASK, "chat", max_new_tokens=12, do_sample=True, temperature=30.0, seed=3)
+    with Engine(recommender, max_wait=0.03) as engine:
+        alone = tokens(engine.submit(request))
+        tickets = [
+            engine.submit(r)
+            for r in (*mixed_requests()[:4], request, replace(request, seed=4), request)
+        ]
+        *_, first, other, second = map(tokens, tickets)
+    assert first == second == alone
+    assert other != alone
+
+
+def test_unknown_items_are_told_and_harm_nobody(recommender):
+    with Engine(recommender, max_wait=0.03) as engine:
+        odd = engine.submit(
+            TurnRequest(ASK, "rec", 3, exclude=["gone", "i1"], allow=["i1", "i2", "lost"])
+        )
+        nothing = engine.submit(TurnRequest(ASK, "rec", 3, allow=["lost"]))
+        plain = engine.submit(TurnRequest(ASK, "rec", 3, repeat_named=True))
+        answer = odd.result(60)
+        assert answer.unknown_items == ["gone", "lost"]
+        assert [item for item, _, _ in answer.items] == ["i2"]
+        assert (nothing.result(60).mode, nothing.result().items) == ("chat", [])
+        assert plain.result(60).unknown_items == []
+        assert "i3" in engine.submit(TurnRequest(ASK, "rec", 3)).result(60).already_named
+    assert len(plain.result().items) == 3
+
+
+def test_named_items_come_again_only_if_asked_for(recommender):
+    with Engine(recommender) as engine:
+        once = engine.submit(TurnRequest(ASK, "rec", 8)).result(60)
+        again = engine.submit(TurnRequest(ASK, "rec", 8, repeat_named=True)).result(60)
+    assert once.already_named == ["i3"]
+    assert {i for i, _, _ in once.items} == {item.item_id for item in ITEMS} - {"i3"}
+    assert (again.already_named, len(again.items)) == ([], 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"messages": []}, "at least one message"),
+        ({"messages": [ASK, ASK]}, "one conversation"),
+        ({"messages": [{"role": "bot", "content": "x"}]}, "a role of"),
+        ({"mode": "sing"}, "mode must be one of"),
+        ({"num_items": 60}, "at most num_beams"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"top_p": 1.5}, "top_p must be above 0"),
+        ({"deadline": -1.0}, "deadline must be above 0"),
+        ({"exclude": "i1"}, "exclude must be a collection"),
+    ],
+)
+def test_bad_requests_are_refused_before_they_are_queued(recommender, engine, change, message):
+    with pytest.raises(ValueError, match=message):
+        engine.submit(replace(TurnRequest(ASK), **change))
+    assert engine.metrics["queue_length"] == 0
+
+
+@pytest.fixture(scope="module")
+def engine(recommender):
+    with Engine(recommender) as engine:
+        yield engine
+
+
+class Gate:
+    """Holds the model's forward passes until it is opened."""
+
+    def __init__(self, model):
+        self.open, self.reached = threading.Event(), threading.Event()
+        self.handle = model.get_input_embeddings().register_forward_pre_hook(self.wait)
+
+    def wait(self, module, inputs):
+        self.reached.set()
+        self.open.wait(30)
+
+
+@pytest.fixture
+def gate(recommender):
+    gate = Gate(recommender.bundle.model)
+    yield gate
+    gate.open.set()
+    gate.handle.remove()
+
+
+def test_a_full_queue_is_busy_and_recovers(recommender, gate):
+    with Engine(recommender, max_queue=2, max_wait=0.0) as engine:
+        first = engine.submit(TurnRequest(ASK, max_new_tokens=2))
+        assert gate.reached.wait(30)
+        waiting = [engine.submit(TurnRequest(ASK, max_new_tokens=2)) for _ in range(2)]
+        with pytest.raises(Busy, match="queue of 2 requests is full"):
+            engine.submit(TurnRequest(ASK))
+        waiting[0].cancel()  # gives its place back
+        waiting.append(engine.submit(TurnRequest(ASK, max_new_tokens=2)))
+        gate.open.set()
+        assert first.result(60).text == waiting[1].result(60).text == waiting[2].result(60).text
+        with pytest.raises(Cancelled):
+            waiting[0].result(60)
+        assert engine.metrics["busy"] == engine.metrics["cancelled"] == 1
+
+
+def test_a_deadline_ends_a_request_that_waits(recommender, gate):
+    with Engine(recommender, max_wait=0.0) as engine:
+        first = engine.submit(TurnRequest(ASK, max_new_tokens=2))
+        assert gate.reached.wait(30)
+        late = engine.submit(TurnRequest(ASK, deadline=0.01))
+        time.sleep(0.02)
+        gate.open.set()
+        with pytest.raises(TimeoutError, match=r"deadline of 0\.01"):
+            late.result(60)
+        first.result(60)
+        assert engine.metrics["late"] == 1
+
+
+def test_a_cancelled_reply_ends_and_the_others_go_on(recommender):
+    requests = [TurnRequest(m, "rec", 3, max_new_tokens=40) for m in (ASK, LONGER, LONG)]
+    with Engine(recommender, max_wait=0.03) as engine:
+        tickets = [engine.submit(request) for request in requests]
+        next(iter(tickets[1]))
+        tickets[1].cancel()
+        assert isinstance([*tickets[1]][-1], Failed)
+        for ticket, request in ((tickets[0], requests[0]), (tickets[2], requests[2])):
+            assert_same(
+                ticket.result(60), responded(recommender, replace(request, repeat_named=False))
+            )
+
+
+def test_closing_ends_what_waits(recommender, gate):
+    engine = Engine(recommender, max_wait=0.0)
+    tickets = [engine.submit(TurnRequest(ASK)) for _ in range(2)]
+    assert gate.reached.wait(30)
+    threading.Timer(0.05, gate.open.set).start()
+    engine.close()
+    for ticket in tickets:
+        with pytest.raises(Cancelled):
+            ticket.result(60)
+    with pytest.raises(RuntimeError, match="is closed"):
+        engine.submit(TurnRequest(ASK))
+    engine.close()
+
+
+def test_a_request_that_fails_harms_no_other(recommender, monkeypatch):
+    prefix = turn_module.reply_prefix
+
+    def fails(bundle, item_ids):
+        if item_ids[:1] == ["i6"]:
+            raise RuntimeError("no prefix, say")
+        return prefix(bundle, item_ids)
+
+    monkeypatch.setattr(turn_module, "reply_prefix", fails)
+    requests = [
+        TurnRequest(ASK, "rec", 1, allow=[i], repeat_named=True) for i in ("i5", "i6", "i7")
+    ]
+    with Engine(recommender, max_wait=0.03) as engine:
+        tickets = [engine.submit(request) for request in requests]
+        with pytest.raises(RuntimeError, match="say"):
+            tickets[1].result(60)
+        for ticket, item in ((tickets[0], "i5"), (tickets[2], "i7")):
+            assert [i for i, _, _ in ticket.result(60).items] == [item]
+        assert engine.metrics["failed"] == 1
+
+
+def test_a_failed_step_leaves_an_engine_that_answers(recommender):
+    calls = []
+
+    def fails(module, inputs):
+        calls.append(inputs)
+        if len(calls) == 8:
+            raise RuntimeError("out of memory, say")
+
+    handle = recommender.bundle.model.get_decoder().layers[-1].register_forward_pre_hook(fails)
+    request = TurnRequest(ASK, "rec", max_new_tokens=20, repeat_named=True)
+    try:
+        with Engine(recommender) as engine:
+            with pytest.raises(RuntimeError, match="say"):
+                engine.submit(request).result(60)
+            assert_same(engine.submit(request).result(60), responded(recommender, request))
+    finally:
+        handle.remove()
+
+
+def test_a_swap_changes_new_requests_only(recommender, gate):
+    other = recommender.with_catalogue(remove=["i5"])
+    request = TurnRequest(ASK, "rec", 8, max_new_tokens=4, repeat_named=True)
+    with Engine(recommender, max_wait=0.0) as engine:
+        first = engine.submit(request)
+        assert gate.reached.wait(30)
+        second = engine.submit(request)
+        engine.swap(other, "1")
+        third = engine.submit(request)
+        gate.open.set()
+        answers = [ticket.result(60) for ticket in (first, second, third)]
+        assert engine.catalogue_version == "1"
+    assert [answer.catalogue_version for answer in answers] == ["0", "0", "1"]
+    for answer, of in zip(answers, (recommender, recommender, other), strict=True):
+        assert_same(answer, responded(of, request))
+
+
+def test_replies_of_two_catalogues_share_their_steps(recommender):
+    """Also where the items' tokens are as many as ever: each row has its own constraint."""
+    other = recommender.with_catalogue(remove=["i0", "i1", "i2", "i4"])
+    request = TurnRequest(ASK, "rec", 4, max_new_tokens=30, repeat_named=True)
+    with Engine(recommender, max_wait=0.0) as engine:
+        first = engine.submit(request)
+        next(iter(first))
+        engine.swap(other, "1")
+        second = engine.submit(request)
+        assert_same(first.result(60), responded(recommender, request))
+        assert_same(second.result(60), responded(other, request))
+
+
+@pytest.mark.filterwarnings("ignore:.*can't decode beams as a token tree")
+def test_a_model_without_a_tree_answers_one_at_a_time(recommender, monkeypatch):
+    from crs_fast.crs import turn as turn_module
+    from crs_fast.decode import Capability
+    from crs_fast.serve import worker as worker_module
+
+    requests = [
+        TurnRequest(m, "rec", 3, max_new_tokens=5, repeat_named=True) for m in (ASK, LONGER)
+    ]
+    expected = [responded(recommender, request) for request in requests]
+    for module in (worker_module, turn_module):
+        monkeypatch.setattr(module, "capability", lambda model: Capability(None, "say"))
+    with pytest.warns(UserWarning, match=r"one at a time \(say\)"):
+        engine = Engine(recommender)
+    with engine:
+        for request, answer in zip(requests, expected, strict=True):
+            ticket = engine.submit(request)
+            assert_same(ticket.result(60), answer)
+            assert [type(event) for event in ticket] == [Ranked, Text, Done]
+
+
+def test_the_engine_leaves_a_dialogues_own_cache_alone(recommender):
+    """A prompt that lends its buffers to a reply is as it was."""
+    cache = TurnCache()
+    common = dict(mode="rec", num_items=3, max_new_tokens=9)
+    recommender.respond([ASK, LONGER, LONG], cache=cache, **common)
+    more = [[*m, {"role": "assistant", "content": "Film 1"}, *ASK] for m in (ASK, LONGER, LONG)]
+    kept = recommender.respond(more, cache=cache, **common)
+    for one, fresh in zip(kept, recommender.respond(more, **common), strict=True):
+        assert [i for i, _, _ in one.items] == [i for i, _, _ in fresh.items]
+        assert one.text == fresh.text
+
+
+@pytest.mark.parametrize("options", [{"max_queue": 0}, {"max_wait": -1.0}, {"cache_bytes": -1}])
+def test_bad_options(recommender, options):
+    with pytest.raises(ValueError, match=f"Engine: {next(iter(options))} must be at least"):
+        Engine(recommender, **options)
+
+
+def test_nothing_is_kept_of_a_graph(recommender):
+    """The engine's thread computes no gradients."""
+    with Engine(recommender) as engine:
+        answer = engine.submit(TurnRequest(ASK, "rec", conversation="c")).result(60)
+        kept = engine._conversations._kept["c"]
+    assert answer.items
+    assert not any(s.requires_grad for states in kept.layers for s in states or ())
+    assert torch.is_grad_enabled()

@@ -17,6 +17,7 @@ from .tree_state import TreeState
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+    from transformers.cache_utils import Cache
 
 
 class PaddedBatch(NamedTuple):
@@ -73,6 +74,16 @@ class Prompt:
         for the device."""
         prompt = cls.__new__(cls)
         prompt._prefill(lm, batch, room)
+        return prompt
+
+    @classmethod
+    def holding(cls, lm: TreeModel, ids: torch.Tensor, mask: torch.Tensor, cache: Cache) -> Prompt:
+        """A prompt of what a cache holds already: ids int64 and mask bool [B, S]. Feed a token to
+        every row before asking for logits."""
+        prompt = cls.__new__(cls)
+        prompt.lm, prompt.ids, prompt.mask, prompt.cache = lm, ids, mask, cache
+        prompt.is_padded = not bool(mask.all())
+        prompt.hidden = torch.zeros(len(ids), 1, dtype=lm.model.dtype, device=ids.device)
         return prompt
 
     def _prefill(self, lm: TreeModel, batch: PaddedBatch, room: int) -> None:
