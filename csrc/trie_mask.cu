@@ -29,6 +29,10 @@ __global__ void mask_kernel(MaskArgs args, uint32_t minus_inf_in_dtype) {
       out[tokens.denied[i]] = minus_inf;
     return;
   }
+  if (!args.trie.holds(args.nodes[row])) {
+    for (int64_t i = threadIdx.x; i < args.vocab; i += blockDim.x) out[i] = minus_inf;
+    return;
+  }
   const int64_t filter = args.filter_of(row);
   FilterView filters = args.filter;
   if (filter < 0) filters.words = nullptr;

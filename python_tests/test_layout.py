@@ -20,8 +20,8 @@ MAY_IMPORT = {
     "quantize": {"ops", "_files", "_text"},
     "decode": {"trie", "ops"},
     "crs": {"decode", "trie", "quantize", "_files", "_text"},
-    "serve": {"crs", "decode", "trie", "_files"},
-    "integrations": {"crs", "decode", "trie"},
+    "serve": {"crs", "decode", "trie", "_files", "_text"},
+    "integrations": {"crs", "decode", "trie", "_files"},
     "cli": {
         "serve",
         "integrations",
@@ -42,7 +42,7 @@ ANYONE = {"_version", "__init__"}
 CRS_ORDER = (
     ("data",),
     ("control_tokens", "text_tokens", "sequence", "title_sids", "item_encoder"),
-    ("backbones", "checkpoint"),
+    ("backbones", "chat_template", "model_card", "hub", "checkpoint"),
     ("model_directory",),
     ("sampling", "reply", "sequential_reply", "turn"),
     ("conversation", "exposure", "catalogue_change", "catalogue_files", "reply_text"),

@@ -8,9 +8,19 @@ from collections.abc import Sequence
 
 from crs_fast import __version__
 
-from . import bench, chat, evaluate, info, quantize, quickstart, score, train
+from . import bench, chat, evaluate, info, quantize, quickstart, score, serve, train
 
-COMMANDS = (quickstart, quantize, train, evaluate, score, chat, bench, info)  # as help lists them
+COMMANDS = (
+    quickstart,
+    quantize,
+    train,
+    evaluate,
+    score,
+    chat,
+    serve,
+    bench,
+    info,
+)  # as help lists them
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -76,6 +76,11 @@ class TurnOptions:
                 f"{op}: mode must be one of {MODES}, and 'rec' with an item "
                 f"(got mode={mode!r}, item={given!r})"
             )
+        for name in ("num_items", "num_beams", "num_named", "max_new_tokens"):
+            if not hasattr(getattr(self, name), "__index__"):
+                raise ValueError(f"{op}: {name} must be an integer (got {getattr(self, name)!r})")
+        if self.max_new_tokens < 1 and op != "rank":
+            raise ValueError(f"{op}: max_new_tokens must be at least 1 (got {self.max_new_tokens})")
         if not 1 <= self.num_items <= beams:
             raise ValueError(
                 f"{op}: num_items must be at least 1 and at most num_beams "

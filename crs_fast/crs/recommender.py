@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from crs_fast.crs.answer import (
     response_of,
 )
 from crs_fast.crs.catalogue_change import changed_bundle, check_change
-from crs_fast.crs.checkpoint import Bundle, load_bundle
+from crs_fast.crs.checkpoint import Bundle, load_bundle, save_bundle
 from crs_fast.crs.conversation import Messages, as_batch, shown_items, turns_of
 from crs_fast.crs.data.dialogue import Turn
 from crs_fast.crs.data.entity_linking import TitleIndex
@@ -34,6 +35,7 @@ from crs_fast.crs.exposure import (
     genres_of,
     named_items,
 )
+from crs_fast.crs.hub import local_folder, upload
 from crs_fast.crs.item_encoder import QUANTIZER, ItemEncoder
 from crs_fast.crs.reply import placed
 from crs_fast.crs.reply_text import ReplyText
@@ -65,13 +67,45 @@ class Recommender:
         cls,
         directory: str | Path,
         *,
+        revision: str | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         groups_of: GroupsOf = genres_of,
     ) -> Recommender:
-        """Load a directory that training wrote; `load_bundle` lists the errors. `groups_of` names
-        the groups of an item, by which requests may filter: its genres if it is left out."""
-        return cls(load_bundle(directory, dtype=dtype, device=device), groups_of)
+        """Load a directory that training wrote; `load_bundle` lists the errors.
+
+        Args:
+            directory: a path or, where there is no such directory, a repository's name on the hub,
+                which is downloaded.
+            revision: that of the hub's repository; None is its newest.
+            dtype, device: as in `load_bundle`.
+            groups_of: names the groups of an item, by which requests may filter; its genres if
+                left out.
+        """
+        folder = local_folder(directory, revision)
+        return cls(load_bundle(folder, dtype=dtype, device=device), groups_of)
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write the directory that `from_pretrained` loads, completely or not at all;
+        `save_bundle` says what it replaces, and lists the errors."""
+        bundle = self.bundle
+        return save_bundle(
+            directory,
+            (bundle.model, bundle.tokenizer),
+            bundle.trie,
+            bundle.vocab,
+            bundle.control,
+            bundle.items,
+            quantizer=bundle.quantizer,
+            max_length=bundle.builder.max_length,
+        )
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
+        """Upload what `save_pretrained` writes to the hub's repository of that name, which is made
+        if there is none, by the account that `huggingface_hub` is logged in to. Returns the
+        commit's address."""
+        with tempfile.TemporaryDirectory() as folder:
+            return upload(self.save_pretrained(Path(folder) / "model"), repo_id, private=private)
 
     @cached_property
     def index(self) -> TitleIndex:

@@ -19,6 +19,7 @@ from crs_fast.decode import (
     capability,
     left_pad,
     recommend,
+    refuse_not_numbers,
     right_pad,
     sliding_window,
     stand_in,
@@ -100,6 +101,8 @@ class TurnBatch:
             ]
             logits = torch.stack(rows)[:, modes]
         self.rec_probability = control.rec_probability(logits)  # [B]
+        # Compared with 0.5, NaN would be an empty chat turn.
+        refuse_not_numbers(self.rec_probability.isnan().nonzero()[:, 0].tolist(), "respond")
         self.intents = control.likeliest_intents(logits)
 
     def _prefilled(

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 
 from crs_fast.ops import LEAVE, trie_mask, trie_mask_, trie_walk
+from crs_fast.ops.host import check_integer
 from crs_fast.ops.trie.nodes import allowed, continues, unpack
 from crs_fast.trie import Grammar, ItemFilter, SidTrie, Vocabulary
+from crs_fast.trie.sid_trie import check_sid_trie
 from crs_fast.trie.terminated import checked_terminator
 from crs_fast.trie.typed import as_catalogue
 
@@ -108,7 +110,14 @@ class SidLogitsProcessor(LogitsProcessor):
         inplace: bool = False,
     ) -> None:
         trie, vocab = as_catalogue(trie, vocab)
+        check_sid_trie("SidLogitsProcessor", trie)
         vocab = trie.vocabulary(vocab, "SidLogitsProcessor")
+        if filters is not None and not isinstance(filters, ItemFilter):
+            raise ValueError(
+                f"SidLogitsProcessor: filters must be an ItemFilter (got {type(filters).__name__})"
+            )
+        if prompt_length is not None:
+            check_integer("SidLogitsProcessor: prompt_length", prompt_length, 0)
         if prompt_length is None and not vocab.begins:
             raise ValueError(
                 "SidLogitsProcessor: prompt_length must be given where vocab.begin is None: "
@@ -190,6 +199,17 @@ class SidLogitsProcessor(LogitsProcessor):
             ValueError: as the class says, and tensors of another dtype, shape or device.
         """
         self._check_inputs(input_ids, lengths, prompt_lengths)
+        with self.trie.reading():
+            return self._masked(input_ids, scores, lengths, prompt_lengths, filter_of_row)
+
+    def _masked(
+        self,
+        input_ids: torch.Tensor,
+        scores: torch.Tensor,
+        lengths: torch.Tensor | None,
+        prompt_lengths: torch.Tensor | None,
+        filter_of_row: torch.Tensor | None,
+    ) -> torch.Tensor:
         nodes, inside = self.grammar.read(input_ids, lengths, prompt_lengths)
         which = self._which_filter(nodes, filter_of_row)
         at, trie = nodes.clamp(min=0), self.trie.tensors
@@ -230,6 +250,16 @@ class SidLogitsProcessor(LogitsProcessor):
             ValueError: tokens that are not [R, T], or on another device than the trie, or lengths
                 that do not fit them.
         """
+        if (
+            not isinstance(input_ids, torch.Tensor)
+            or input_ids.dtype not in (torch.int64, torch.int32)
+            or input_ids.layout != torch.strided
+        ):
+            is_tensor = isinstance(input_ids, torch.Tensor)
+            kind = str(input_ids.dtype) if is_tensor else type(input_ids).__name__
+            raise ValueError(
+                f"SidLogitsProcessor: input_ids must be a tensor int64 or int32 [R, T] (got {kind})"
+            )
         if input_ids.ndim != 2:
             raise ValueError(
                 "SidLogitsProcessor: input_ids must be the whole rows [R, T] (got "
@@ -278,22 +308,22 @@ class SidLogitsProcessor(LogitsProcessor):
 
     def _highest(self, masked: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
         """The highest score of each row, [R]; NaN where a legal one is NaN. With "free", 0 for rows
-        that stand in no SID."""
+        that stand in no SID: what they hold is not looked at."""
         column, terminator = self.tokens.column, self.tokens.terminator
-        outside = nodes < 0
+        outside, raises = nodes < 0, self.on_illegal == "raise"
         # Inside SIDs only the level's codes and the terminator may follow, which are few.
         is_small = column.shape[1] * 4 < masked.shape[1]
-        if masked.is_cuda or not is_small or bool(outside.all()):
+        if masked.is_cuda or not is_small or (raises and bool(outside.all())):
             highest = masked.amax(1)
         else:
             depth = unpack(self.trie.tensors, nodes.clamp(min=0))[0].clamp(max=column.shape[0] - 1)
             highest = masked.gather(1, column[depth].clamp(min=0)).amax(1)
             if terminator >= 0:
                 highest = torch.maximum(highest, masked[:, terminator])
-            if self.on_illegal == "raise":
+            if raises:
                 for row in outside.nonzero()[:, 0].tolist():
                     highest[row] = masked[row].amax()
-        return highest if self.on_illegal == "raise" else highest.masked_fill(outside, 0.0)
+        return highest if raises else highest.masked_fill(outside, 0.0)
 
     def _set_free(
         self,

@@ -124,8 +124,15 @@ def answer(
     """
     if request.terminator is not None:
         out = answer(model, ids, mask, request.terminated())
-        return replace(out, sids=(out.sids[..., :-1] - 1).clamp(min=-1))
-    model = unwrapped(model)
+        ranks = None if out.ranks is None else out.ranks[..., :-1]
+        return replace(out, sids=(out.sids[..., :-1] - 1).clamp(min=-1), ranks=ranks)
+    with request.trie.reading():
+        return _answer(unwrapped(model), ids, mask, request)
+
+
+def _answer(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, request: SearchRequest
+) -> RecommendOutput:
     if model.config.is_encoder_decoder:
         raise ValueError(
             "recommend: model must be decoder-only "
@@ -179,8 +186,9 @@ def _search(
 def _output(request: SearchRequest, beams: Beams) -> RecommendOutput:
     refuse_not_numbers(beams.not_numbers.nonzero()[:, 0].tolist())
     return RecommendOutput.of(
-        request.trie, beams.sids, beams.nodes, beams.scores, request.filters, request.most_items
-    )
+        request.trie, beams.sids, beams.nodes, beams.scores, request.filters, request.most_items,
+        beams.ranks(),
+    )  # fmt: skip
 
 
 def _checked_tokens(
@@ -268,8 +276,9 @@ class BeamTree:
             temperature=temperature,
             filters=filters,
         )
-        self.prompt, self.beams = prompt, search(prompt, SearchPlan.of(request))
-        self.output = _output(request, self.beams)
+        with trie.reading():
+            self.prompt, self.beams = prompt, search(prompt, SearchPlan.of(request))
+            self.output = _output(request, self.beams)
 
     def keep(self, beams: torch.Tensor) -> None:
         """Make one beam of each request, int64 [B], the next part of the prompt, and drop the

@@ -7,11 +7,15 @@ from functools import cached_property
 
 from crs_fast.ops import FilterTensors
 from crs_fast.ops.trie import NORMALIZE
+from crs_fast.ops.trie.checks import check_temperature
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
+from crs_fast.trie.sid_trie import check_sid_trie
 from crs_fast.trie.terminated import checked_terminator, terminated_vocab
 
 # What `num_beams` counts in the items that come out: SIDs, or items themselves.
 BY = ("sid", "item")
+# Beams of a request stand in one sequence, whose positions are 32-bit numbers.
+_MOST_BEAMS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,25 @@ class SearchRequest:
     terminator: int | None = None
 
     def __post_init__(self) -> None:
+        check_sid_trie("recommend", self.trie)
         if not hasattr(self.num_beams, "__index__"):
             raise ValueError(f"recommend: num_beams must be an integer (got {self.num_beams!r})")
-        if self.num_beams < 1:
-            raise ValueError(f"recommend: num_beams must be at least 1 (got {self.num_beams})")
+        if not 1 <= self.num_beams < _MOST_BEAMS:
+            raise ValueError(
+                f"recommend: num_beams must be at least 1 and below {_MOST_BEAMS} "
+                f"(got {self.num_beams})"
+            )
         if self.normalize not in NORMALIZE:
             raise ValueError(
                 f"recommend: normalize must be one of {NORMALIZE} (got {self.normalize!r})"
             )
         if self.by not in BY:
             raise ValueError(f"recommend: by must be one of {BY} (got {self.by!r})")
-        if not self.temperature > 0:
-            raise ValueError(f"recommend: temperature must be above 0 (got {self.temperature})")
+        check_temperature("recommend", self.temperature)
+        if self.filters is not None and not isinstance(self.filters, ItemFilter):
+            raise ValueError(
+                f"recommend: filters must be an ItemFilter (got {type(self.filters).__name__})"
+            )
         if self.filters is not None and self.filters.num_requests not in (1, self.batch):
             raise ValueError(
                 f"recommend: filters must hold one filter for all or one a prompt, {self.batch} "

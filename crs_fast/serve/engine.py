@@ -89,6 +89,11 @@ class Engine:
         """The version of the catalogue that the next request will be answered from."""
         return self._catalogue.version
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no requests are taken any more: it was closed, or its thread has failed."""
+        return self._is_closed
+
     def swap(self, recommender: Recommender, version: str) -> None:
         """Answer from another catalogue from now on. Requests that were submitted before end on the
         catalogue that they began with.

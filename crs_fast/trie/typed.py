@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .item_ids import ItemIds
 from .sid_trie import SidTrie
 from .sid_vocab import SidVocab
 from .vocabulary import Vocabulary
@@ -86,13 +85,13 @@ def typed_catalogue(
         raise ValueError(
             f"typed_catalogue: a begin token must stand for no code or end (got {clash[0]})"
         )
-    ids = ItemIds(numbers=torch.empty(0, dtype=torch.int32, device="cpu"))
-    rows = []
-    for kind, (trie, of_type) in enumerate(zip(tries.values(), vocabs, strict=True)):
-        ids = ids.append(trie.item_ids)
-        rows.append(_rows(kind, trie, of_type, tokens))
+    rows = [
+        _rows(kind, trie, of_type, tokens)
+        for kind, (trie, of_type) in enumerate(zip(tries.values(), vocabs, strict=True))
+    ]
+    ids = [item_id for trie in tries.values() for item_id in trie.item_ids.tolist()]
     joined = TypedVocab([begins, *tokens], end=end, eos=vocabs[0].eos)
-    return TypedCatalogue(SidTrie.from_sids(torch.cat(rows), ids.tolist()), joined)
+    return TypedCatalogue(SidTrie.from_sids(torch.cat(rows), ids), joined)
 
 
 def as_catalogue(trie: Any, vocab: Any) -> tuple[SidTrie, Vocabulary | None]:

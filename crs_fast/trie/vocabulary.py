@@ -5,14 +5,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from operator import index
 from typing import Any, TypeVar
 
 import torch
 
 from crs_fast.ops import TokenTensors, token_tensors
-from crs_fast.ops.host import as_tensor
+from crs_fast.ops.host import as_integers
 
 T = TypeVar("T")
+
+
+def _token(whose: str, name: str, value: Any) -> int | None:
+    """A token id of a caller's.
+
+    Raises:
+        ValueError: it is no integer from 0 on.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not 0 <= value < 1 << 31:
+        raise ValueError(f"{whose}: {name} must be a token id, 0 .. 2^31 - 1 (got {value!r})")
+    return index(value)
 
 
 class Vocabulary(ABC):
@@ -34,7 +48,10 @@ class Vocabulary(ABC):
         eos: int | None = None,
     ) -> None:
         self.token_ids = list(token_ids)
-        self.begin, self.end, self.eos = begin, end, eos
+        whose = type(self).__name__
+        self.begin = _token(whose, "begin", begin)
+        self.end = _token(whose, "end", end)
+        self.eos = _token(whose, "eos", eos)
         self._remembered: dict[Any, Any] = {}
 
     @property
@@ -125,7 +142,7 @@ class Vocabulary(ABC):
 
     def _with_levels(self, method: str, name: str, values: Any) -> torch.Tensor:
         """int64 [..., L'] with at most the vocabulary's levels."""
-        values = as_tensor(values, dtype=torch.int64)
+        values = as_integers(f"{type(self).__name__}.{method}: {name}", values).long()
         if values.ndim == 0 or values.shape[-1] > self.num_levels:
             raise ValueError(
                 f"{type(self).__name__}.{method}: {name} must have at most {self.num_levels} "
@@ -141,7 +158,7 @@ class Vocabulary(ABC):
     def terminator(self, eos_token_id: int | None = None) -> int:
         """The token that must follow a whole SID: `end`, else `eos_token_id`, else `eos`; -1 where
         there is none."""
-        choices = (self.end, eos_token_id, self.eos)
+        choices = (self.end, _token(type(self).__name__, "eos_token_id", eos_token_id), self.eos)
         return next((token for token in choices if token is not None), -1)
 
     def unused_token(self, level_codes: Sequence[torch.Tensor]) -> int:

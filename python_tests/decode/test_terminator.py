@@ -34,7 +34,7 @@ def allowed_tokens(sids, vocab, length, filters=None):
 def hugging_face(model, ids, mask, allowed, **extra):
     return model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=LEVELS + 1, num_beams=BEAMS,
-        num_return_sequences=BEAMS, do_sample=False, pad_token_id=PAD, length_penalty=0.0,
+        num_return_sequences=BEAMS, do_sample=False, pad_token_id=PAD, length_penalty=1.0,
         output_scores=True, return_dict_in_generate=True, prefix_allowed_tokens_fn=allowed, **extra,
     )  # fmt: skip
 
@@ -59,7 +59,8 @@ def test_items_scores_and_order_are_hugging_faces(kind, filtered, eos):
 
     common = dict(trie=trie, vocab=vocab, num_beams=BEAMS, filters=filters)
     out = recommend(model, ids, mask, **common, terminator=LINE_BREAK)
-    torch.testing.assert_close(out.scores, scores, atol=1e-4, rtol=0)
+    # Hugging Face divides by the length, terminator included.
+    torch.testing.assert_close(out.scores, scores * (LEVELS + 1), atol=1e-4, rtol=0)
     assert torch.equal(out.sids[sure], sids[sure])
     plain = recommend(model, ids, mask, **common)
     assert not torch.equal(plain.sids, out.sids)  # which is what the terminator is for
@@ -69,7 +70,7 @@ def test_items_scores_and_order_are_hugging_faces(kind, filtered, eos):
 
     got = model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=LEVELS + 1, num_beams=BEAMS,
-        num_return_sequences=BEAMS, pad_token_id=PAD, length_penalty=0.0, output_scores=True,
+        num_return_sequences=BEAMS, pad_token_id=PAD, length_penalty=1.0, output_scores=True,
         return_dict_in_generate=True, custom_generate=crs_fast.beam_search, trie=trie, vocab=vocab,
         filters=filters, terminator=LINE_BREAK,
     )  # fmt: skip
@@ -79,7 +80,7 @@ def test_items_scores_and_order_are_hugging_faces(kind, filtered, eos):
     processor = SidLogitsProcessor(trie, vocab, filters, length, terminator=LINE_BREAK)
     got = model.generate(
         input_ids=ids, attention_mask=mask, max_new_tokens=LEVELS + 1, num_beams=BEAMS,
-        num_return_sequences=BEAMS, do_sample=False, pad_token_id=PAD, length_penalty=0.0,
+        num_return_sequences=BEAMS, do_sample=False, pad_token_id=PAD, length_penalty=1.0,
         output_scores=True, return_dict_in_generate=True, logits_processor=[processor],
         eos_token_id=eos,
     )  # fmt: skip

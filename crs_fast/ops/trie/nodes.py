@@ -18,6 +18,13 @@ def unpack(
     return depth, begin, end
 
 
+def are_held(trie: TrieTensors, nodes: torch.Tensor) -> torch.Tensor:
+    """Which nodes int64 [...] name a depth and items that exist, so that they may be followed."""
+    depth, _, end = unpack(trie, nodes)
+    inside = (depth >= 1) & (depth <= trie.num_levels) & (end <= trie.level[-1, 1])
+    return (nodes == 0) | inside
+
+
 def pack(depth: torch.Tensor, begin: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
     return torch.where(depth == 0, 0, depth << (2 * NODE_BITS) | (end - begin) << NODE_BITS | begin)
 

@@ -56,8 +56,8 @@ class TrieTensors(NamedTuple):
         words = items // 64 + 1
         return TrieTensors(
             self.codes[:codes],
-            self.bits[:, :words],
-            self.rank[:, :words],
+            self.bits[:, :words].contiguous(),  # else the kernels would need a stride
+            self.rank[:, :words].contiguous(),
             self.starts[: max(sparse, default=0)],
             self.level,
         )

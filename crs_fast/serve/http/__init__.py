@@ -1,0 +1,1 @@
+"""What the HTTP application is made of: schemas, routes, errors, limits, figures."""
