@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
         TrieSlot,
         find_items,
         load_index,
+        typed_catalogue,
     )
 
 _HOMES = {
@@ -41,6 +42,7 @@ _HOMES = {
         "TrieSlot",
         "find_items",
         "load_index",
+        "typed_catalogue",
     ),
     "decode": ("RecommendOutput", "SidLogitsProcessor"),
     "decode.beam_search": ("beam_search",),
@@ -77,6 +79,7 @@ __all__ = [
     "resolve_collisions",
     "show_config",
     "trie",
+    "typed_catalogue",
 ]
 
 

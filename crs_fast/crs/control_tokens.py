@@ -128,5 +128,5 @@ class ControlTokens:
 
 def new_tokens(vocab: Vocabulary, control: ControlTokens) -> list[int]:
     """The ids of all tokens that were added for SIDs and modes, sorted."""
-    frame = [token for token in (vocab.begin, vocab.end) if token is not None]
+    frame = [*vocab.begins, *([] if vocab.end is None else [vocab.end])]
     return sorted({*vocab.code_tokens().tolist(), *frame, *control.tokens})

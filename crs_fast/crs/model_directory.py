@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from crs_fast.crs.sequence import SequenceBuilder, trie_sids
 from crs_fast.quantize.text_encoder import EncoderLike
 from crs_fast.trie import SidTrie, Vocabulary, vocabulary_from_dict
 from crs_fast.trie.sid_vocab import BEGIN, END, token_id
+from crs_fast.trie.typed import as_catalogue
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,8 +26,8 @@ def make_model_directory(
     path: str | Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    trie: SidTrie,
-    vocab: Vocabulary,
+    trie: SidTrie | Mapping[int, SidTrie],
+    vocab: Vocabulary | Mapping[int, Vocabulary],
     items: Any,
     *,
     control: ControlTokens | None = None,
@@ -47,7 +49,8 @@ def make_model_directory(
         path: the directory; an earlier model directory there is replaced.
         model: a causal language model; the adapter of a PEFT model is merged into it.
         tokenizer: the model's.
-        trie: the catalogue's SIDs. Ids that are numbers are written as text.
+        trie: the catalogue's SIDs, or those of each begin token (see `typed_catalogue`). Ids that
+            are numbers are written as text.
         vocab: the tokens of the SIDs. Without `begin` and `end` of its own it takes the tokenizer's
             `<BOI>` and `<EOI>`.
         items: a table with the titles of the same items, see `items_from`.
@@ -65,16 +68,17 @@ def make_model_directory(
     op = "make_model_directory"
     rows = items_from(items)
     control = control or ControlTokens.of(tokenizer)
-    vocab = trie.vocabulary(_framed(vocab, tokenizer), op)
-    named = SidTrie(trie.tensors, trie.item_ids.as_text())
+    joint, tokens = as_catalogue(trie, vocab)
+    tokens = joint.vocabulary(_framed(joint.vocabulary(tokens, op), tokenizer), op)
+    named = SidTrie(joint.tensors, joint.item_ids.as_text())
     # It refuses a tokenizer or a max_length that no recommender can use, before files are written.
-    SequenceBuilder(tokenizer, vocab, control, trie_sids(named, vocab), max_length)
+    SequenceBuilder(tokenizer, tokens, control, trie_sids(named, tokens), max_length)
     fingerprint = None if quantizer is None else quantizer.fingerprint()
     folder = save_bundle(
         path,
         (model, tokenizer),
         named,
-        vocab,
+        tokens,
         control,
         rows,
         quantizer=fingerprint,
@@ -87,6 +91,8 @@ def make_model_directory(
 
 def _framed(vocab: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
     """The vocabulary with tokens that open and close a SID."""
+    if vocab.opens_with_code:
+        return vocab
     frame = {"begin": vocab.begin, "end": vocab.end}
     for name, token in (("begin", BEGIN), ("end", END)):
         if frame[name] is None:

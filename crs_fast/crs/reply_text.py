@@ -50,7 +50,7 @@ class ReplyText:
         for place in range(len(tokens) - 1, self._shown - 1, -1):
             if tokens[place] == self.builder.end:
                 break
-            if tokens[place] == self.builder.begin:
+            if tokens[place] in self.builder.begins:
                 return place
         return len(tokens)
 

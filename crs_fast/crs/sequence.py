@@ -103,7 +103,7 @@ class SequenceBuilder:
         max_length: int = 768,
         layout: Layout = GCRS,
     ) -> None:
-        if vocab.begin is None or vocab.end is None:
+        if not vocab.begins or vocab.end is None:
             raise ValueError("SequenceBuilder: vocab must have begin and end (got None)")
         eos = tokenizer.eos_token_id if vocab.eos is None else vocab.eos
         if eos is None:
@@ -111,11 +111,13 @@ class SequenceBuilder:
         self.tokenizer, self.vocab, self.control = tokenizer, vocab, control
         self.max_length, self.layout = max_length, layout
         self.eos: int = int(eos)
-        self.begin, self.end = vocab.begin, vocab.end
-        self._sid_tokens = {self.begin, self.end, *vocab.code_tokens().tolist()}
+        self.begins, self.end = frozenset(vocab.begins), vocab.end
+        # What stands before the codes of a SID; a begin token that is a code is one of them.
+        self._before_codes = [] if vocab.opens_with_code else list(vocab.begins)
+        self._sid_tokens = {*self.begins, self.end, *vocab.code_tokens().tolist()}
         self._codes = self._code_tokens(sids)
         self._items = _first_items(self._codes)
-        reserved = {self.begin, self.end, self.eos, *control.tokens, *self._sid_tokens}
+        reserved = {self.eos, *control.tokens, *self._sid_tokens}
         self._pieces = TextTokens(tokenizer, reserved)
         self._labels = {role: self.text(label) for role, label in LABELS.items()}
         self._newline = self.text("\n")
@@ -156,6 +158,12 @@ class SequenceBuilder:
         return other
 
     @property
+    def begin(self) -> int:
+        """The token that opens a SID, of a catalogue of one type."""
+        (begin,) = self.begins
+        return begin
+
+    @property
     def prompt(self) -> list[int]:
         """The token ids of `Assistant:`, with which every context ends."""
         return self._labels[RECOMMENDER]
@@ -179,13 +187,14 @@ class SequenceBuilder:
             raise ValueError(
                 f"SequenceBuilder.item: item_id must be in the catalogue (got {item_id!r})"
             )
-        return [self.begin, *self._codes[item_id], self.end]
+        return [*self._before_codes, *self._codes[item_id], self.end]
 
     def item_of(self, tokens: Sequence[int]) -> str | None:
         """The item whose `[begin, codes..., end]` these tokens are, or None. If several items share
         their codes, it is the first of them."""
-        whole = len(tokens) > 2 and tokens[0] == self.begin and tokens[-1] == self.end
-        return self._items.get(tuple(tokens[1:-1])) if whole else None
+        whole = len(tokens) > 2 and tokens[0] in self.begins and tokens[-1] == self.end
+        codes = tokens[len(self._before_codes) : -1]
+        return self._items.get(tuple(codes)) if whole else None
 
     def utterance(self, turn: Turn) -> list[int]:
         """The turn's text after one space, with SIDs in place of the mentions whose position in the
@@ -278,7 +287,7 @@ class SequenceBuilder:
         opening = [modes[mode]] if layout.mode else []
         words = [self.control.resp] if layout.words and (layout.mode or layout.item) else []
         if coarse == REC and item_id is None:
-            return [*opening, *([] if layout.item else words), self.begin]
+            return [*opening, *([] if layout.item else words), *self._before_codes]
         item = self.item(item_id) if layout.item and item_id is not None else []
         return [*opening, *item, *words]
 
@@ -335,8 +344,8 @@ class SequenceBuilder:
         """Whether a cut before `tokens[at]` would split an item, one that begins further left and
         has not ended there."""
         for token in reversed(tokens[:at]):
-            if token in (self.begin, self.end):
-                return token == self.begin
+            if token == self.end or token in self.begins:
+                return token != self.end
         return False
 
     def decode(self, token_ids: Sequence[int], titles: Mapping[str, str]) -> str:
@@ -386,7 +395,7 @@ class SequenceBuilder:
                     stop += 1
                 yield tokens[at:stop], None
             else:
-                while stop < len(tokens) and tokens[stop] in self._sid_tokens - {self.begin}:
+                while stop < len(tokens) and tokens[stop] in self._sid_tokens - self.begins:
                     stop += 1
                     if tokens[stop - 1] == self.end:
                         break
@@ -396,7 +405,7 @@ class SequenceBuilder:
     def _item_end(self, tokens: list[int], at: int) -> int | None:
         """The end of the item that begins at `at`, or None if none begins there. The tokens of a
         title are also ordinary words, so only the whole run shows that it is an item."""
-        if tokens[at] != self.begin or self.end not in tokens[at:]:
+        if tokens[at] not in self.begins or self.end not in tokens[at:]:
             return None
         stop = tokens.index(self.end, at) + 1
         return stop if self.item_of(tokens[at:stop]) is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 
@@ -12,11 +13,11 @@ class BeginWatch:
     was constrained.
 
     Args:
-        begin: the token.
+        begins: the tokens that open a SID.
     """
 
-    def __init__(self, begin: int) -> None:
-        self.begin = begin
+    def __init__(self, begins: Sequence[int]) -> None:
+        self.begins = begins
         self._length = self._steps = 0  # of the call that is going on
         self._seen = self._warned = False
 
@@ -30,7 +31,7 @@ class BeginWatch:
         new = input_ids if self._steps == 0 else input_ids[:, -1:]
         self._length, self._steps = length, self._steps + 1
         if not self._seen and not self._warned:
-            self._seen = bool((new == self.begin).any())
+            self._seen = any(bool((new == begin).any()) for begin in self.begins)
 
     def report(self) -> None:
         """Warn, once, if the call that has ended never saw the token. A call of one step may be
@@ -39,7 +40,7 @@ class BeginWatch:
             self._warned = True
             warnings.warn(
                 f"SidLogitsProcessor: {self._steps} tokens were generated without a constraint, "
-                f"because no row ever held vocab.begin (token {self.begin}); where an item was "
+                f"because no row ever held vocab.begin (token {self.begins[0]}); where an item was "
                 "expected, end the prompt with it or give prompt_length",
                 stacklevel=2,
             )

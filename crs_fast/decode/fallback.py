@@ -54,7 +54,7 @@ class BeamScores:
         )
         # No text follows here, whatever the vocabulary says: a whole SID waits for longer ones.
         self.grammar = Grammar(
-            request.trie, request.vocabulary, prompt_length, None, filler, text_follows=False
+            request.trie, request.vocabulary, prompt_length, (), filler, text_follows=False
         )
         self.start, self.filler, self.num_beams = prompt_length, filler, request.num_beams
         self.not_numbers: set[int] = set()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from crs_fast.ops import LEAVE, trie_mask, trie_mask_
+from crs_fast.ops import LEAVE, trie_mask, trie_mask_, trie_walk
 from crs_fast.ops.host import check_integer
 from crs_fast.ops.trie.nodes import allowed, continues, unpack
 from crs_fast.trie import Grammar, ItemFilter, SidTrie, Vocabulary
 from crs_fast.trie.sid_trie import check_sid_trie
 from crs_fast.trie.terminated import checked_terminator
+from crs_fast.trie.typed import as_catalogue
 
 from .begin_watch import BeginWatch
 from .dead_beams import check_live_beams, dead_beams
@@ -58,7 +60,7 @@ class SidLogitsProcessor(LogitsProcessor):
     once.
 
     Args:
-        trie: the catalogue.
+        trie: the catalogue, or one for each begin token (see `typed_catalogue`).
         vocab: which token stands for which code; None means codes are token ids.
         filters: one filter per request; row r of R takes filter r // (R / requests).
         prompt_length: length of the (padded) prompt in tokens, the same for every row.
@@ -93,8 +95,8 @@ class SidLogitsProcessor(LogitsProcessor):
 
     def __init__(
         self,
-        trie: SidTrie,
-        vocab: Vocabulary | None = None,
+        trie: SidTrie | Mapping[int, SidTrie],
+        vocab: Vocabulary | Mapping[int, Vocabulary] | None = None,
         filters: ItemFilter | None = None,
         prompt_length: int | None = None,
         eos_token_id: int | None = None,
@@ -103,6 +105,7 @@ class SidLogitsProcessor(LogitsProcessor):
         on_illegal: str = "raise",
         inplace: bool = False,
     ) -> None:
+        trie, vocab = as_catalogue(trie, vocab)
         check_sid_trie("SidLogitsProcessor", trie)
         vocab = trie.vocabulary(vocab, "SidLogitsProcessor")
         if filters is not None and not isinstance(filters, ItemFilter):
@@ -111,7 +114,7 @@ class SidLogitsProcessor(LogitsProcessor):
             )
         if prompt_length is not None:
             check_integer("SidLogitsProcessor: prompt_length", prompt_length, 0)
-        if prompt_length is None and vocab.begin is None:
+        if prompt_length is None and not vocab.begins:
             raise ValueError(
                 "SidLogitsProcessor: prompt_length must be given where vocab.begin is None: "
                 "it says where the SID begins (got None)"
@@ -132,13 +135,19 @@ class SidLogitsProcessor(LogitsProcessor):
             self.tokens = self.tokens._replace(terminator=terminator, num_columns=num_columns)
             text_follows = terminator == vocab.end
         self.grammar = Grammar(
-            trie, vocab, prompt_length, vocab.begin, self.tokens.terminator, text_follows
+            trie, vocab, prompt_length, vocab.begins, self.tokens.terminator, text_follows
         )
+        # Where the items of each type stand, if some request may lack a type.
+        self._type_nodes: torch.Tensor | None = None
+        if vocab.opens_with_code:
+            codes = torch.arange(len(vocab.begins), device=trie.device)[:, None]
+            nodes = trie_walk(trie.tensors, codes)
+            self._type_nodes = nodes if filters is not None or bool((nodes < 0).any()) else None
         # Filters that allow nothing keep `begin` out of the text.
         never_begins = self._empty is not None and bool(self._empty.all())
         self._watch: BeginWatch | None = None
-        if prompt_length is None and vocab.begin is not None and not never_begins:
-            self._watch = BeginWatch(vocab.begin)
+        if prompt_length is None and vocab.begins and not never_begins:
+            self._watch = BeginWatch(vocab.begins)
             weakref.finalize(self, self._watch.report)  # the last call, at the latest at exit
 
     @property
@@ -208,10 +217,7 @@ class SidLogitsProcessor(LogitsProcessor):
         nodes = nodes.masked_fill(illegal | stuck, LEAVE)
         run = trie_mask_ if self.inplace else trie_mask
         masked = run(scores, nodes, trie, self.tokens, self.filters, filter_of_row)
-        if self._empty is not None and self.vocab.begin is not None:
-            # Where the filter allows nothing, a SID that begins could only end at once.
-            rows = self._empty[which.clamp(min=0)] & (which >= 0) & (nodes == -1)
-            masked[:, self.vocab.begin].masked_fill_(rows, -torch.inf)
+        self._forbid_begins(masked, nodes, which)
         hopeless = ~self._highest(masked, nodes).isfinite()
         if bool((illegal | stuck | hopeless).any()):
             if self.on_illegal == "free":
@@ -227,6 +233,20 @@ class SidLogitsProcessor(LogitsProcessor):
                 masked[dead] = -torch.inf
                 masked[dead, self.tokens.num_columns - 1] = 0.0
         return masked
+
+    def _forbid_begins(
+        self, masked: torch.Tensor, nodes: torch.Tensor, which: torch.Tensor
+    ) -> None:
+        """Mask what opens a SID in rows of text whose filter allows nothing behind it, in place:
+        the SID could only end at once."""
+        if self._type_nodes is not None:
+            for token, node in zip(self.vocab.begins, self._type_nodes, strict=True):
+                at = node.clamp(min=0).expand_as(nodes)
+                open_rows = allowed(self.trie.tensors, self.filters, which, at) & (node >= 0)
+                masked[:, token].masked_fill_(~open_rows & (nodes == -1), -torch.inf)
+        elif self._empty is not None and self.vocab.begin is not None:
+            rows = self._empty[which.clamp(min=0)] & (which >= 0) & (nodes == -1)
+            masked[:, self.vocab.begin].masked_fill_(rows, -torch.inf)
 
     def _check_inputs(self, input_ids: torch.Tensor, *lengths: torch.Tensor | None) -> None:
         """

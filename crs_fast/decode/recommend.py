@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
+from crs_fast.trie.typed import as_catalogue
 
 from .attempt import Attempts, give_up
 from .graph import GraphShape, search_in_graph
@@ -22,6 +24,7 @@ from .search import search
 from .search_plan import SearchPlan
 from .search_request import SearchRequest
 from .sequential import PLAIN, sequential_beams
+from .typed_prompts import without_begins
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,8 +36,8 @@ def recommend(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
-    trie: SidTrie,
-    vocab: Vocabulary | None = None,
+    trie: SidTrie | Mapping[int, SidTrie],
+    vocab: Vocabulary | Mapping[int, Vocabulary] | None = None,
     num_beams: int = 50,
     normalize: str = "vocab",
     temperature: float = 1.0,
@@ -59,7 +62,9 @@ def recommend(
         model: any decoder-only `AutoModelForCausalLM`, PEFT adapters included.
         input_ids: int64 [B, P]; the SID begins right after it (end it with `<BOI>`).
         attention_mask: [B, P], 1 at real tokens; None means all ones. Left or right padding.
-        trie: the catalogue, on the model's device.
+        trie: the catalogue, on the model's device, or one for each begin token (see
+            `typed_catalogue`). Prompts that end with begin tokens get items of these types, all
+            others items of all types; the begin token's log-prob is part of the score.
         vocab: which token stands for which code; None means codes are token ids.
         num_beams: M.
         normalize: "vocab" scores by log-softmax over the whole vocabulary (Hugging Face's beams in
@@ -90,6 +95,9 @@ def recommend(
             the trie or names tokens that the model lacks, filters of another catalogue or number.
     """
     ids, mask = checked_inputs("recommend", input_ids, attention_mask)
+    trie, vocab = as_catalogue(trie, vocab)
+    if vocab is not None and vocab.opens_with_code:
+        ids, mask, filters = without_begins(ids, mask, trie, vocab, filters)
     request = SearchRequest(
         trie=trie,
         vocab=vocab,

@@ -41,6 +41,8 @@ class RowMask:
         eos_token_id: int | None = None,
     ) -> None:
         self.vocab = trie.vocabulary(vocab, "RowMask")
+        if self.vocab.opens_with_code:
+            raise ValueError("RowMask: vocab must have one begin token (got a typed catalogue's)")
         self.trie = trie.to(device)
         self._stacked: tuple[list[ItemFilter], FilterTensors | None] = ([], None)
         self.tokens = self.vocab.tensors(torch.device(device), eos_token_id)
@@ -55,7 +57,7 @@ class RowMask:
             self.trie,
             self.vocab,
             None,
-            self._begin,
+            (self._begin,),
             self.tokens.terminator,
             self.vocab.text_follows,
         )

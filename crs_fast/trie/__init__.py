@@ -9,6 +9,7 @@ from .sid_vocab import SidVocab
 from .slot import TrieSlot
 from .title_vocab import TitleVocab
 from .token_ids import TokenIds
+from .typed import TypedCatalogue, TypedVocab, typed_catalogue
 from .vocabularies import vocabulary_from_dict
 from .vocabulary import Vocabulary
 
@@ -22,8 +23,11 @@ __all__ = [
     "TitleVocab",
     "TokenIds",
     "TrieSlot",
+    "TypedCatalogue",
+    "TypedVocab",
     "Vocabulary",
     "find_items",
     "load_index",
+    "typed_catalogue",
     "vocabulary_from_dict",
 ]

@@ -39,7 +39,7 @@ class Grammar:
     trie: the catalogue, on the device of the rows
     vocab: which token stands for which code
     prompt_length: where the first SID begins in every row; None means only `begin` opens one
-    begin: the token that opens a SID from there on, or None
+    begins: the tokens that open a SID from there on
     terminator: the token that closes a SID; -1 where none does
     text_follows: whether a closed SID leaves the row outside, or closed
     """
@@ -47,7 +47,7 @@ class Grammar:
     trie: SidTrie
     vocab: Vocabulary
     prompt_length: int | None
-    begin: int | None
+    begins: tuple[int, ...]
     terminator: int
     text_follows: bool
 
@@ -92,31 +92,43 @@ class Grammar:
         if first is None:
             position = -1 if self.prompt_length is None else self.prompt_length
             first = input_ids.new_full((input_ids.shape[0],), position)
-        if self.begin is None:
+        if not self.begins:
             return first
+        # A begin token that is a code itself belongs to the SID.
+        after = 0 if self.vocab.opens_with_code else 1
         length = input_ids.shape[1]
         if input_ids.is_cuda or length <= 4 * self.trie.num_levels:
-            return _after_last(self.begin, input_ids, lengths).maximum(first)
+            return _last_of(self.begins, input_ids, lengths, after).maximum(first)
         # A row inside a SID has opened it among its last tokens. Only the others are read whole,
         # which takes long after a long prompt.
         recent = torch.arange(-self.trie.num_levels - 2, 0, device=input_ids.device)
         at = (recent + (length if lengths is None else lengths[:, None])).expand(len(first), -1)
-        opens = (input_ids.gather(1, at.clamp(min=0)) == self.begin) & (at >= 0)
-        last = torch.where(opens, at + 1, -1).amax(1)
+        opens = _is_one_of(self.begins, input_ids.gather(1, at.clamp(min=0))) & (at >= 0)
+        last = torch.where(opens, at + after, -1).amax(1)
         rows = (last < 0).nonzero()[:, 0]
         if rows.numel():
             row_lengths = None if lengths is None else lengths[rows]
-            last[rows] = _after_last(self.begin, input_ids[rows], row_lengths)
+            last[rows] = _last_of(self.begins, input_ids[rows], row_lengths, after)
         # What the prompt holds before its end opens nothing that `first` does not.
         return last.maximum(first)
 
 
-def _after_last(
-    token: int, input_ids: torch.Tensor, lengths: torch.Tensor | None = None
+def _last_of(
+    tokens: tuple[int, ...],
+    input_ids: torch.Tensor,
+    lengths: torch.Tensor | None,
+    after: int,
 ) -> torch.Tensor:
-    """The position after the last `token` of each row, -1 where it has none."""
-    position = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-    is_token = input_ids == token
+    """The position of the last of `tokens` in each row, plus `after`; -1 where it has none."""
+    position = torch.arange(input_ids.shape[1], device=input_ids.device)
+    is_token = _is_one_of(tokens, input_ids)
     if lengths is not None:
-        is_token = is_token & (position <= lengths[:, None])
-    return torch.where(is_token, position, -1).amax(1)
+        is_token = is_token & (position < lengths[:, None])
+    return torch.where(is_token, position + after, -1).amax(1)
+
+
+def _is_one_of(tokens: tuple[int, ...], input_ids: torch.Tensor) -> torch.Tensor:
+    found = input_ids == tokens[0]
+    for token in tokens[1:]:
+        found = found | (input_ids == token)
+    return found

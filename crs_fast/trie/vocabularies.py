@@ -8,6 +8,7 @@ from typing import Any
 from .sid_vocab import SidVocab
 from .title_vocab import TitleVocab
 from .token_ids import TokenIds
+from .typed import TypedVocab
 from .vocabulary import Vocabulary
 
 _SIDS = "sids"  # their descriptions name no kind
@@ -15,6 +16,7 @@ _KINDS: dict[str, type[Vocabulary]] = {
     _SIDS: SidVocab,
     TitleVocab.KIND: TitleVocab,
     TokenIds.KIND: TokenIds,
+    TypedVocab.KIND: TypedVocab,
 }
 
 

@@ -63,6 +63,16 @@ class Vocabulary(ABC):
         """The number of codes of each level."""
         return [ids.numel() for ids in self.token_ids]
 
+    @property
+    def begins(self) -> tuple[int, ...]:
+        """The tokens that open a SID in text."""
+        return () if self.begin is None else (self.begin,)
+
+    @property
+    def opens_with_code(self) -> bool:
+        """Whether the token that opens a SID is its first code, or stands before it."""
+        return False
+
     @abstractmethod
     def code_tokens(self) -> torch.Tensor:
         """Every token that stands for a code and for nothing else, so that free text must not hold

@@ -26,7 +26,7 @@ def mention_instances(builder: SequenceBuilder, dialogue: Dialogue) -> list[Inst
         start = len(past)
         past += tokens
         for begin in range(start, len(past)):
-            if past[begin] != builder.begin:
+            if past[begin] not in builder.begins:
                 continue
             end = past.index(builder.end, begin) + 1
             if end > builder.max_length:
