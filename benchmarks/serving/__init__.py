@@ -1,0 +1,1 @@
+"""Load on the server's engine: many conversations at once, beside one turn at a time."""
