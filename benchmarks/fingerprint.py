@@ -20,12 +20,16 @@ ROOT = Path(__file__).resolve().parent.parent
 _TRIE = "crs_fast/ops/trie/"
 SOURCES: dict[str, tuple[str, ...]] = {
     "trie_build": ("csrc/trie_build", _TRIE),
+    "trie_insert": ("csrc/trie_change", "csrc/trie_build", _TRIE),
+    "trie_remove": ("csrc/trie_change", _TRIE),
     "trie_rows": ("csrc/trie_rows", _TRIE),
     "trie_walk": ("csrc/trie_walk", _TRIE),
     "trie_mask": ("csrc/trie_mask", _TRIE),
     "trie_step": ("csrc/trie_step", _TRIE),
     "trie_logprob": (_TRIE,),
     "text_table": ("csrc/text_table", "crs_fast/ops/text_table/"),
+    "number_find": ("csrc/number_find", "crs_fast/ops/number_find/"),
+    "splice": ("csrc/splice", "crs_fast/ops/splice/"),
     "text_find": ("csrc/text_table", "crs_fast/ops/text_table/"),
     "residual_lookup": ("csrc/codebook", "crs_fast/ops/codebook/"),
     "beam_lookup": ("crs_fast/ops/codebook/",),
@@ -75,10 +79,11 @@ def source_files(parts: Iterable[str], device: str, root: Path = ROOT) -> list[P
     while waiting:
         file = waiting.pop()
         for name in _INCLUDE.findall(file.read_text()):
-            header = file.parent / name
-            if header.is_file() and header not in files:
-                files.add(header)
-                waiting.append(header)
+            # What a header declares may stand in a source file of its name (threads.cpp).
+            for part in (file.parent / name, (file.parent / name).with_suffix(".cpp")):
+                if part.is_file() and part not in files and not other.search(part.as_posix()):
+                    files.add(part)
+                    waiting.append(part)
     return sorted(files)
 
 

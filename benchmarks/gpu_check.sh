@@ -1,35 +1,87 @@
 #!/usr/bin/env bash
-# One command on a bare GPU box: build with CUDA, run the gpu tests, time the GPU cases.
-# Needs nvcc, pybind11, cmake, ninja, torch, transformers, pytest; no network. The last line is JSON,
-# which benchmarks/tables.py reads from a file in benchmarks/results/.
+# One command on a bare GPU box: build with CUDA, run the gpu tests, time the GPU cases, look for
+# memory errors.
+#
+#     bash benchmarks/gpu_check.sh [--minutes 12] [--out benchmarks/results/gpu.json]
+#
+# Needs nvcc, pybind11, cmake, ninja, torch, transformers, pytest; no network. Each stage has a part
+# of the time; what a stage left out is named. Cases whose kernels have no figure yet come first.
+# Rows are merged into the file as each case ends; benchmarks/tables.py renders docs/benchmarks.md
+# from it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python3 -c 'import torch; torch.cuda.is_available() or exit("gpu_check: torch sees no CUDA device")'
+minutes=12 out=benchmarks/results/gpu.json
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --minutes) minutes="${2:?gpu_check: --minutes must be a number}" ;;
+    --out) out="${2:?gpu_check: --out must be a path}" ;;
+    *) echo "gpu_check: unknown argument $1" >&2; exit 2 ;;
+  esac
+  shift 2
+done
+[[ "$minutes" =~ ^[0-9]+$ ]] && [ "$minutes" -ge 4 ] ||
+  { echo "gpu_check: --minutes must be a whole number of at least 4 (got $minutes)" >&2; exit 2; }
+total=$((60 * minutes))
+architecture="$(python3 -c '
+import torch
+torch.cuda.is_available() or exit("gpu_check: torch sees no CUDA device")
+print("%d%d-real" % torch.cuda.get_device_capability())')"
+status=0
+
+# Seconds that a stage may take: no more than its limit, and what the stages after it leave.
+budget() { # limit, seconds kept for later stages
+  local left=$((total - SECONDS - $2))
+  echo $((left < 1 ? 1 : left < $1 ? left : $1))
+}
+
 echo "== build"
-rm -f crs_fast/_C*.so  # a module from another build would look up to date
+rm -f crs_fast/_C*.so # a module from another build would look up to date
 # Not through setup.py: a bare box's setuptools may be too old for pyproject.toml.
 log="$(mktemp)"
 {
   cmake -S . -B build/gpu_check -G Ninja -DCRS_FAST_CUDA=1 -DCMAKE_BUILD_TYPE=Release \
+    -DCMAKE_CUDA_ARCHITECTURES="$architecture" \
     -Dpybind11_DIR="$(python3 -m pybind11 --cmakedir)" -DPython_EXECUTABLE="$(command -v python3)" \
     -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/crs_fast" && cmake --build build/gpu_check
 } >"$log" 2>&1 || { tail -40 "$log"; exit 1; }
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python3 -m crs_fast.cli info
-echo "== tests"
+echo "built after $SECONDS s"
+
 # GPU tests are in files of their own (*_gpu.py), which need only torch and pytest. If some fail, the
-# benchmarks still run, and the exit status says so.
-status=0
-# Most of a test's time is spent compiling a kernel, so several run at once: by pytest-xdist or else
-# file by file. Each test prints a line, so that its result is known if time runs out.
+# benchmarks still run, and the exit status says so. Most of a test's time is spent compiling a
+# kernel, so several run at once: by pytest-xdist or else file by file. Each test prints a line, so
+# that its result is known if time runs out.
+seconds=$(budget 150 120)
+echo "== tests, at most $seconds s"
 files=(-n 1 -P 8) several=()
 if python3 -c "import xdist" 2>/dev/null; then files=() several=(-n 8); fi
 find python_tests -name "*_gpu.py" -print0 |
-  OMP_NUM_THREADS=2 xargs -0 "${files[@]}" timeout 170 \
+  OMP_NUM_THREADS=2 timeout --kill-after=10 "$seconds" xargs -0 "${files[@]}" \
     python3 -m pytest -vv --durations=10 "${several[@]}" -m gpu -p no:cacheprovider ||
-  status=1
-echo "== benchmarks"
-# The rest of eight minutes. A case for which no time is left is named; that is no failure.
-timeout --kill-after=10 $((460 - SECONDS)) python3 benchmarks/run.py --device cuda \
-  --seconds $((410 - SECONDS)) --repeats 5 || status=1
+  { status=1; echo "tests: failed, or not all had run when time was up"; }
+echo "tested after $SECONDS s"
+
+seconds=$(budget "$total" $((total / 12)))
+echo "== benchmarks, at most $seconds s"
+timeout --kill-after=10 "$seconds" python3 benchmarks/run.py --device cuda --unmeasured-first \
+  --seconds $((seconds * 9 / 10)) --repeats 5 --out "$out" >"$log" || status=1
+sed '$d' "$log" # the last line holds the rows, which are in the file too
+echo "timed after $SECONDS s; rows: $out"
+
+echo "== memory errors"
+if command -v compute-sanitizer >/dev/null; then
+  for tool in memcheck racecheck initcheck; do
+    seconds=$(budget 30 5)
+    # A small catalogue and every kernel of the trie; torch's own kernels are not looked at.
+    timeout --kill-after=5 "$seconds" compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      --kernel-name kernel_substring=crs python3 benchmarks/sanitize_gpu.py || {
+      code=$?
+      if [ "$code" -ge 124 ]; then echo "$tool: not ended in $seconds s"; else status=1; fi
+    }
+  done
+else
+  echo "memory errors: not looked for, compute-sanitizer is not on PATH"
+fi
+echo "ended after $SECONDS s with status $status"
 exit "$status"

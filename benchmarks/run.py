@@ -1,6 +1,7 @@
 """Time benchmark cases, or compare them with another commit:
 
-    python benchmarks/run.py [--size toy|full] [--device cpu|cuda] [--out FILE] [case ...]
+    python benchmarks/run.py [--size toy|full] [--device cpu|cuda] [--out FILE]
+        [--unmeasured-first] [case ...]
     python benchmarks/run.py --base REF [--rounds N] [case ...]
 
 All methods of a case run interleaved in one process, after a check that they agree. Prints a table
@@ -23,7 +24,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from benchmarks import compare, environment
 from benchmarks.cases import CASES
 from benchmarks.cases.case import Case, Methods
 from benchmarks.fingerprint import fingerprint
+from benchmarks.tables import load
 
 MEASURED_SECONDS = 5e-3
 
@@ -111,6 +113,8 @@ def rows_of(case: Case, size: str, device: str, repeats: int) -> list[dict[str, 
                 "fingerprint": fingerprint(case.times, device),
             }
         )
+        if case.requests:
+            rows[-1]["requests_per_s"] = case.requests / median
     return rows
 
 
@@ -119,9 +123,10 @@ def show(rows: list[dict[str, Any]]) -> None:
     width = max(len(row["method"]) for row in rows)
     for row in rows:
         memory = f"  {row['extra_mib']:6d} MiB" if row["extra_mib"] else ""
+        rate = f"  {row['requests_per_s']:.1f} requests/s" if "requests_per_s" in row else ""
         print(
             f"  {row['method']:<{width}} {row['median_ms']:10.3f} ms "
-            f"[{row['p20_ms']:.3f}, {row['p80_ms']:.3f}]  {row['speedup']:7.2f}x{memory}",
+            f"[{row['p20_ms']:.3f}, {row['p80_ms']:.3f}]  {row['speedup']:7.2f}x{memory}{rate}",
             flush=True,
         )
 
@@ -152,11 +157,24 @@ def _stop(number: int, frame: Any) -> None:
     raise Stopped("the run was ended")
 
 
-def chosen_cases(arguments: argparse.Namespace) -> Iterator[Case]:
-    for case in CASES:
-        runs_here = arguments.device in case.devices or arguments.size == "toy"
-        if runs_here and (not arguments.cases or case.name in arguments.cases):
-            yield case
+def chosen_cases(arguments: argparse.Namespace) -> list[Case]:
+    """The cases to run, in the registry's order; with --unmeasured-first, those whose code has no
+    figure for this kind of device yet come before the others."""
+    chosen = [
+        case
+        for case in CASES
+        if (arguments.device in case.devices or arguments.size == "toy")
+        and (not arguments.cases or case.name in arguments.cases)
+    ]
+    if arguments.unmeasured_first:
+        stored = {
+            (row["case"], row["fingerprint"])
+            for row in load()["rows"]
+            if row["device"] == arguments.device and "fingerprint" in row
+        }
+        now = {case.name: fingerprint(case.times, arguments.device) for case in chosen}
+        chosen.sort(key=lambda case: (case.name, now[case.name]) in stored)
+    return chosen
 
 
 def time_cases(arguments: argparse.Namespace) -> int:
@@ -222,6 +240,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="write JSON: rows merged in, or the comparison")
     parser.add_argument("--csv", type=Path, help="write one line per method")
     parser.add_argument("--seconds", type=float, help="start no case after this many seconds")
+    parser.add_argument(
+        "--unmeasured-first",
+        action="store_true",
+        help="begin with the cases that have no figure for this device and this code",
+    )
     parser.add_argument("--base", metavar="REF", help="compare with this commit")
     parser.add_argument(
         "--rounds", type=int, default=5, help="with --base: runs of each commit (default: 5)"

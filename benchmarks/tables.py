@@ -36,6 +36,8 @@ _QUANTIZER_COLUMNS = {
     "collision_rate_after": "collision rate after repair",
     "largest_bucket": "largest bucket",
 }
+# Columns that only some cases have.
+_OPTIONAL_COLUMNS = {"extra_mib": "GPU MiB", "requests_per_s": "requests/s"}
 
 Row = dict[str, Any]
 
@@ -72,10 +74,13 @@ def _table(what: str, records: dict[str, list[Row]]) -> str:
     unknown = set(names.split()) - cases.keys()
     if device not in ("cpu", "cuda") or unknown or not names.split():
         raise ValueError(f"tables: a marker must name a device and its cases (got {what!r})")
-    return "\n\n".join(
-        case_table(name, device, fingerprint(cases[name].times, device), records["rows"])
-        for name in names.split()
-    )
+    paragraphs = []
+    for name in names.split():
+        current = fingerprint(cases[name].times, device)
+        paragraphs.append(case_table(name, device, current, records["rows"]))
+        if cases[name].claims:
+            paragraphs.append(cases[name].claims)
+    return "\n\n".join(paragraphs)
 
 
 def case_table(name: str, device: str, current: str, rows: list[Row]) -> str:
@@ -91,12 +96,13 @@ def case_table(name: str, device: str, current: str, rows: list[Row]) -> str:
     runs: dict[str, list[Row]] = {}
     for row in rows:
         runs.setdefault(_run(row), []).append(row)
-    memory = any(row.get("extra_mib") for row in rows)
-    headings = ["", "ms", "p20 to p80", "speed-up", *(["GPU MiB"] if memory else [])]
-    lines = [_line([*headings, "commit", "machine", "ISA"]), _line(["---"] * (7 + memory))]
+    optional = [name for name in _OPTIONAL_COLUMNS if any(row.get(name) for row in rows)]
+    headings = ["", "ms", "p20 to p80", "speed-up", *(_OPTIONAL_COLUMNS[name] for name in optional)]
+    headings += ["commit", "machine", "ISA"]
+    lines = [_line(headings), _line(["---"] * len(headings))]
     for run in runs.values():
         baseline = run[0]["median_ms"]
-        lines += [_line(_cells(row, baseline, current, memory)) for row in run]
+        lines += [_line(_cells(row, baseline, current, optional)) for row in run]
     descriptions = dict.fromkeys(f"{row['workload']}. {_versions(row)}." for row in rows)
     return "\n".join([f"**`{name}`**: {' '.join(descriptions)}", "", *lines])
 
@@ -106,16 +112,16 @@ def _run(row: Row) -> str:
     return json.dumps([row.get(name) for name in names], sort_keys=True)
 
 
-def _cells(row: Row, baseline: float, current: str, memory: bool) -> list[str]:
+def _cells(row: Row, baseline: float, current: str, optional: list[str]) -> list[str]:
     if row.get("fingerprint") == current:
         cells = [
             _figure(row["median_ms"]),
             f"{_figure(row['p20_ms'])} to {_figure(row['p80_ms'])}",
             f"{_figure(baseline / row['median_ms'])}×",
-            *([f"{row['extra_mib']:,}"] if memory else []),
+            *(_figure(row.get(name, 0)) for name in optional),
         ]
     else:
-        cells = [_outdated(row["median_ms"]), *[""] * (2 + memory)]
+        cells = [_outdated(row["median_ms"]), *[""] * (2 + len(optional))]
     return [row["method"], *cells, _commit(row), _machine(row), row.get("isa") or ""]
 
 

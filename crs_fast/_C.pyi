@@ -15,30 +15,46 @@ class Normalize(enum.Enum):
 
 Address = int
 
+class TrieSizes:
+    @property
+    def codes(self) -> int: ...
+    @property
+    def starts(self) -> int: ...
+    @property
+    def words(self) -> int: ...
+    @property
+    def code_bytes(self) -> int: ...
+
+class TrieArrays:
+    def __init__(
+        self, *, codes: Address, bits: Address, rank: Address, starts: Address, level: Address
+    ) -> None: ...
+
 class TrieBuilder:
     def __init__(
         self, *, sids: Address, num_items: int, levels: int, num_sorted: int, threads: int
     ) -> None: ...
     def sort(self) -> None: ...
-    def fill(
-        self,
-        *,
-        codes: Address,
-        bits: Address,
-        rank: Address,
-        starts: Address,
-        level: Address,
-        order: Address,
-    ) -> None: ...
+    def fill(self, arrays: TrieArrays, *, order: Address) -> None: ...
     def progress(self) -> float: ...
     @property
-    def num_codes(self) -> int: ...
+    def sizes(self) -> TrieSizes: ...
+
+class TrieInsertion:
+    def __init__(
+        self, *, trie: Trie, rows: Address, size: int, levels: int, threads: int
+    ) -> None: ...
+    def plan(self, *, at: Address) -> None: ...
+    def fill(self, arrays: TrieArrays) -> None: ...
     @property
-    def num_starts(self) -> int: ...
+    def sizes(self) -> TrieSizes: ...
+
+class TrieRemoval:
+    def __init__(self, *, trie: Trie, items: Address, size: int, threads: int) -> None: ...
+    def plan(self) -> None: ...
+    def fill(self, arrays: TrieArrays) -> None: ...
     @property
-    def words(self) -> int: ...
-    @property
-    def code_bytes(self) -> int: ...
+    def sizes(self) -> TrieSizes: ...
 
 class Trie:
     def __init__(
@@ -77,6 +93,7 @@ class MaskArgs:
         filter: Filter,
         tokens: Tokens,
         rows_per_filter: int,
+        filter_of_row: Address,
         logits: Address,
         out: Address,
         nodes: Address,
@@ -171,6 +188,31 @@ def text_find(
     wanted_offsets: Address,
     num_wanted: int,
     positions: Address,
+    threads: int,
+) -> None: ...
+def number_find(
+    *,
+    numbers: Address,
+    size: int,
+    number_bytes: int,
+    wanted: Address,
+    num_wanted: int,
+    positions: Address,
+    threads: int,
+) -> None: ...
+def splice(
+    *,
+    values: Address,
+    begin: Address,
+    end: Address,
+    added: Address,
+    bounds: Address,
+    shift: Address,
+    out: Address,
+    size: int,
+    count: int,
+    item_bytes: int,
+    threads: int,
 ) -> None: ...
 
 # Only where CUDA kernels were built; `stream` is a cudaStream_t.

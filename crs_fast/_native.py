@@ -12,8 +12,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-BUILD_HINT = "pip install --force-reinstall --no-deps crs_fast (needs a C++17 compiler)"
-CUDA_HINT = "put nvcc on PATH, then CRS_FAST_CUDA=1 " + BUILD_HINT
+_BUILD = "pip install --force-reinstall --no-deps ."
+BUILD_HINT = f"in a clone of crs_fast, run {_BUILD} (needs a C++17 compiler)"
+CUDA_HINT = f"put nvcc on PATH; in a clone of crs_fast, run CRS_FAST_CUDA=1 {_BUILD}"
 
 
 @functools.cache
@@ -30,7 +31,7 @@ def load() -> ModuleType | None:
         module = importlib.import_module("crs_fast._C")
     except ImportError as error:
         installed = _installed_elsewhere()
-        hint = f"To build them: {BUILD_HINT}"
+        hint = f"To build them: {BUILD_HINT}."
         if installed is not None:
             hint = (
                 f"They are installed in {installed}, but {Path(__file__).parent} comes first on "
@@ -90,7 +91,7 @@ def warn_no_cuda_kernels(op: str, version: tuple[int, int]) -> None:
     warnings.warn(
         f"{op}: no CUDA kernel was built for compute capability {major}.{minor}; CUDA tensors take "
         "the slower PyTorch reference. To build it: set "
-        f"CMAKE_CUDA_ARCHITECTURES={major}{minor}, {CUDA_HINT}",
+        f"CMAKE_CUDA_ARCHITECTURES={major}{minor}, then {CUDA_HINT}",
         RuntimeWarning,
         stacklevel=2,
     )

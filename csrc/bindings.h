@@ -15,4 +15,4 @@ T* as(Address address) {
 void bind_constants(pybind11::module_& m);
 void bind_trie(pybind11::module_& m);
 void bind_codebook(pybind11::module_& m);
-void bind_text_table(pybind11::module_& m);
+void bind_item_ids(pybind11::module_& m);

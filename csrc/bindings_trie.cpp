@@ -5,6 +5,7 @@
 
 #include "bindings.h"
 #include "trie_build.h"
+#include "trie_change.h"
 #include "trie_ops.h"
 
 namespace py = pybind11;
@@ -40,13 +41,14 @@ Tokens tokens(Address column, int64_t stride, int64_t width, int64_t terminator,
 }
 
 crs::MaskArgs mask_args(const Trie& trie, const Filter& filter, const Tokens& tokens,
-                        int64_t rows_per_filter, Address logits, Address out, Address nodes,
-                        int64_t rows, int64_t vocab, int64_t row_stride, int64_t out_stride,
-                        crs::DType dtype, int threads) {
+                        int64_t rows_per_filter, Address filter_of_row, Address logits, Address out,
+                        Address nodes, int64_t rows, int64_t vocab, int64_t row_stride,
+                        int64_t out_stride, crs::DType dtype, int threads) {
   return {trie.view,
           filter.view,
           tokens.view,
           rows_per_filter,
+          as<const int64_t>(filter_of_row),
           as<const void>(logits),
           as<void>(out),
           as<const int64_t>(nodes),
@@ -85,31 +87,59 @@ crs::StepArgs step_args(const Trie& trie, const Filter& filter, const Tokens& to
           threads};
 }
 
+crs::TrieArrays arrays(Address codes, Address bits, Address rank, Address starts, Address level) {
+  return {as<void>(codes), as<uint64_t>(bits), as<int32_t>(rank), as<int32_t>(starts),
+          as<int64_t>(level)};
+}
+
 void bind_builder(py::module_& m) {
-  using Builder = crs::TrieBuilder;
-  py::class_<Builder>(m, "TrieBuilder")
+  using crs::TrieArrays, crs::TrieBuilder, crs::TrieInsertion, crs::TrieRemoval, crs::TrieSizes;
+  const py::call_guard<py::gil_scoped_release> unlocked;
+  py::class_<TrieSizes>(m, "TrieSizes")
+      .def_property_readonly("codes", &TrieSizes::num_codes)
+      .def_property_readonly("starts", &TrieSizes::num_starts)
+      .def_property_readonly("words", &TrieSizes::words)
+      .def_readonly("code_bytes", &TrieSizes::code_bytes);
+  py::class_<TrieArrays>(m, "TrieArrays")
+      .def(py::init(&arrays), py::kw_only(), arg("codes"), arg("bits"), arg("rank"), arg("starts"),
+           arg("level"));
+  py::class_<TrieBuilder>(m, "TrieBuilder")
       .def(py::init([](Address sids, int64_t num_items, int64_t levels, int64_t num_sorted,
                        int threads) {
-             return std::make_unique<Builder>(as<const int64_t>(sids), num_items, levels,
-                                              num_sorted, threads);
+             return std::make_unique<TrieBuilder>(as<const int64_t>(sids), num_items, levels,
+                                                  num_sorted, threads);
            }),
            py::kw_only(), arg("sids"), arg("num_items"), arg("levels"), arg("num_sorted"),
            arg("threads"))
-      .def("sort", &Builder::sort, py::call_guard<py::gil_scoped_release>())
+      .def("sort", &TrieBuilder::sort, unlocked)
       .def(
           "fill",
-          [](Builder& b, Address codes, Address bits, Address rank, Address starts, Address level,
-             Address order) {
-            b.fill({as<void>(codes), as<uint64_t>(bits), as<int32_t>(rank), as<int32_t>(starts),
-                    as<int64_t>(level), as<int32_t>(order)});
+          [](TrieBuilder& b, const TrieArrays& arrays, Address order) {
+            b.fill(arrays, as<int32_t>(order));
           },
-          py::kw_only(), arg("codes"), arg("bits"), arg("rank"), arg("starts"), arg("level"),
-          arg("order"), py::call_guard<py::gil_scoped_release>())
-      .def("progress", &Builder::progress)
-      .def_property_readonly("num_codes", &Builder::num_codes)
-      .def_property_readonly("num_starts", &Builder::num_starts)
-      .def_property_readonly("words", &Builder::words)
-      .def_property_readonly("code_bytes", &Builder::code_bytes);
+          arg("arrays"), py::kw_only(), arg("order"), unlocked)
+      .def("progress", &TrieBuilder::progress)
+      .def_property_readonly("sizes", &TrieBuilder::sizes);
+  py::class_<TrieInsertion>(m, "TrieInsertion")
+      .def(py::init([](const Trie& trie, Address rows, int64_t size, int64_t levels, int threads) {
+             return std::make_unique<TrieInsertion>(trie.view, as<const int64_t>(rows), size,
+                                                    levels, threads);
+           }),
+           py::kw_only(), arg("trie"), arg("rows"), arg("size"), arg("levels"), arg("threads"))
+      .def(
+          "plan", [](TrieInsertion& change, Address at) { change.plan(as<int64_t>(at)); },
+          py::kw_only(), arg("at"), unlocked)
+      .def("fill", &TrieInsertion::fill, arg("arrays"), unlocked)
+      .def_property_readonly("sizes", &TrieInsertion::sizes);
+  py::class_<TrieRemoval>(m, "TrieRemoval")
+      .def(py::init([](const Trie& trie, Address items, int64_t size, int threads) {
+             return std::make_unique<TrieRemoval>(trie.view, as<const int64_t>(items), size,
+                                                  threads);
+           }),
+           py::kw_only(), arg("trie"), arg("items"), arg("size"), arg("threads"))
+      .def("plan", &TrieRemoval::plan, unlocked)
+      .def("fill", &TrieRemoval::fill, arg("arrays"), unlocked)
+      .def_property_readonly("sizes", &TrieRemoval::sizes);
 }
 
 void bind_arguments(py::module_& m) {
@@ -123,8 +153,9 @@ void bind_arguments(py::module_& m) {
            arg("terminator"), arg("denied"), arg("num_denied"));
   py::class_<crs::MaskArgs>(m, "MaskArgs")
       .def(py::init(&mask_args), py::kw_only(), arg("trie"), arg("filter"), arg("tokens"),
-           arg("rows_per_filter"), arg("logits"), arg("out"), arg("nodes"), arg("rows"),
-           arg("vocab"), arg("row_stride"), arg("out_stride"), arg("dtype"), arg("threads"));
+           arg("rows_per_filter"), arg("filter_of_row"), arg("logits"), arg("out"), arg("nodes"),
+           arg("rows"), arg("vocab"), arg("row_stride"), arg("out_stride"), arg("dtype"),
+           arg("threads"));
   py::class_<crs::StepArgs>(m, "StepArgs")
       .def(py::init(&step_args), py::kw_only(), arg("trie"), arg("filter"), arg("tokens"),
            arg("normalize"), arg("inverse_temperature"), arg("logits"), arg("batch"), arg("beams"),

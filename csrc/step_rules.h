@@ -32,7 +32,7 @@ CRS_HD bool better(const Candidate& a, const Candidate& b) {
 CRS_HD bool can_be_a_beam(float score) { return score > kMinusInf; }
 
 CRS_HD bool is_dead(const StepArgs& args, int64_t row) {
-  return args.nodes[row] == kNoNode || args.scores[row] == kMinusInf;
+  return !args.trie.holds(args.nodes[row]) || args.scores[row] == kMinusInf;
 }
 
 CRS_HD Children children_of(const StepArgs& args, int64_t row) {

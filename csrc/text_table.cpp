@@ -4,11 +4,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "threads.h"
+
 namespace crs {
 namespace {
 
 constexpr uint64_t kPosition = 0xffffffff;
 constexpr int64_t kBlock = 64;
+constexpr int64_t kChunk = 1 << 14;  // texts that one thread looks up in a row
 
 uint64_t mix(uint64_t h) {
   h ^= h >> 32;
@@ -51,13 +54,14 @@ uint64_t slot_of(const Texts& texts, const uint64_t* slots, uint64_t mask, const
   return at;
 }
 
-// Calls visit(i, hash) for each text, a block of slots fetched ahead: the table is larger than the
-// caches, and most of the time goes into waiting for it.
+// Calls visit(i, hash) for the texts [first, last), a block of slots fetched ahead: the table is
+// larger than the caches, and most of the time goes into waiting for it.
 template <typename Visit>
-void for_each_hash(const Texts& texts, const uint64_t* slots, uint64_t mask, Visit visit) {
+void for_each_hash(const Texts& texts, int64_t first, int64_t last, const uint64_t* slots,
+                   uint64_t mask, Visit visit) {
   uint64_t hashes[kBlock];
-  for (int64_t first = 0; first < texts.count; first += kBlock) {
-    const int64_t count = std::min(kBlock, texts.count - first);
+  for (; first < last; first += kBlock) {
+    const int64_t count = std::min(kBlock, last - first);
     for (int64_t i = 0; i < count; ++i) {
       hashes[i] = hash_of(texts, first + i);
 #if defined(__GNUC__)
@@ -73,7 +77,7 @@ void for_each_hash(const Texts& texts, const uint64_t* slots, uint64_t mask, Vis
 int64_t text_table(const Texts& texts, uint64_t* slots, int64_t num_slots) {
   const uint64_t mask = static_cast<uint64_t>(num_slots) - 1;
   int64_t repeated = -1;
-  for_each_hash(texts, slots, mask, [&](int64_t i, uint64_t h) {
+  for_each_hash(texts, 0, texts.count, slots, mask, [&](int64_t i, uint64_t h) {
     const uint64_t at = slot_of(texts, slots, mask, texts, i, h);
     if (!slots[at])
       slots[at] = (h & ~kPosition) | static_cast<uint64_t>(i + 1);
@@ -84,11 +88,14 @@ int64_t text_table(const Texts& texts, uint64_t* slots, int64_t num_slots) {
 }
 
 void text_find(const Texts& texts, const uint64_t* slots, int64_t num_slots, const Texts& wanted,
-               int64_t* positions) {
+               int64_t* positions, int threads) {
   const uint64_t mask = static_cast<uint64_t>(num_slots) - 1;
-  for_each_hash(wanted, slots, mask, [&](int64_t i, uint64_t h) {
-    const uint64_t slot = slots[slot_of(texts, slots, mask, wanted, i, h)];
-    positions[i] = static_cast<int64_t>(slot & kPosition) - 1;
+  parallel_for(threads, (wanted.count + kChunk - 1) / kChunk, [&](int64_t chunk, int) {
+    const int64_t last = std::min(wanted.count, (chunk + 1) * kChunk);
+    for_each_hash(wanted, chunk * kChunk, last, slots, mask, [&](int64_t i, uint64_t h) {
+      const uint64_t slot = slots[slot_of(texts, slots, mask, wanted, i, h)];
+      positions[i] = static_cast<int64_t>(slot & kPosition) - 1;
+    });
   });
 }
 

@@ -18,6 +18,6 @@ int64_t text_table(const Texts& texts, uint64_t* slots, int64_t num_slots);
 
 // For each wanted text its position among `texts`, or -1; positions is [wanted.count].
 void text_find(const Texts& texts, const uint64_t* slots, int64_t num_slots, const Texts& wanted,
-               int64_t* positions);
+               int64_t* positions, int threads);
 
 }  // namespace crs

@@ -9,7 +9,6 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 
 namespace crs {
@@ -66,7 +65,7 @@ class Pool {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     try {
       for (; started_ < threads; ++started_) std::thread(&Pool::serve, this).detach();
-    } catch (const std::system_error&) {  // the process may have no more threads
+    } catch (const std::exception&) {  // the process may have no more threads, or no more memory
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }
@@ -97,12 +96,12 @@ class Pool {
 };
 
 // Never destroyed: its threads sleep until the process ends. A forked child has none of them, so it
-// gets a pool of its own.
+// makes a pool of its own when it needs one.
 std::atomic<Pool*> current{nullptr};
 
 Pool& pool() {
   static const int hooked =
-      pthread_atfork(nullptr, nullptr, [] { current.store(new Pool, std::memory_order_release); });
+      pthread_atfork(nullptr, nullptr, [] { current.store(nullptr, std::memory_order_release); });
   static_cast<void>(hooked);
   Pool* pool = current.load(std::memory_order_acquire);
   if (pool) return *pool;

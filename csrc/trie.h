@@ -24,6 +24,8 @@ constexpr int32_t kEnd = -1;
 // Node of a row outside any SID (trie_mask), of an illegal prefix (trie_walk), of a dead beam
 // (trie_step).
 constexpr int64_t kNoNode = -1;
+// Node of a row that trie_mask leaves as it is.
+constexpr int64_t kLeave = -2;
 
 CRS_HD int popcount(uint64_t bits) {
 #if defined(__CUDA_ARCH__)
@@ -73,6 +75,13 @@ struct TrieView {
     const int64_t begin = packed & (Node::kLimit - 1);
     return {packed >> (2 * Node::kBits), begin,
             begin + (packed >> Node::kBits & (Node::kLimit - 1))};
+  }
+
+  // Whether kernels may follow the node: it names a depth and items that exist. That suffices for
+  // every read to stay inside the arrays, also where the node is another trie's.
+  CRS_HD bool holds(int64_t packed) const {
+    const Node at = node(packed);
+    return packed == 0 || (at.depth >= 1 && at.depth <= levels && at.end <= num_items());
   }
 
   CRS_HD bool begins(int64_t l, int64_t item) const {
@@ -163,8 +172,8 @@ struct Children {
   }
   CRS_HD int64_t code(int64_t k) const { return trie.code(parent.depth, k); }
 
-  // The child that `wanted` leads to, or `last`.
-  CRS_HD int64_t find(int64_t wanted) const {
+  // The first child whose code is not below `wanted`, or `last`.
+  CRS_HD int64_t lower_bound(int64_t wanted) const {
     int64_t low = first, high = last;
     while (low < high) {
       const int64_t middle = low + (high - low) / 2;
@@ -173,7 +182,13 @@ struct Children {
       else
         high = middle;
     }
-    return low < last && code(low) == wanted ? low : last;
+    return low;
+  }
+
+  // The child that `wanted` leads to, or `last`.
+  CRS_HD int64_t find(int64_t wanted) const {
+    const int64_t k = lower_bound(wanted);
+    return k < last && code(k) == wanted ? k : last;
   }
 };
 

@@ -13,8 +13,6 @@ namespace {
 
 constexpr int64_t kChunk = 1 << 16;  // items; a multiple of 64, so that chunks share no word
 constexpr int kBucketBits = 11;
-// A depth with fewer nodes than one in so many items keeps a table of where they begin.
-constexpr int64_t kSparse = 32;
 // Passes over the items, for `progress`: check, pack, sort, compare, count, fill.
 constexpr int64_t kPasses = 6;
 
@@ -105,7 +103,7 @@ void TrieBuilder::check() {
       if (codes[l] < kEnd || codes[l] > INT32_MAX)
         throw std::invalid_argument(describe(
             i, "must hold codes in [0, 2^31 - 1], -1 pads (got " + std::to_string(codes[l]) + ")"));
-    throw std::invalid_argument(describe(i, "must have no code after padding"));
+    throw std::invalid_argument(describe(i, "must have no code after padding (got one)"));
   }
   top_.assign(levels_, kEnd);
   for (int64_t c = 0; c < num_chunks_; ++c) {
@@ -113,7 +111,7 @@ void TrieBuilder::check() {
     for (int64_t l = 0; l < levels_; ++l) top_[l] = std::max(top_[l], top[c * levels_ + l]);
   }
   const int64_t highest = *std::max_element(top_.begin(), top_.end());
-  code_bytes_ = highest <= UINT8_MAX ? 1 : highest <= INT16_MAX ? 2 : 4;
+  sizes_.code_bytes = code_bytes_for(highest);
 }
 
 // A key holds code + 1, so that padding sorts first.
@@ -213,8 +211,9 @@ void TrieBuilder::compare_neighbours() {
     if (!here) ordered = false;
   });
   if (!ordered)
-    throw std::invalid_argument("trie_build: the first num_sorted = " +
-                                std::to_string(num_sorted_) + " rows must be in order");
+    throw std::invalid_argument(
+        "trie_build: the first num_sorted = " + std::to_string(num_sorted_) +
+        " rows must be in order (got others)");
   done_ = 4 * num_items_;
 }
 
@@ -228,25 +227,22 @@ void TrieBuilder::count_nodes() {
     }
     done_ += chunk_begin(c + 1) - chunk_begin(c);
   });
-  num_nodes_.assign(levels_, 0);
+  sizes_.num_items = num_items_;
+  sizes_.nodes.assign(levels_, 0);
   for (int64_t c = 0; c < num_chunks_; ++c)
     for (int64_t l = 0; l < levels_; ++l) {
       const int64_t count = first_node_[c * levels_ + l];
-      first_node_[c * levels_ + l] = num_nodes_[l];
-      num_nodes_[l] += count;
+      first_node_[c * levels_ + l] = sizes_.nodes[l];
+      sizes_.nodes[l] += count;
     }
-  for (int64_t nodes : num_nodes_) {
-    num_codes_ += nodes;
-    if (nodes * kSparse <= num_items_) num_starts_ += nodes;
-  }
 }
 
 template <typename Code>
-void TrieBuilder::fill_chunk(const Arrays& out, int64_t chunk) {
+void TrieBuilder::fill_chunk(const TrieArrays& out, int32_t* order, int64_t chunk) {
   std::vector<int64_t> next(first_node_.begin() + chunk * levels_,
                             first_node_.begin() + (chunk + 1) * levels_);
   std::vector<uint64_t> word(levels_);
-  const int64_t stop = chunk_begin(chunk + 1), stride = words();
+  const int64_t stop = chunk_begin(chunk + 1), stride = sizes_.words();
   for (int64_t base = chunk_begin(chunk); base < stop; base += 64) {
     for (int64_t l = 0; l < levels_; ++l) {
       word[l] = 0;
@@ -257,7 +253,7 @@ void TrieBuilder::fill_chunk(const Arrays& out, int64_t chunk) {
       if (i + kAhead < num_items_) __builtin_prefetch(row(entries_[i + kAhead].row));
       const int64_t r = entries_[i].row, end = length(r);
       const int64_t* codes = row(r);
-      out.order[i] = static_cast<int32_t>(r);
+      order[i] = static_cast<int32_t>(r);
       for (int64_t l = common_[i]; l < end; ++l) {
         const int64_t k = next[l]++, table = out.level[2 * l + 1];
         static_cast<Code*>(out.codes)[out.level[2 * l] + k] = static_cast<Code>(codes[l]);
@@ -269,31 +265,23 @@ void TrieBuilder::fill_chunk(const Arrays& out, int64_t chunk) {
   }
 }
 
-void TrieBuilder::fill(const Arrays& out) {
-  int64_t codes = 0, starts = 0;
-  for (int64_t l = 0; l < levels_; ++l) {
-    const bool sparse = num_nodes_[l] * kSparse <= num_items_;
-    out.level[2 * l] = codes;
-    out.level[2 * l + 1] = sparse ? starts : -1;
-    codes += num_nodes_[l];
-    if (sparse) starts += num_nodes_[l];
-  }
-  out.level[2 * levels_] = codes;
-  out.level[2 * levels_ + 1] = num_items_;
+void TrieBuilder::fill(const TrieArrays& out, int32_t* order) {
+  sizes_.write(out.level);
   parallel_for(threads_, num_chunks_, [&](int64_t c, int) {
-    if (code_bytes_ == 1)
-      fill_chunk<uint8_t>(out, c);
-    else if (code_bytes_ == 2)
-      fill_chunk<uint16_t>(out, c);
+    if (sizes_.code_bytes == 1)
+      fill_chunk<uint8_t>(out, order, c);
+    else if (sizes_.code_bytes == 2)
+      fill_chunk<uint16_t>(out, order, c);
     else
-      fill_chunk<int32_t>(out, c);
+      fill_chunk<int32_t>(out, order, c);
     done_ += chunk_begin(c + 1) - chunk_begin(c);
   });
   // Where the items fill the last word, the position after them has one of its own.
   if (num_items_ % 64 == 0)
     for (int64_t l = 0; l < levels_; ++l) {
-      out.bits[l * words() + words() - 1] = 0;
-      out.rank[l * words() + words() - 1] = static_cast<int32_t>(num_nodes_[l]);
+      const int64_t last = (l + 1) * sizes_.words() - 1;
+      out.bits[last] = 0;
+      out.rank[last] = static_cast<int32_t>(sizes_.nodes[l]);
     }
 }
 

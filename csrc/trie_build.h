@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "trie_layout.h"
+
 namespace crs {
 
 class TrieBuilder {
@@ -18,21 +20,10 @@ class TrieBuilder {
   // Throws std::invalid_argument.
   void sort();
 
-  // What `fill` writes; see TrieView.
-  struct Arrays {
-    void* codes;
-    uint64_t* bits;
-    int32_t* rank;
-    int32_t* starts;
-    int64_t* level;
-    int32_t* order;  // [num_items]: sorted position -> row of the input
-  };
-  void fill(const Arrays& out);
+  // order: [num_items], sorted position -> row of the input.
+  void fill(const TrieArrays& out, int32_t* order);
 
-  int64_t num_codes() const { return num_codes_; }
-  int64_t num_starts() const { return num_starts_; }
-  int64_t words() const { return num_items_ / 64 + 1; }
-  int code_bytes() const { return code_bytes_; }
+  const TrieSizes& sizes() const { return sizes_; }
   // From 0 to 1; may be read while another thread sorts or fills.
   double progress() const;
 
@@ -50,7 +41,7 @@ class TrieBuilder {
   void compare_neighbours();
   void count_nodes();
   template <typename Code>
-  void fill_chunk(const Arrays& out, int64_t chunk);
+  void fill_chunk(const TrieArrays& out, int32_t* order, int64_t chunk);
   bool less(const Entry& a, const Entry& b) const;
   int64_t common_levels(const Entry& a, const Entry& b) const;
   int64_t length(int64_t row) const;
@@ -67,9 +58,8 @@ class TrieBuilder {
   std::vector<Entry> entries_;       // in sorted order
   std::vector<uint8_t> common_;      // [num_items]: levels shared with the item before
   std::vector<int64_t> first_node_;  // [chunks, levels]: nodes of each depth before a chunk
-  std::vector<int64_t> num_nodes_;   // [levels]
-  int64_t num_codes_ = 0, num_starts_ = 0, num_chunks_ = 0;
-  int code_bytes_ = 1;
+  TrieSizes sizes_;
+  int64_t num_chunks_ = 0;
   std::atomic<int64_t> done_{0};
 };
 

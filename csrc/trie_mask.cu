@@ -20,19 +20,26 @@ __global__ void mask_kernel(MaskArgs args, uint32_t minus_inf_in_dtype) {
   Bits* out = static_cast<Bits*>(args.out) + row * args.out_stride;
   const Bits minus_inf = static_cast<Bits>(minus_inf_in_dtype);
   const TokenView tokens = args.tokens;
-  if (args.nodes[row] == kNoNode) {
+  if (args.nodes[row] == kNoNode || args.nodes[row] == kLeave) {
     if (out != logits)
       for (int64_t i = threadIdx.x; i < args.vocab; i += blockDim.x) out[i] = logits[i];
+    if (args.nodes[row] == kLeave) return;
     __syncthreads();
     for (int64_t i = threadIdx.x; i < tokens.num_denied; i += blockDim.x)
       out[tokens.denied[i]] = minus_inf;
     return;
   }
-  const int64_t filter = row / args.rows_per_filter;
+  if (!args.trie.holds(args.nodes[row])) {
+    for (int64_t i = threadIdx.x; i < args.vocab; i += blockDim.x) out[i] = minus_inf;
+    return;
+  }
+  const int64_t filter = args.filter_of(row);
+  FilterView filters = args.filter;
+  if (filter < 0) filters.words = nullptr;
   const Children children(args.trie, args.trie.node(args.nodes[row]));
-  const bool ends = children.has_end() && args.filter.any(filter, children.end());
+  const bool ends = children.has_end() && filters.any(filter, children.end());
   auto token_of = [&](int64_t k) -> int64_t {
-    if (args.filter.words && !args.filter.any(filter, children.child(k))) return -1;
+    if (filters.words && !filters.any(filter, children.child(k))) return -1;
     return tokens.at(children.parent.depth, children.code(k));
   };
   int any = ends && tokens.terminator >= 0;

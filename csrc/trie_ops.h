@@ -34,18 +34,25 @@ void trie_walk_cpu(const TrieView& trie, const int64_t* codes, int64_t rows, int
 void trie_rows_cpu(const TrieView& trie, const int64_t* items, int64_t size, int64_t* codes,
                    int threads);
 
-// out[r, v] = logits[r, v] where v is legal after nodes[r], else -inf.
+// out[r, v] = logits[r, v] where v is legal after nodes[r], or nodes[r] is kLeave, else -inf. A
+// node that the trie cannot hold is an error on the CPU; on a GPU, where nobody waits to hear of
+// it, its row is all -inf.
 struct MaskArgs {
   TrieView trie;
   FilterView filter;
   TokenView tokens;
-  int64_t rows_per_filter;
-  const void* logits;    // [rows, vocab], row_stride elements apart
-  void* out;             // likewise, out_stride apart; may be logits
-  const int64_t* nodes;  // [rows]
+  int64_t rows_per_filter;       // row r takes bitmap r / rows_per_filter,
+  const int64_t* filter_of_row;  // [rows]: or this one, -1 for none; may be null
+  const void* logits;            // [rows, vocab], row_stride elements apart
+  void* out;                     // likewise, out_stride apart; may be logits
+  const int64_t* nodes;          // [rows]
   int64_t rows, vocab, row_stride, out_stride;
   DType dtype;  // of logits and out
   int threads;  // at most
+
+  CRS_HD int64_t filter_of(int64_t row) const {
+    return filter_of_row ? filter_of_row[row] : row / rows_per_filter;
+  }
 };
 void trie_mask_cpu(const MaskArgs& args);
 
@@ -62,7 +69,7 @@ struct StepArgs {
   int64_t batch, beams, vocab, row_stride;
   DType dtype;
   const float* scores;   // [batch, beams]
-  const int64_t* nodes;  // [batch, beams], kNoNode for a dead beam
+  const int64_t* nodes;  // [batch, beams], kNoNode for a dead beam; see MaskArgs
   int64_t out_beams;
   float* out_scores;     // [batch, out_beams]
   int64_t* out_nodes;    // [batch, out_beams]
@@ -71,6 +78,11 @@ struct StepArgs {
   int threads;           // at most
 };
 void trie_step_cpu(const StepArgs& args);
+
+// Throws std::invalid_argument at the first node that is neither one of `lowest` .. kNoNode nor one
+// that the trie can hold.
+void check_nodes(const char* op, const TrieView& trie, const int64_t* nodes, int64_t size,
+                 int64_t lowest = kNoNode);
 
 // What the functions above call.
 CRS_FOR_EACH_ISA(void trie_walk(const TrieView& trie, const int64_t* codes, int64_t rows,

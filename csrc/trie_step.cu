@@ -18,6 +18,8 @@ constexpr int kWideRowThreads = 512;  // a row of a language model's vocabulary
 constexpr int64_t kWideRow = 1 << 14;
 constexpr int kSelectThreads = 1024;
 constexpr int kBuffer = 2304;  // candidates of a beam in shared memory: 2048 codes at once and more
+constexpr int kMostListed = kBuffer - 256;  // the rest takes in the next candidates
+constexpr size_t kSharedBytes = 48 << 10;   // what a kernel may have without asking for more
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
@@ -158,10 +160,12 @@ struct Lists {
   int size;
 };
 
-// Room to spare lets `threshold` stop early. Below kBuffer for as many beams as the op sends here.
+// Room to spare lets `threshold` stop early. Where a beam's best candidates outgrow the buffer, its
+// list holds them all.
 int list_size(const StepArgs& args) {
-  const int64_t wanted = args.out_beams, most = args.tokens.width + 1;
-  return static_cast<int>(std::min(wanted + std::max<int64_t>(64, wanted / 4), most));
+  const int64_t wanted = args.out_beams, all = args.tokens.width + 1;
+  const int64_t best = wanted + std::max<int64_t>(64, wanted / 4);
+  return static_cast<int>(best <= kMostListed ? std::min(best, all) : all);
 }
 
 Lists lists_in(void* workspace, const StepArgs& args) {
@@ -188,7 +192,8 @@ __device__ __forceinline__ uint64_t candidate_key(const StepArgs& args, const Ch
   return key_of(score, static_cast<uint32_t>((r % args.beams) * candidate_stride(args) + j));
 }
 
-// One block per row. Children that the buffer cannot hold at once are read a buffer at a time.
+// One block per row. Candidates that all fit into the row's list go straight there. Others pass
+// through the buffer, which keeps the best and is refilled until all have been seen.
 template <typename T>
 __global__ void list_kernel(StepArgs args, Lists lists) {
   __shared__ uint64_t keys[kBuffer];
@@ -202,6 +207,13 @@ __global__ void list_kernel(StepArgs args, Lists lists) {
   const float normalizer = normalizer_of<T>(args, children, r);
   const int ends = children.may_end();
   const int64_t size = min(children.size() + ends, candidate_stride(args));
+  uint64_t* list = lists.keys + r * lists.size;
+  if (size <= lists.size) {
+    for (int64_t j = threadIdx.x; j < size; j += blockDim.x)
+      list[j] = candidate_key<T>(args, children, r, j, ends, normalizer);
+    if (threadIdx.x == 0) lists.counts[r] = static_cast<int>(size);
+    return;
+  }
   int count = 0;
   for (int64_t begin = 0; begin < size;) {
     const int more = static_cast<int>(min(size - begin, static_cast<int64_t>(kBuffer - count)));
@@ -217,7 +229,6 @@ __global__ void list_kernel(StepArgs args, Lists lists) {
     const int wanted = static_cast<int>(args.out_beams);
     count = keep(keys, count, threshold(for_each, wanted, lists.size, histogram));
   }
-  uint64_t* list = lists.keys + r * lists.size;
   for (int i = threadIdx.x; i < count; i += blockDim.x) list[i] = keys[i];
   if (threadIdx.x == 0) lists.counts[r] = count;
 }
@@ -274,10 +285,18 @@ int launch(const StepArgs& args, const Lists& lists, cudaStream_t stream) {
   const bool wide = args.normalize == Normalize::kVocab && args.vocab > kWideRow;
   const int threads = wide || args.tokens.width > kWideRow ? kWideRowThreads : kRowThreads;
   if (rows > 0) list_kernel<T><<<rows, threads, 0, stream>>>(args, lists);
+  // Twice what is wanted lets `threshold` stop early, as long as that is free.
   int room = 512;
   while (room < 2 * args.out_beams) room *= 2;
-  select_kernel<<<static_cast<unsigned>(args.batch), kSelectThreads, room * sizeof(uint64_t),
-                  stream>>>(args, lists, room);
+  if (room * sizeof(uint64_t) > kSharedBytes / 2) room /= 2;
+  const size_t bytes = room * sizeof(uint64_t);
+  if (bytes > kSharedBytes / 2) {
+    const int failed = cudaFuncSetAttribute(
+        select_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (failed != cudaSuccess) return failed;
+  }
+  select_kernel<<<static_cast<unsigned>(args.batch), kSelectThreads, bytes, stream>>>(args, lists,
+                                                                                      room);
   return cudaGetLastError();
 }
 

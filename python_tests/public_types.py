@@ -33,3 +33,8 @@ def shown(model: PreTrainedModel, ids: torch.Tensor) -> None:
     assert_type(crs_fast.find_items(ids, trie, vocab), list[list[crs_fast.Named]])
     slot = crs_fast.TrieSlot(10, num_levels=2, num_codes=2)
     assert_type(slot.load(trie), crs_fast.SidTrie)
+    dataset = crs_fast.crs.load_dataset({"items": [], "train": []})
+    assert_type(dataset, crs_fast.crs.CrsDataset)
+    assert_type(recommender.with_catalogue(remove=["a"]), crs_fast.Recommender)
+    assert_type(next(recommender.stream([{}])), crs_fast.crs.Ranking | str | crs_fast.crs.Response)
+    assert_type(crs_fast.crs.evaluate(recommender, dataset), crs_fast.crs.Evaluation)

@@ -8,20 +8,25 @@ import torch
 
 import crs_fast
 from crs_fast.crs.checkpoint import save_bundle
+from python_tests.crs.data.test_unicrs import DIALOGUES, replies_that_recommend, write
 from python_tests.crs.tiny_system import ITEMS, TEXTS, system
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)[^)]*\)")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
 def names(tmp_path, monkeypatch):
-    """What the pages take for given: a model, a catalogue, ids of items, a trained directory."""
+    """What the pages take for given: a model, a catalogue, ids of items, a trained directory, and
+    a folder of iEvaLM's rows."""
     from crs_fast.crs.backbones import tiny_backbone
 
     trained, tokenizer, trie, vocab, control, _ = system()
     save_bundle(tmp_path / "model_directory", (trained, tokenizer), trie, vocab, control, ITEMS)
+    rows = [row for dialogue in DIALOGUES[:-1] for row in replies_that_recommend(dialogue)]
+    write(tmp_path / "redial_eval", "test", rows)
     monkeypatch.chdir(tmp_path)
     model, tokenizer = tiny_backbone(TEXTS, hidden_size=32, layers=2, heads=2, vocab_size=300)
     generator = torch.Generator().manual_seed(0)
@@ -44,7 +49,11 @@ def names(tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_blocks_run(page, names):
     for block in BLOCK.findall(page.read_text(encoding="utf-8")):
         exec(compile(block, str(page), "exec"), names)
@@ -54,6 +63,24 @@ def test_blocks_run(page, names):
         assert all(named for named in found)
         assert not set(names["out"].items[0]) & set(names["already_named"])
         assert names["turn"].mode in ("chat", "rec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_to_files(page):
+    """Those that leave docs/ too, which the site's strict build does not see."""
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    shown = {line.rpartition(".")[2] for line in text.splitlines() if line.startswith("::: ")}
+    homes = {crs_fast: dir(crs_fast), crs_fast.ops: crs_fast.ops.__all__}
+    homes[crs_fast.quantize] = crs_fast.quantize.__all__
+    public = {
+        name for home, names in homes.items() for name in names if callable(getattr(home, name))
+    }
+    assert not public - shown
 
 
 def test_the_readme_is_short():

@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "decode": {"trie", "ops"},
     "crs": {"decode", "trie", "quantize", "_files", "_text"},
     "serve": {"crs", "decode", "trie", "_files", "_text"},
-    "integrations": {"crs", "decode", "trie"},
+    "integrations": {"crs", "decode", "trie", "_files"},
     "cli": {
         "serve",
         "integrations",
@@ -42,9 +42,11 @@ ANYONE = {"_version", "__init__"}
 CRS_ORDER = (
     ("data",),
     ("control_tokens", "text_tokens", "sequence", "title_sids", "item_encoder"),
-    ("backbones", "checkpoint"),
+    ("backbones", "chat_template", "model_card", "hub", "checkpoint"),
+    ("model_directory",),
     ("sampling", "reply", "sequential_reply", "turn"),
-    ("conversation", "exposure", "catalogue_change", "catalogue_files"),
+    ("conversation", "exposure", "catalogue_change", "catalogue_files", "reply_text"),
+    ("answer",),
     ("recommender",),
     ("training",),
     ("evaluation",),
@@ -136,7 +138,8 @@ def test_every_room_is_known():
 
 OPS = sorted(p.parent for p in (PACKAGE / "ops").glob("*/__init__.py"))
 OP_FILES = {
-    "__init__", "beam", "dispatch", "eager", "native", "nodes", "reference", "tensors", "triton",
+    "__init__", "beam", "checks", "contents", "dispatch", "eager", "native", "nodes", "reference",
+    "tensors", "triton",
 }  # fmt: skip
 
 
@@ -175,25 +178,38 @@ def test_import_needs_neither_transformers_nor_triton(statement):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_type_checkers_see_every_public_name():
-    """The imports under TYPE_CHECKING and the table of lazy names say the same."""
-    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+def shown_to_type_checkers(path: Path) -> set[tuple[str | None, str]]:
+    """(module, name) of each import under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     assert ast.unparse(block.test) == "TYPE_CHECKING"
-    shown = {
+    return {
         (node.module, alias.name)
         for node in block.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
+
+
+def test_type_checkers_see_every_public_name():
+    """The imports under TYPE_CHECKING and the table of lazy names say the same."""
+    shown = shown_to_type_checkers(PACKAGE / "__init__.py")
     lazy = {(module, name) for module, names in crs_fast._HOMES.items() for name in names}
     assert shown == lazy | {(None, room) for room in crs_fast._ROOMS}
     assert set(crs_fast.__all__) >= {name for _, name in lazy} - {"RQVAE", "RQKMeans"}
 
 
-def test_public_names_exist_and_are_documented():
-    for name in dir(crs_fast):
-        value = getattr(crs_fast, name)
+def test_type_checkers_see_every_public_name_of_crs():
+    shown = shown_to_type_checkers(PACKAGE / "crs/__init__.py")
+    lazy = {(module, name) for module, names in crs_fast.crs._HOMES.items() for name in names}
+    assert shown == lazy
+    assert crs_fast.crs.__all__ == sorted(name for _, name in lazy)
+
+
+@pytest.mark.parametrize("module", [crs_fast, crs_fast.crs], ids=lambda m: m.__name__)
+def test_public_names_exist_and_are_documented(module):
+    for name in dir(crs_fast) if module is crs_fast else module.__all__:
+        value = getattr(module, name)
         assert value is not None
         if callable(value):
             assert value.__doc__, name

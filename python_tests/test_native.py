@@ -87,7 +87,7 @@ def warnings_in(clone, *more_paths):
 
 
 def test_a_clone_without_kernels_says_how_to_build_them(clone):
-    assert "To build them: pip install" in warnings_in(clone)
+    assert "To build them: in a clone of crs_fast, run pip install" in warnings_in(clone)
 
 
 def test_a_clone_that_hides_the_installed_package_says_so(clone, tmp_path):

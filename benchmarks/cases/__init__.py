@@ -1,6 +1,6 @@
 """The one registry of benchmark cases."""
 
-from . import attention, beams, collisions, lookup, text_table, training, trie
+from . import attention, beams, collisions, lookup, published, text_table, training, trie
 from .case import Case
 
 # A GPU's time can end before all cases have run: those that matter least come last.
@@ -9,6 +9,7 @@ CASES: list[Case] = [
     *text_table.CASES,
     *attention.CASES,
     *beams.CASES,
+    *published.CASES,
     *training.CASES,
     *lookup.CASES,
     *collisions.CASES,

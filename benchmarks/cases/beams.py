@@ -24,9 +24,11 @@ QWEN3 = {"0.6B": (1024, 3072, 16, 8), "1.7B": (2048, 6144, 16, 8)}
 class System:
     """A random model, a catalogue, prompts, and Hugging Face's methods of searching them.
 
-    A SmolLM-like model and 20,000 items on the CPU; `qwen3`'s shape in bfloat16 and a million items
-    on the GPU.
+    A SmolLM-like model and 20,000 items on the CPU; `qwen3`'s shape in bfloat16 and `items` on the
+    GPU.
     """
+
+    mask: torch.Tensor | None = None  # None: prompts of equal lengths
 
     def __init__(
         self,
@@ -38,13 +40,14 @@ class System:
         beams: int,
         levels: int = LEVELS,
         codes: int = CODES,
+        items: int = 1_000_000,
         qwen3: str = "0.6B",
     ) -> None:
         full, cuda = size == "full", device == "cuda"
         self.full = full
         self.beams, self.prompt = (beams, prompt) if full else (4, 8)
         self.batch, self.levels = batch if full else 2, levels
-        items, codes = (1_000_000 if cuda else 20_000, codes) if full else (200, 8)
+        items, codes = (items if cuda else 20_000, codes) if full else (200, 8)
         self.words = (151_936 if cuda else 49_152) if full else 200
         trie, self.vocab = catalogue(items, levels, codes, self.words)
         vocab = self.words + levels * codes
@@ -174,7 +177,7 @@ def trees(of: System, normalize: str, device: str) -> Methods:
 
     def answer(**faster: bool) -> Any:
         return recommend(
-            of.model, of.ids, trie=of.trie, vocab=of.vocab, num_beams=of.beams,
+            of.model, of.ids, of.mask, trie=of.trie, vocab=of.vocab, num_beams=of.beams,
             normalize=normalize, **faster,
         )  # fmt: skip
 
@@ -253,12 +256,12 @@ def turn(size: str, device: str) -> tuple[str, Methods]:
 
 
 # The parts of a whole search; the language model itself is Hugging Face's.
-_SEARCH = ("search", "tree_attention", "trie_step", "trie_mask", "trie_walk")
+SEARCH = ("search", "tree_attention", "trie_step", "trie_mask", "trie_walk")
 CASES = [
-    Case("beams50", partial(beams, 50), _SEARCH, ("cpu", "cuda")),
-    Case("turn", turn, _SEARCH, ("cpu", "cuda")),
-    Case("wide_1_1000", partial(wide, 1, 1000), _SEARCH, ("cuda",)),
-    Case("wide_8_1000", partial(wide, 8, 1000), _SEARCH, ("cuda",)),
-    Case("wide_8_5000", partial(wide, 8, 5000), _SEARCH, ("cuda",)),
-    Case("beams20", partial(beams, 20), _SEARCH),
+    Case("beams50", partial(beams, 50), SEARCH, ("cpu", "cuda")),
+    Case("turn", turn, SEARCH, ("cpu", "cuda")),
+    Case("wide_1_1000", partial(wide, 1, 1000), SEARCH, ("cuda",)),
+    Case("wide_8_1000", partial(wide, 8, 1000), SEARCH, ("cuda",)),
+    Case("wide_8_5000", partial(wide, 8, 5000), SEARCH, ("cuda",)),
+    Case("beams20", partial(beams, 20), SEARCH),
 ]

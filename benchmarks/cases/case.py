@@ -18,12 +18,16 @@ class Case:
     """`make(size, device)` checks that the methods agree, then returns a description of the
     workload and the methods, the baseline first. Sizes are "toy" (CI) and "full" (the tables of
     docs/benchmarks.md). `times` names the parts of the code that are timed, as fingerprint.py
-    does."""
+    does. `requests`: how many requests one call answers; the table then has requests per second.
+    `claims`: what others publish of the same workload, with their machine. It stands below the
+    table and never in it, since nobody measured it here."""
 
     name: str
     make: Callable[[str, str], tuple[str, Methods]]
     times: tuple[str, ...]
     devices: tuple[str, ...] = ("cpu",)
+    requests: int = 0
+    claims: str = ""
 
 
 def catalogue(items: int, levels: int, codes: int, words: int) -> tuple[SidTrie, SidVocab]:

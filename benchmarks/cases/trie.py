@@ -44,20 +44,25 @@ def build(millions: int, size: str, device: str) -> tuple[str, Methods]:
     return f"{items} SIDs, L {levels}, {codes} codes per level; {bytes_each}", methods
 
 
-def change(size: str, device: str) -> tuple[str, Methods]:
-    """Add and remove a hundredth of the items."""
-    items, levels, codes = (1_000_000, 8, 2048) if size == "full" else (2_000, 4, 16)
+def change(millions: int, count: int, size: str, device: str) -> tuple[str, Methods]:
+    """Add and remove some items, beside building the catalogue anew."""
+    items, levels, codes = (millions * 1_000_000, 8, 2048) if size == "full" else (2_000, 4, 16)
+    count = count if size == "full" else 20
     sids = torch.randint(codes, (items, levels), generator=torch.Generator().manual_seed(0))
-    old = items - items // 100
+    old = items - count
     trie, new_ids = SidTrie.from_sids(sids[:old]), torch.arange(old, items)
     whole = SidTrie.from_sids(sids)
     for changed, built in ((trie.add(sids[old:], new_ids), whole), (whole.remove(new_ids), trie)):
         for a, b in zip(changed.tensors, built.tensors, strict=True):
             check_equal("change", a, b)
-    return f"{items} SIDs, L {levels}, {codes} codes per level, 1 % changed", {
+        assert changed.item_ids.numbers is not None
+        assert built.item_ids.numbers is not None
+        check_equal("change", changed.item_ids.numbers, built.item_ids.numbers)
+    return f"{items} SIDs, L {levels}, {codes} codes per level, {count} changed", {
         "SidTrie.from_sids": lambda: SidTrie.from_sids(sids),
         "SidTrie.add": lambda: trie.add(sids[old:], new_ids),
         "SidTrie.remove": lambda: whole.remove(new_ids),
+        "copy of the arrays (floor)": lambda: [t.clone() for t in whole.tensors],
     }
 
 
@@ -114,13 +119,18 @@ def mask(size: str, device: str) -> tuple[str, Methods]:
     python = PrefixConstrainedLogitsProcessor(PythonTrie(tokens, prompt), num_beams=rows)
     expected = python(ids, scores)
     check_equal("mask", expected, processor(ids, scores))
-    in_place = scores.clone()
+    in_place, own = scores.clone(), scores.clone()
+    reusing = SidLogitsProcessor(processor.trie, vocab, prompt_length=prompt, inplace=True)
+    check_equal("mask", expected, reusing(ids, own))
+    legal, minus_inf = expected > -torch.inf, torch.tensor(-torch.inf, device=device)
     codes = vocab.decode(ids[:, prompt:].cpu()).to(device)
     nodes = trie_walk(processor.trie.tensors, codes)
     args = (nodes, processor.trie.tensors, processor.tokens)
     methods: Methods = {
         "Python trie (HF processor)": lambda: python(ids, scores),
+        "torch.where, legal tokens given": lambda: torch.where(legal, scores, minus_inf),
         "SidLogitsProcessor": lambda: processor(ids, scores),
+        "SidLogitsProcessor, in place": lambda: reusing(ids, own),
         "trie_mask (new tensor)": lambda: trie_mask(scores, *args),
         "trie_mask_ (in place)": lambda: trie_mask_(in_place, *args),
         "fill_ alone (floor)": lambda: in_place.fill_(float("-inf")),
@@ -306,10 +316,12 @@ def logprob(size: str, device: str) -> tuple[str, Methods]:
 
 _BOTH = ("cpu", "cuda")
 _STEP = ("trie_step",)
+_CHANGE = ("trie_build", "trie_insert", "trie_remove", "splice", "number_find", "trie")
 CASES = [
     Case("build-1m", partial(build, 1), ("trie_build", "trie")),
     Case("build-5m", partial(build, 5), ("trie_build", "trie")),
-    Case("change", change, ("trie_build", "trie_rows", "trie")),
+    Case("change", partial(change, 1, 10_000), _CHANGE),
+    Case("change-10-of-5m", partial(change, 5, 10), _CHANGE),
     Case("rows", rows, ("trie_rows",)),
     Case("walk", walk, ("trie_walk",), _BOTH),
     Case("mask", mask, ("trie_mask", "trie_walk"), _BOTH),

@@ -136,7 +136,7 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
     out = Path(out)
     arms = choose_arms(",".join(plan.arms))
     # Checked now and not after hours of training.
-    require("reproduce", ["matplotlib", *(["sacrebleu"] if plan.replies else [])], "quickstart")
+    require("reproduce", ["matplotlib", *(["sacrebleu"] if plan.replies else [])])
     join_processes()
     if not first_process():
         say = _silent

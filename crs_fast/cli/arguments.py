@@ -66,7 +66,7 @@ def share(text: str) -> float:
 
 def machine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--qlora", action="store_true", help="LoRA on the backbone in 4 bits (crs_fast[qlora], GPU)"
+        "--qlora", action="store_true", help="LoRA on the backbone in 4 bits (bitsandbytes, GPU)"
     )
     parser.add_argument(
         "--gradient-checkpointing", action="store_true", help="less memory, more time"

@@ -5,6 +5,7 @@ other.
     sids/trie.safetensors                        the catalogue's SIDs, or titles (`SidTrie.save`)
     items.jsonl                                  the item table
     crs_fast.json                                the manifest: token ids and checksums to compare
+    chat_template.jinja, README.md               for servers and the hub
 
 A LoRA adapter is merged into the model before saving, so that loading needs no PEFT. The adapter
 itself is in the training checkpoints.
@@ -26,6 +27,7 @@ import torch
 
 from crs_fast._files import umask
 from crs_fast._version import __version__
+from crs_fast.crs import chat_template, model_card
 from crs_fast.crs.backbones import merge_lora
 from crs_fast.crs.control_tokens import ControlTokens, new_tokens
 from crs_fast.crs.data.dialogue import Item
@@ -111,6 +113,17 @@ def save_bundle(
             "sha256": {name: sha256_of(partial / name) for name in (TRIE, ITEMS)},
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+        builder = SequenceBuilder(tokenizer, vocab, control, {})
+        (partial / chat_template.FILE).write_text(chat_template.CHAT_TEMPLATE)
+        card = model_card.model_card(
+            type(model).__name__,
+            model.num_parameters(),
+            trie,
+            quantizer,
+            max_length,
+            chat_template.agrees(tokenizer, builder),
+        )
+        (partial / model_card.FILE).write_text(card)
         # mkdtemp and safetensors create files that only their owner may read.
         mask = umask()
         for entry in (partial, *partial.rglob("*")):
@@ -184,6 +197,21 @@ def load_bundle(
     return Bundle(
         model, tokenizer, trie, vocab, control, items, builder, manifest["quantizer"], path
     )
+
+
+def is_bundle(path: str | Path) -> bool:
+    """Whether training wrote this directory."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+def load_catalogue(path: str | Path) -> tuple[SidTrie, Vocabulary]:
+    """The catalogue of a model directory without its model.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_bundle`.
+    """
+    manifest = _manifest(Path(path), None)
+    return SidTrie.load(Path(path) / TRIE), vocabulary_from_dict(manifest["vocab"])
 
 
 def _manifest(path: Path, quantizer: str | None) -> dict[str, Any]:

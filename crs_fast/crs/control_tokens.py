@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from crs_fast.trie import Vocabulary
-from crs_fast.trie.sid_vocab import add_special_tokens
+from crs_fast.trie.sid_vocab import add_special_tokens, token_id
 
 if TYPE_CHECKING:
     import torch
@@ -65,6 +65,23 @@ class ControlTokens:
         names = [f"<MODE={coarse.upper()}:{intent}>" for coarse, intent in parts]
         resp, chat, rec, *rest = add_special_tokens(tokenizer, model, (*CONTROL, *names))
         return cls(resp, chat, rec, dict(zip(fine, rest, strict=True)))
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> ControlTokens:
+        """The control tokens that a tokenizer has already.
+
+        Raises:
+            ValueError: it lacks one.
+        """
+        ids = {name: token_id(tokenizer, name) for name in CONTROL}
+        lacking = [name for name, number in ids.items() if number is None]
+        if lacking:
+            raise ValueError(
+                f"ControlTokens.of: tokenizer must have the tokens {', '.join(CONTROL)} "
+                f"(got none for {lacking[0]}); `extend` adds them before training"
+            )
+        resp, chat, rec = (number for number in ids.values() if number is not None)
+        return cls(resp, chat, rec)
 
     @property
     def modes(self) -> dict[str, int]:

@@ -19,6 +19,10 @@ def as_batch(messages: Any, op: str) -> tuple[list[Messages], bool]:
     Raises:
         ValueError: a conversation without a message, or something that is no message.
     """
+    if not isinstance(messages, Iterable) or isinstance(messages, str | Mapping):
+        raise ValueError(
+            f"{op}: messages must be a list of messages (got {type(messages).__name__})"
+        )
     messages = messages if isinstance(messages, Sequence) else list(messages)
     single = not messages or isinstance(messages[0], Mapping)
     batch: list[Messages] = [messages] if single else list(messages)
@@ -42,7 +46,7 @@ def turns_of(messages: Messages, index: TitleIndex) -> tuple[Turn, ...]:
 
 def _turn(message: Message, index: TitleIndex) -> Turn:
     role, text = message.get("role"), message.get("content")
-    if role not in ROLES or not isinstance(text, str):
+    if not isinstance(role, str) or role not in ROLES or not isinstance(text, str):
         raise ValueError(
             f"respond: a message must have a role of {sorted(ROLES)} and a content string "
             f"(got {dict(message)!r})"

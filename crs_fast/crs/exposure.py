@@ -236,9 +236,12 @@ def exposures_of(
 
 
 def _one_each(op: str, name: str, value: Any, batch: int | None) -> list[Any]:
+    values = [value] if batch is None else list(value or [None] * batch)
+    odd = [ids for ids in values if ids is not None and not isinstance(ids, Iterable)]
+    if odd:
+        raise ValueError(f"{op}: {name} must be a collection of item ids (got {odd[0]!r})")
     if batch is None:
-        return [value]
-    values = list(value or [None] * batch)
+        return values
     if len(values) != batch:
         raise ValueError(
             f"{op}: {name} must hold one collection per request, {batch} (got {len(values)})"

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from crs_fast.crs.answer import (
+    RankedItem,
+    Ranking,
+    Response,
+    TurnOptions,
+    begin_turns,
+    rank_items,
+    read_contexts,
+    response_of,
+)
 from crs_fast.crs.catalogue_change import changed_bundle, check_change
-from crs_fast.crs.checkpoint import Bundle, load_bundle
-from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
+from crs_fast.crs.checkpoint import Bundle, load_bundle, save_bundle
 from crs_fast.crs.conversation import Messages, as_batch, shown_items, turns_of
 from crs_fast.crs.data.dialogue import Turn
 from crs_fast.crs.data.entity_linking import TitleIndex
@@ -23,36 +32,17 @@ from crs_fast.crs.exposure import (
     GroupsOf,
     ItemGroups,
     exposures_of,
-    fill_lists,
     genres_of,
     named_items,
-    stacked,
 )
+from crs_fast.crs.hub import local_folder, upload
 from crs_fast.crs.item_encoder import QUANTIZER, ItemEncoder
-from crs_fast.crs.turn import TurnBatch, TurnCache
+from crs_fast.crs.reply import placed
+from crs_fast.crs.reply_text import ReplyText
+from crs_fast.crs.sampling import Sampling
+from crs_fast.crs.turn import TurnCache
 
-RankedItem = tuple[str, str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """One recommender turn.
-
-    mode: "chat" or "rec"
-    items: (item id, title, score), best first. A score is a sum of log-probabilities, or 0.0 for
-        an item that the caller gave. Empty in mode "chat"
-    text: the reply, with titles in place of semantic IDs
-    rec_probability: the model's probability of "rec" against "chat"
-    named: ids of the items that the reply names, in order
-    invalid_items: number of fragments of semantic IDs in the reply that are no item
-    """
-
-    mode: str
-    items: list[RankedItem]
-    text: str
-    rec_probability: float
-    named: list[str]
-    invalid_items: int
+__all__ = ["Messages", "RankedItem", "Ranking", "Recommender", "Response"]
 
 
 class Recommender:
@@ -77,13 +67,45 @@ class Recommender:
         cls,
         directory: str | Path,
         *,
+        revision: str | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         groups_of: GroupsOf = genres_of,
     ) -> Recommender:
-        """Load a directory that training wrote; `load_bundle` lists the errors. `groups_of` names
-        the groups of an item, by which requests may filter: its genres if it is left out."""
-        return cls(load_bundle(directory, dtype=dtype, device=device), groups_of)
+        """Load a directory that training wrote; `load_bundle` lists the errors.
+
+        Args:
+            directory: a path or, where there is no such directory, a repository's name on the hub,
+                which is downloaded.
+            revision: that of the hub's repository; None is its newest.
+            dtype, device: as in `load_bundle`.
+            groups_of: names the groups of an item, by which requests may filter; its genres if
+                left out.
+        """
+        folder = local_folder(directory, revision)
+        return cls(load_bundle(folder, dtype=dtype, device=device), groups_of)
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write the directory that `from_pretrained` loads, completely or not at all;
+        `save_bundle` says what it replaces, and lists the errors."""
+        bundle = self.bundle
+        return save_bundle(
+            directory,
+            (bundle.model, bundle.tokenizer),
+            bundle.trie,
+            bundle.vocab,
+            bundle.control,
+            bundle.items,
+            quantizer=bundle.quantizer,
+            max_length=bundle.builder.max_length,
+        )
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
+        """Upload what `save_pretrained` writes to the hub's repository of that name, which is made
+        if there is none, by the account that `huggingface_hub` is logged in to. Returns the
+        commit's address."""
+        with tempfile.TemporaryDirectory() as folder:
+            return upload(self.save_pretrained(Path(folder) / "model"), repo_id, private=private)
 
     @cached_property
     def index(self) -> TitleIndex:
@@ -149,6 +171,7 @@ class Recommender:
         """Make what the first request would make and wait for. Returns self."""
         assert self.index
         assert self.groups
+        placed(self.bundle.trie, self.bundle.model.device)
         return self
 
     def _read_item_encoder(self) -> ItemEncoder | None:
@@ -216,38 +239,93 @@ class Recommender:
                 item is given twice, or `num_items` exceeds `num_beams`.
         """
         batch, single = as_batch(messages, "respond")
-        given = [item] if isinstance(item, str) else list(item or [])
-        self._check("respond", num_items, num_beams, mode, given, num_named)
-        limits = Exposure((), None, groups, max_per_group, repeat_named)
-        one_each = None if single else len(batch)
-        exposures = exposures_of("respond", self.groups, limits, one_each, exclude, allow)
-        contexts = [self.turns(one) for one in batch]
-        named = len(given) or num_named
-        turns = self._prefilled(
-            contexts, cache, num_beams, self.reply_length(max_new_tokens, named)
+        options = TurnOptions(
+            mode=mode,
+            given=_as_tuple(item),
+            num_items=num_items,
+            num_named=num_named,
+            num_beams=num_beams,
+            normalize=normalize,
+            max_new_tokens=max_new_tokens,
         )
-        modes = self._modes(turns, mode, given)
-        lists = self._lists(batch, contexts, exposures, num_items)
-        if given:
-            items = [[(item, self.titles[item], 0.0) for item in given] for _ in batch]
-        else:
-            wanted = [row for row, chosen in enumerate(modes) if chosen == REC]
-            items = self._rank(turns, wanted, lists, num_beams, normalize)
-        modes = [REC if ranking else CHAT for ranking in items]
-        prefixes = [self.prefix([i for i, _, _ in ranking[:named]]) for ranking in items]
+        limits = Exposure((), None, groups, max_per_group, repeat_named)
+        contexts, lists = self._read("respond", batch, single, options, limits, exclude, allow)
+        turns = read_contexts(self.bundle, contexts, options, cache)
+        begun = begin_turns(turns, lists, options, self.titles)
         replies = turns.write(
-            prefixes,
+            begun.prefixes,
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
             temperature=temperature,
             top_p=top_p,
-            filters=stacked([one.reply_filter for one in lists]),
+            filters=begun.filters,
         )
         responses = [
-            self.response(*parts)
-            for parts in zip(modes, items, replies, turns.rec_probability.tolist(), strict=True)
+            response_of(self.bundle, self.titles, *parts)
+            for parts in zip(begun.rankings, replies, strict=True)
         ]
         return responses[0] if single else responses
+
+    def stream(
+        self,
+        messages: Messages,
+        mode: str | None = None,
+        num_items: int = 10,
+        exclude: Collection[str] | None = None,
+        *,
+        allow: Collection[str] | None = None,
+        groups: Collection[str] = (),
+        max_per_group: int | Mapping[str, int] | None = None,
+        repeat_named: bool = True,
+        item: str | Sequence[str] | None = None,
+        num_named: int = 1,
+        num_beams: int = 50,
+        normalize: str = "vocab",
+        cache: TurnCache | None = None,
+        max_new_tokens: int = 64,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ) -> Iterator[Ranking | str | Response]:
+        """`respond` for one conversation, part by part, with the same arguments.
+
+            for part in recommender.stream(messages):
+                match part:
+                    case Ranking(): ...     # first: the mode and the items
+                    case str(): ...         # then: more of the text, many times
+                    case Response(): ...    # last: the whole turn, as `respond` returns it
+
+        Raises:
+            ValueError: as `respond`, when the first part is asked for.
+        """
+        batch, single = as_batch(messages, "stream")
+        if not single:
+            raise ValueError(
+                f"stream: messages must be one conversation (got a batch of {len(batch)})"
+            )
+        options = TurnOptions(
+            mode=mode,
+            given=_as_tuple(item),
+            num_items=num_items,
+            num_named=num_named,
+            num_beams=num_beams,
+            normalize=normalize,
+            max_new_tokens=max_new_tokens,
+        )
+        limits = Exposure((), None, groups, max_per_group, repeat_named)
+        contexts, lists = self._read("stream", batch, single, options, limits, exclude, allow)
+        turns = read_contexts(self.bundle, contexts, options, cache)
+        begun = begin_turns(turns, lists, options, self.titles)
+        (ranking,), tokens = begun.rankings, list[int]()
+        yield ranking
+        text = ReplyText(self.bundle.builder, self.titles)
+        sampling = Sampling(do_sample, temperature, top_p)
+        for (tokens,) in turns.write_steps(begun.prefixes, max_new_tokens, sampling, begun.filters):
+            if delta := text.push(tokens):
+                yield delta
+        if delta := text.finish(tokens):
+            yield delta
+        yield response_of(self.bundle, self.titles, ranking, tokens)
 
     def rank(
         self,
@@ -276,136 +354,46 @@ class Recommender:
         Raises:
             ValueError: as `respond`.
         """
-        num_beams = max(50, num_items) if num_beams is None else num_beams
         batch, single = as_batch(messages, "rank")
-        self._check("rank", num_items, num_beams)
+        options = TurnOptions(
+            num_items=num_items,
+            num_beams=max(50, num_items) if num_beams is None else num_beams,
+            normalize=normalize,
+            max_new_tokens=0,
+        )
         limits = Exposure((), None, groups, max_per_group, repeat_named)
-        one_each = None if single else len(batch)
-        exposures = exposures_of("rank", self.groups, limits, one_each, exclude, allow)
-        contexts = [self.turns(one) for one in batch]
-        turns = self._prefilled(contexts, cache, num_beams)
-        lists = self._lists(batch, contexts, exposures, num_items)
-        items = self._rank(turns, range(len(batch)), lists, num_beams, normalize)
+        contexts, lists = self._read("rank", batch, single, options, limits, exclude, allow)
+        turns = read_contexts(self.bundle, contexts, options, cache)
+        items = rank_items(turns, range(len(batch)), lists, options, self.titles)
         return items[0] if single else items
 
     def turns(self, messages: Messages) -> tuple[Turn, ...]:
         """The messages as turns, with titles linked to items."""
         return turns_of(messages, self.index)
 
-    @property
-    def _levels(self) -> int:
-        return self.bundle.vocab.num_levels
-
-    def _prefilled(
-        self,
-        contexts: Sequence[Sequence[Turn]],
-        cache: TurnCache | None,
-        num_beams: int,
-        reply: int = 0,
-    ) -> TurnBatch:
-        """The conversations, read by the model, with room for a search and a reply."""
-        tokens = [self.context(turns, reply) for turns in contexts]
-        return TurnBatch(self.bundle, tokens, cache, room=self.room(num_beams, reply))
-
-    def context(self, turns: Sequence[Turn], reply: int = 0) -> list[int]:
-        """What the model reads of a conversation, with space for so many tokens of a reply."""
-        builder = self.bundle.builder
-        reserve = min(reply or self._levels + 2, builder.max_length // 2)
-        return builder.context(turns, reserve=reserve)
-
-    def room(self, num_beams: int, reply: int = 0) -> int:
-        """Cache positions that a search and a reply need behind the context.
-
-        The search needs tree positions for all levels but the last. They are dropped before the
-        reply is written, which may exceed max_new_tokens to finish its last item.
-        """
-        return max(2 + num_beams * (self._levels - 1), reply + self._levels + 1)
-
-    def reply_length(self, max_new_tokens: int, named: int = 1) -> int:
-        """The tokens of a reply that begins with so many items, its beginning included."""
-        return 2 + named * (self._levels + 2) + max_new_tokens
-
-    def prefix(self, item_ids: list[str]) -> list[int]:
-        """The tokens with which a reply about these items begins; without items, a chat reply."""
-        builder, control = self.bundle.builder, self.bundle.control
-        if not item_ids:
-            return builder.prefix(CHAT)
-        blocks = [token for item_id in item_ids for token in builder.item(item_id)]
-        return [control.rec, *blocks, control.resp]
-
-    def _check(
+    def _read(
         self,
         op: str,
-        num_items: int,
-        num_beams: int,
-        mode: str | None = None,
-        items: Sequence[str] = (),
-        num_named: int = 1,
-    ) -> None:
-        if mode is not None and (mode not in MODES or (mode == CHAT and items)):
-            raise ValueError(
-                f"{op}: mode must be one of {MODES}, and 'rec' with an item "
-                f"(got mode={mode!r}, item={items!r})"
-            )
-        if not 1 <= num_items <= num_beams:
-            raise ValueError(
-                f"{op}: num_items must be at least 1 and at most num_beams "
-                f"(got {num_items} and {num_beams})"
-            )
-        if not 1 <= num_named <= num_items:
-            raise ValueError(
-                f"{op}: num_named must be at least 1 and at most num_items "
-                f"(got {num_named} and {num_items})"
-            )
-        unknown = [i for i in items if i not in self.titles]
-        if unknown:
-            raise ValueError(
-                f"{op}: exclude, allow and item must be ids of the catalogue (got {unknown[0]!r})"
-            )
-        if len(set(items)) < len(items):
-            raise ValueError(f"{op}: item must hold each item once (got {list(items)!r})")
-
-    def _lists(
-        self,
         batch: Sequence[Messages],
-        contexts: Sequence[Sequence[Turn]],
-        exposures: Sequence[Exposure],
-        num_items: int,
-    ) -> list[ExposedList]:
-        """An empty list for each request."""
-        return [
-            ExposedList(exposure, self.groups, named_items(turns, shown_items(one)), num_items)
+        single: bool,
+        options: TurnOptions,
+        limits: Exposure,
+        exclude: Any,
+        allow: Any,
+    ) -> tuple[list[tuple[Turn, ...]], list[ExposedList]]:
+        """The turns of each request and its empty list, after all checks."""
+        options.check(op, self.titles)
+        one_each = None if single else len(batch)
+        exposures = exposures_of(op, self.groups, limits, one_each, exclude, allow)
+        contexts = [self.turns(one) for one in batch]
+        lists = [
+            ExposedList(
+                exposure, self.groups, named_items(turns, shown_items(one)), options.num_items
+            )
             for one, turns, exposure in zip(batch, contexts, exposures, strict=True)
         ]
+        return contexts, lists
 
-    def _rank(
-        self,
-        turns: TurnBatch,
-        rows: Sequence[int],
-        lists: Sequence[ExposedList],
-        num_beams: int,
-        normalize: str,
-    ) -> list[list[RankedItem]]:
-        """For each request, (id, title, score) of its items, best first; [] if it is not in
-        `rows`."""
-        chosen = [lists[row] for row in rows]
-        fill_lists(turns, rows, chosen, num_beams=num_beams, normalize=normalize)
-        return [[(i, self.titles[i], score) for i, score in one.items] for one in lists]
 
-    def _modes(self, turns: TurnBatch, mode: str | None, items: list[str]) -> list[str]:
-        if mode is not None or items:
-            return [mode or REC] * len(turns.rec_probability)
-        return [likelier_mode(p) for p in turns.rec_probability.tolist()]
-
-    def response(
-        self,
-        mode: str,
-        items: list[RankedItem],
-        reply: list[int],
-        rec_probability: float,
-    ) -> Response:
-        """A turn whose reply has these tokens."""
-        builder = self.bundle.builder
-        named, invalid = builder.sid_fragments(reply)
-        text = builder.decode(reply, self.titles)
-        return Response(mode, items, text, rec_probability, named, invalid)
+def _as_tuple(item: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (item,) if isinstance(item, str) else tuple(item or ())

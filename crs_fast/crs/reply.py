@@ -156,7 +156,7 @@ def _constraint(replies: Sequence[Reply], device: torch.device) -> SidLogitsProc
     """The constraint of replies from one catalogue."""
     bundle, filters = replies[0].bundle, [reply.filter for reply in replies]
     stacked = None if all(f is None for f in filters) else ItemFilter.stack(filters)
-    return SidLogitsProcessor(placed(bundle.trie, device), bundle.vocab, stacked)
+    return SidLogitsProcessor(placed(bundle.trie, device), bundle.vocab, stacked, inplace=True)
 
 
 # Each catalogue's copy on the model's device, kept because every turn needs it.

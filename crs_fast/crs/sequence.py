@@ -347,11 +347,15 @@ class SequenceBuilder:
             token_ids: the tokens that the model wrote after `<RESP>`.
             titles: the text to show for each item; an item without an entry is shown by its id.
         """
+        return self.decode_part(token_ids, titles).strip()
+
+    def decode_part(self, token_ids: Sequence[int], titles: Mapping[str, str]) -> str:
+        """`decode` of a part of a reply, with the white space at its ends."""
         parts = [
             tokens if item_id is None else titles.get(item_id, item_id)
             for tokens, item_id in self._segments(token_ids)
         ]
-        return self._pieces.decode(parts).strip()
+        return self._pieces.decode(parts)
 
     def sid_fragments(self, token_ids: Sequence[int]) -> tuple[list[str], int]:
         """The items that whole SIDs name, in order, and the number of runs of SID tokens (begin,

@@ -19,6 +19,7 @@ from crs_fast.decode import (
     capability,
     left_pad,
     recommend,
+    refuse_not_numbers,
     right_pad,
     sliding_window,
     stand_in,
@@ -100,6 +101,8 @@ class TurnBatch:
             ]
             logits = torch.stack(rows)[:, modes]
         self.rec_probability = control.rec_probability(logits)  # [B]
+        # Compared with 0.5, NaN would be an empty chat turn.
+        refuse_not_numbers(self.rec_probability.isnan().nonzero()[:, 0].tolist(), "respond")
         self.intents = control.likeliest_intents(logits)
 
     def _prefilled(
@@ -181,10 +184,23 @@ class TurnBatch:
         from its token tree. This changes the prefill, so call it last.
         """
         sampling = Sampling(do_sample, temperature, top_p)
+        return list(self.write_steps(prefixes, max_new_tokens, sampling, filters))[-1]
+
+    @torch.no_grad()
+    def write_steps(
+        self,
+        prefixes: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        sampling: Sampling,
+        filters: ItemFilter | None,
+    ) -> Iterator[list[list[int]]]:
+        """`write` step by step: yields the tokens of all replies so far, after each step. A reply
+        that can't be written from the cache comes in one step."""
         if not self.can_open(prefixes, max_new_tokens):
-            return written_sequentially(
+            yield written_sequentially(
                 self.bundle, self.contexts, prefixes, max_new_tokens, sampling, filters
             )
+            return
         one_each = [None if filters is None else filters.select([row]) for row in self._rows]
         replies = [
             Reply(self.bundle, [*context, *prefix], max_new_tokens, sampling, None, one)
@@ -196,7 +212,7 @@ class TurnBatch:
             batch.join(prompt, [replies[row] for row in rows])
         while len(batch):
             batch.step()
-        return [reply.tokens for reply in replies]
+            yield [reply.tokens for reply in replies]
 
     def can_open(self, prefixes: Sequence[Sequence[int]], max_new_tokens: int) -> bool:
         """Whether replies can be written behind these prefixes from the cache."""

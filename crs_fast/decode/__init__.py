@@ -6,7 +6,7 @@ from .lm.model_state import Capability
 from .lm.prompt import Prompt, left_pad, right_pad
 from .lm.stand_in import stand_in, unwrapped
 from .lm.tree_model import TreeModel
-from .output import RecommendOutput
+from .output import RecommendOutput, refuse_not_numbers
 from .processor import SidLogitsProcessor
 from .recommend import BeamTree, recommend
 from .sequential import sequential
@@ -22,6 +22,7 @@ __all__ = [
     "capability",
     "left_pad",
     "recommend",
+    "refuse_not_numbers",
     "right_pad",
     "sequential",
     "sliding_window",

@@ -39,6 +39,7 @@ def beam_search(
     filters: ItemFilter | None = None,
     cuda_graph: bool = False,
     compile_layers: bool = False,
+    terminator: int | None = None,
     **model_kwargs: Any,
 ) -> Any:
     """`model.generate(**inputs, custom_generate=crs_fast.beam_search, num_beams=50,
@@ -54,13 +55,17 @@ def beam_search(
     `prepare_inputs_for_generation` (PEFT's prompt, prefix and P-tuning).
 
     Args:
-        trie, vocab, normalize, temperature, filters, cuda_graph, compile_layers: as in `recommend`;
-            the generation config's own temperature is ignored, as by Hugging Face beam search.
+        trie, vocab, normalize, temperature, filters, cuda_graph, compile_layers, terminator: as in
+            `recommend`; the generation config's own temperature is ignored, as by Hugging Face beam
+            search.
 
     Returns:
         int64 [B * R, P + L], best first, or with `return_dict_in_generate` Hugging Face's
-        `GenerateBeamDecoderOnlyOutput` (with `output_scores`, `sequences_scores` [B * R], log-prob
-        sums over (SID length) ** `length_penalty`). Ragged SIDs end in padding; invalid rows (fewer
+        `GenerateBeamDecoderOnlyOutput`: with `beam_indices` [B * R, L], which beam of the step
+        before each code continues (-1 behind a SID's end, None where beams could not be traced),
+        and with `output_scores` `sequences_scores` [B * R], log-prob sums over
+        (SID length) ** `length_penalty`. A terminator follows each SID and counts in its length:
+        [B * R, P + L + 1]. Ragged SIDs end in padding; invalid rows (fewer
         items than beams) are padding after the prompt, their scores -inf.
 
     Raises:
@@ -79,7 +84,7 @@ def beam_search(
             "beam_search: num_beam_groups must be 1: diverse beam search has no token tree "
             f"(got {generation_config.num_beam_groups})"
         )
-    length, levels = input_ids.shape[1], trie.num_levels
+    length, levels = input_ids.shape[1], trie.num_levels + (terminator is not None)
     if length == 0:
         raise ValueError(
             "beam_search: input_ids must be given, beside inputs_embeds too "
@@ -87,7 +92,8 @@ def beam_search(
         )
     if generation_config.max_length is not None and generation_config.max_length < length + levels:
         raise ValueError(
-            f"beam_search: max_new_tokens must be at least the trie's {levels} levels "
+            f"beam_search: max_new_tokens must be at least the trie's {trie.num_levels} levels"
+            f"{'' if terminator is None else ' and the terminator'} "
             f"(got {generation_config.max_length - length})"
         )
     if generation_config.do_sample and model.generation_config.do_sample:
@@ -106,17 +112,19 @@ def beam_search(
         filters=filters,
         cuda_graph=cuda_graph,
         compile_layers=compile_layers,
-    )
+        terminator=terminator,
+    ).terminated()
     reason = _beyond_the_tree(
         model, logits_processor, stopping_criteria, generation_config, model_kwargs
     )
+    ranks: torch.Tensor | None
     if reason:
         warnings.warn(
             f"crs_fast.beam_search can't grow a tree with {reason}; Hugging Face beam search with "
             "the same constraint is used instead",
             stacklevel=2,
         )
-        tokens, scores = _hugging_face(
+        tokens, scores, ranks = _hugging_face(
             model, input_ids, logits_processor, stopping_criteria, generation_config, request,
             model_kwargs,
         )  # fmt: skip
@@ -126,8 +134,8 @@ def beam_search(
             "beam_search", prompts, None if mask is None else mask[::copies]
         )
         out = answer(model, prompts, prompt_mask, request)
-        tokens, scores = request.vocabulary.encode(out.sids), out.scores
-    return _ranked(prompts, tokens.to(input_ids.device), scores, generation_config)
+        tokens, scores, ranks = request.vocabulary.encode(out.sids), out.scores, out.ranks
+    return _ranked(prompts, tokens.to(input_ids.device), scores, ranks, generation_config)
 
 
 def _without_sampling(
@@ -141,20 +149,31 @@ def _without_sampling(
 
 
 def _ranked(
-    prompts: torch.Tensor, tokens: torch.Tensor, scores: torch.Tensor, config: GenerationConfig
+    prompts: torch.Tensor,
+    tokens: torch.Tensor,
+    scores: torch.Tensor,
+    ranks: torch.Tensor | None,
+    config: GenerationConfig,
 ) -> Any:
     """What `generate` returns: prompts int64 [B, P] and their best beams' tokens int64 [B, M, L].
 
     Args:
         tokens: -1 where a SID has ended.
         scores: sums of log-probs, float [B, M].
+        ranks: int64 [B, M, L], as in `RecommendOutput`, or None.
     """
     returned = config.num_return_sequences
     # A score is divided by the length of its own SID, so beams of unequal length may change places.
     scores = scores / (tokens >= 0).sum(2).clamp(min=1) ** config.length_penalty
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :returned]
     scores = scores.gather(1, order).flatten()
-    tokens = tokens.gather(1, order[..., None].expand(-1, -1, tokens.shape[2])).flatten(0, 1)
+    places = order[..., None].expand(-1, -1, tokens.shape[2])
+    tokens = tokens.gather(1, places).flatten(0, 1)
+    indices = None
+    if ranks is not None:
+        # Hugging Face counts beams through the whole batch.
+        first = torch.arange(ranks.shape[0], device=ranks.device)[:, None, None] * config.num_beams
+        indices = (ranks + first).gather(1, places).flatten(0, 1).masked_fill(tokens < 0, -1)
     tokens = tokens.masked_fill(tokens < 0, _pad(config))
     sequences = torch.cat([prompts.repeat_interleave(returned, 0), tokens], 1)
     if not config.return_dict_in_generate:
@@ -164,6 +183,7 @@ def _ranked(
     return GenerateBeamDecoderOnlyOutput(
         sequences=sequences,  # type: ignore[arg-type]
         sequences_scores=scores if config.output_scores else None,
+        beam_indices=indices,
     )
 
 
@@ -220,10 +240,11 @@ def _hugging_face(
     generation_config: GenerationConfig,
     request: SearchRequest,
     model_kwargs: dict[str, Any],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens int64 [B, M, L] (-1 where a SID has ended) and sums of log-probs [B, M] by Hugging
-    Face's own loop, with the constraint after penalties and the caller's processors and before
-    top-k and its like, which would otherwise cut legal tokens away."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens int64 [B, M, L] (-1 where a SID has ended), sums of log-probs [B, M] and ranks int64
+    [B, M, L] (see `RecommendOutput`) by Hugging Face's own loop, with the constraint after
+    penalties and the caller's processors and before top-k and its like, which would otherwise cut
+    legal tokens away."""
     from transformers import LogitsProcessorList, StoppingCriteriaList
     from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 
@@ -259,7 +280,10 @@ def _hugging_face(
     # Beams that were never real, and those of a filter that allows no item at all.
     lost = ~(scores >= LOST) | (tokens[..., 0] == filler)
     tokens = tokens.masked_fill((tokens == filler) | lost[..., None], -1)
-    return tokens, scores.masked_fill(lost, float("-inf"))
+    ranks = out.beam_indices % request.num_beams  # [B * M, at most L]
+    missing = tokens.shape[2] - ranks.shape[1]
+    ranks = torch.nn.functional.pad(ranks, (0, missing)).view(tokens.shape)
+    return tokens, scores.masked_fill(lost, float("-inf")), ranks
 
 
 def _pad(config: Any) -> int:

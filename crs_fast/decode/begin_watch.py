@@ -9,13 +9,13 @@ import torch
 
 class BeginWatch:
     """Notices a whole `generate` call in which no row ever held the begin token, so that nothing
-    was constrained. What it remembers is for this warning alone.
+    was constrained.
 
     Args:
-        begin: the token; None watches nothing.
+        begin: the token.
     """
 
-    def __init__(self, begin: int | None) -> None:
+    def __init__(self, begin: int) -> None:
         self.begin = begin
         self._length = self._steps = 0  # of the call that is going on
         self._seen = self._warned = False
@@ -26,9 +26,11 @@ class BeginWatch:
         if length != self._length + 1:  # another call begins
             self.report()
             self._steps, self._seen = 0, False
+        # A later step has one new token in each row.
+        new = input_ids if self._steps == 0 else input_ids[:, -1:]
         self._length, self._steps = length, self._steps + 1
         if not self._seen and not self._warned:
-            self._seen = self.begin is None or bool((input_ids == self.begin).any())
+            self._seen = bool((new == self.begin).any())
 
     def report(self) -> None:
         """Warn, once, if the call that has ended never saw the token. A call of one step may be

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from crs_fast.ops import trie_walk
 from crs_fast.trie import ItemFilter, SidTrie
 
 
@@ -31,15 +32,21 @@ class Beams(NamedTuple):
     tokens: torch.Tensor
     not_numbers: torch.Tensor
 
+    def ranks(self) -> torch.Tensor:
+        """See `RecommendOutput`. A level's tokens stand one after the other in the tree, M each."""
+        levels = torch.arange(self.tree_positions.shape[2], device=self.sids.device)
+        earlier = self.tree_positions - levels * self.scores.shape[1]
+        return torch.nn.functional.pad(earlier, (1, 0))
 
-def refuse_not_numbers(requests: Collection[int]) -> None:
+
+def refuse_not_numbers(requests: Collection[int], op: str = "recommend") -> None:
     """
     Raises:
         ValueError: there are requests whose logits are no numbers.
     """
     if requests:
         raise ValueError(
-            "recommend: the model's logits must be numbers (got NaN or infinity after the prompt "
+            f"{op}: the model's logits must be numbers (got NaN or infinity after the prompt "
             f"of row {min(requests)}, of {len(requests)} such rows): weights that are damaged, "
             "were not loaded, or overflow in their dtype"
         )
@@ -56,6 +63,8 @@ class RecommendOutput:
         `by="item"`
     item_scores: the score of each of `items`
     num_valid int64 [B]: valid beams; fewer than M when fewer items are allowed
+    ranks int64 [B, M, L]: for each code, the rank that its beam had at the level before, 0 at the
+        first; None where the beams were not grown as a token tree
     """
 
     sids: torch.Tensor
@@ -63,6 +72,7 @@ class RecommendOutput:
     items: list[list[int | str]]
     item_scores: list[list[float]]
     num_valid: torch.Tensor
+    ranks: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -73,16 +83,25 @@ class RecommendOutput:
         scores: torch.Tensor,
         filters: ItemFilter | None,
         most_items: int | None = None,
+        ranks: torch.Tensor | None = None,
     ) -> RecommendOutput:
         """sids int64 [B, M, L], the nodes int64 [B, M] where they end and scores float32 [B, M],
-        -inf at invalid beams; at most `most_items` items each."""
+        -inf at invalid beams; at most `most_items` items each; `ranks` as in the class."""
         valid = scores > float("-inf")
         sids = sids.masked_fill(~valid[..., None], -1)
         items, item_scores = _items(trie, nodes.masked_fill(~valid, -1), scores, filters)
         if most_items is not None:
             items = [of_request[:most_items] for of_request in items]
             item_scores = [of_request[:most_items] for of_request in item_scores]
-        return cls(sids, scores, items, item_scores, valid.sum(1))
+        return cls(sids, scores, items, item_scores, valid.sum(1), ranks)
+
+    @classmethod
+    def of_sids(
+        cls, trie: SidTrie, sids: torch.Tensor, scores: torch.Tensor, filters: ItemFilter | None
+    ) -> RecommendOutput:
+        """As `of`, for beams whose nodes are not at hand."""
+        nodes = trie_walk(trie.tensors, sids.flatten(0, 1).to(trie.device))
+        return cls.of(trie, sids, nodes.view(scores.shape), scores, filters)
 
 
 def _items(

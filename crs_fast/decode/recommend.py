@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,6 +42,7 @@ def recommend(
     cuda_graph: bool = False,
     compile_layers: bool = False,
     by: str = "sid",
+    terminator: int | None = None,
 ) -> RecommendOutput:
     """The best items after a prompt, by beam search over the catalogue's semantic IDs.
 
@@ -74,6 +76,10 @@ def recommend(
         by: what `num_beams` counts in `items`. "sid" lists all items of the M best SIDs, which are
             more than M where items share a SID; "item" the best M of them. SIDs and scores are
             the same.
+        terminator: a token that follows each SID, such as a line break or the end of the sequence.
+            Its log-prob is part of the score, at the cost of one more forward pass, as in Hugging
+            Face beam search that is made to write it. None scores the SID alone. With `normalize`
+            "level" and "legal" it changes no score where all SIDs have one length.
 
     Returns:
         `RecommendOutput`. Ties go to the lower parent, then the lower code.
@@ -95,6 +101,7 @@ def recommend(
         cuda_graph=cuda_graph,
         compile_layers=compile_layers,
         by=by,
+        terminator=terminator,
     )
     return answer(model, ids, mask, request)
 
@@ -107,7 +114,17 @@ def answer(
     Raises:
         ValueError: an encoder-decoder, or a vocabulary that names tokens that the model lacks.
     """
-    model = unwrapped(model)
+    if request.terminator is not None:
+        out = answer(model, ids, mask, request.terminated())
+        ranks = None if out.ranks is None else out.ranks[..., :-1]
+        return replace(out, sids=(out.sids[..., :-1] - 1).clamp(min=-1), ranks=ranks)
+    with request.trie.reading():
+        return _answer(unwrapped(model), ids, mask, request)
+
+
+def _answer(
+    model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, request: SearchRequest
+) -> RecommendOutput:
     if model.config.is_encoder_decoder:
         raise ValueError(
             "recommend: model must be decoder-only "
@@ -161,8 +178,9 @@ def _search(
 def _output(request: SearchRequest, beams: Beams) -> RecommendOutput:
     refuse_not_numbers(beams.not_numbers.nonzero()[:, 0].tolist())
     return RecommendOutput.of(
-        request.trie, beams.sids, beams.nodes, beams.scores, request.filters, request.most_items
-    )
+        request.trie, beams.sids, beams.nodes, beams.scores, request.filters, request.most_items,
+        beams.ranks(),
+    )  # fmt: skip
 
 
 def _checked_tokens(
@@ -250,8 +268,9 @@ class BeamTree:
             temperature=temperature,
             filters=filters,
         )
-        self.prompt, self.beams = prompt, search(prompt, SearchPlan.of(request))
-        self.output = _output(request, self.beams)
+        with trie.reading():
+            self.prompt, self.beams = prompt, search(prompt, SearchPlan.of(request))
+            self.output = _output(request, self.beams)
 
     def keep(self, beams: torch.Tensor) -> None:
         """Make one beam of each request, int64 [B], the next part of the prompt, and drop the

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from crs_fast.ops import FilterTensors, TokenTensors, TrieTensors
+from crs_fast.ops.trie.checks import remember_tokens
 
 from .search_request import SearchRequest
 
@@ -76,4 +77,5 @@ def _of_level(tokens: TokenTensors, level: int) -> LevelTokens:
         terminator=-1,
         num_columns=column.numel(),
     )
+    remember_tokens(of_level)
     return LevelTokens(of_level, token_of_code.clamp(min=0))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from crs_fast.ops import FilterTensors
 from crs_fast.ops.trie import NORMALIZE
+from crs_fast.ops.trie.checks import check_temperature
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
+from crs_fast.trie.sid_trie import check_sid_trie
+from crs_fast.trie.terminated import checked_terminator, terminated_vocab
 
 # What `num_beams` counts in the items that come out: SIDs, or items themselves.
 BY = ("sid", "item")
+# Beams of a request stand in one sequence, whose positions are 32-bit numbers.
+_MOST_BEAMS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,8 @@ class SearchRequest:
 
     Raises:
         ValueError: `num_beams` < 1, an unknown `normalize` or `by`, a temperature that is not above
-            0, a vocabulary that lacks codes of the trie, filters of another catalogue or for
-            another number of prompts.
+            0, a vocabulary that lacks codes of the trie, a terminator that stands for one of them,
+            filters of another catalogue or for another number of prompts.
     """
 
     trie: SidTrie
@@ -34,27 +39,45 @@ class SearchRequest:
     cuda_graph: bool = False
     compile_layers: bool = False
     by: str = "sid"
+    terminator: int | None = None
 
     def __post_init__(self) -> None:
+        check_sid_trie("recommend", self.trie)
         if not hasattr(self.num_beams, "__index__"):
             raise ValueError(f"recommend: num_beams must be an integer (got {self.num_beams!r})")
-        if self.num_beams < 1:
-            raise ValueError(f"recommend: num_beams must be at least 1 (got {self.num_beams})")
+        if not 1 <= self.num_beams < _MOST_BEAMS:
+            raise ValueError(
+                f"recommend: num_beams must be at least 1 and below {_MOST_BEAMS} "
+                f"(got {self.num_beams})"
+            )
         if self.normalize not in NORMALIZE:
             raise ValueError(
                 f"recommend: normalize must be one of {NORMALIZE} (got {self.normalize!r})"
             )
         if self.by not in BY:
             raise ValueError(f"recommend: by must be one of {BY} (got {self.by!r})")
-        if not self.temperature > 0:
-            raise ValueError(f"recommend: temperature must be above 0 (got {self.temperature})")
+        check_temperature("recommend", self.temperature)
+        if self.filters is not None and not isinstance(self.filters, ItemFilter):
+            raise ValueError(
+                f"recommend: filters must be an ItemFilter (got {type(self.filters).__name__})"
+            )
         if self.filters is not None and self.filters.num_requests not in (1, self.batch):
             raise ValueError(
                 f"recommend: filters must hold one filter for all or one a prompt, {self.batch} "
                 f"(got {self.filters.num_requests})"
             )
+        if self.terminator is not None:
+            checked_terminator("recommend", self.trie, self.vocabulary, self.terminator)
         # Refuse a vocabulary that lacks codes of the trie, and filters of another catalogue.
         _ = self.vocabulary, self.bitmaps
+
+    def terminated(self) -> SearchRequest:
+        """The same request where the terminator is the last code of each SID; itself where there is
+        none."""
+        if self.terminator is None:
+            return self
+        vocab = terminated_vocab(self.trie, self.vocabulary, self.terminator)
+        return replace(self, trie=self.trie.terminated, vocab=vocab, terminator=None)
 
     @property
     def tree_size(self) -> int:

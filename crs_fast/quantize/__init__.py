@@ -32,6 +32,7 @@ __all__ = [
     "encode_texts",
     "load_embeddings",
     "quantization_report",
+    "register",
     "resolve_collisions",
     "sinkhorn_codes",
 ]
@@ -55,6 +56,18 @@ if not TYPE_CHECKING:  # a type checker that saw this would accept every misspel
 
 def __dir__() -> list[str]:
     return sorted(set(globals()) | set(__all__))
+
+
+def register() -> None:
+    """Make `AutoConfig` and `AutoModel` of transformers load `RQVAE` and `RQKMeans`."""
+    from transformers import AutoConfig, AutoModel
+
+    from crs_fast.quantize.rqkmeans import RQKMeans, RQKMeansConfig
+    from crs_fast.quantize.rqvae import RQVAE, RQVAEConfig
+
+    for config, model in ((RQVAEConfig, RQVAE), (RQKMeansConfig, RQKMeans)):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
 
 
 def build_sids(

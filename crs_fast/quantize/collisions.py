@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from crs_fast.ops.collisions import place_colliding
-from crs_fast.ops.host import as_tensor
+from crs_fast.ops.host import as_integers, as_numbers
 
 
 def resolve_collisions(x: Any, codes: Any, codebooks: Any, occupied: Any = None) -> torch.Tensor:
@@ -71,16 +71,22 @@ def add_disambiguation_level(codes: Any, occupied: Any = None) -> torch.Tensor:
 
     Source: Rajput et al. 2023 (TIGER, arXiv 2305.05065), section 3.1.
     """
-    given = as_tensor(codes)
-    taken = given.new_empty(0, given.shape[-1] + 1) if occupied is None else as_tensor(occupied)
-    for name, value, width in (("codes", given, None), ("occupied", taken, given.shape[-1] + 1)):
-        if value.is_floating_point() or value.ndim != 2 or width not in (None, value.shape[1]):
+    op = "add_disambiguation_level"
+    given = as_integers(f"{op}: codes", codes)
+    levels = given.shape[-1] if given.ndim else 0
+    taken = given.new_empty(0, levels + 1)
+    if occupied is not None:
+        taken = as_integers(f"{op}: occupied", occupied)
+    for name, value, width in (("codes", given, None), ("occupied", taken, levels + 1)):
+        if value.ndim != 2 or width not in (None, value.shape[1]):
             raise ValueError(
                 f"add_disambiguation_level: {name} must be int [n, {width or 'L'}] "
                 f"(got {value.dtype}, shape {tuple(value.shape)})"
             )
         if value.numel() and int(value.min()) < 0:
-            raise ValueError(f"add_disambiguation_level: {name} must not be negative")
+            raise ValueError(
+                f"add_disambiguation_level: {name} must not be negative (got {int(value.min())})"
+            )
     if not len(given):
         return given.new_empty(0, given.shape[1] + 1).long()
     taken = taken.to(given.device)
@@ -128,8 +134,8 @@ def _occupied(occupied: Any, books: np.ndarray, items: int) -> np.ndarray:
     if occupied is None:
         taken = np.empty((0, levels), dtype=np.int64)
     else:
-        value = as_tensor(occupied).detach().cpu()
-        if value.is_floating_point() or value.ndim != 2 or value.shape[1] != levels:
+        value = as_integers("resolve_collisions: occupied", occupied).detach().cpu()
+        if value.ndim != 2 or value.shape[1] != levels:
             raise ValueError(
                 f"resolve_collisions: occupied must be int [M, {levels}] "
                 f"(got {value.dtype}, shape {tuple(value.shape)})"
@@ -149,10 +155,11 @@ def _occupied(occupied: Any, books: np.ndarray, items: int) -> np.ndarray:
 
 
 def _checked(x: Any, codes: Any, codebooks: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    points = as_tensor(x).detach().cpu().double().numpy()
-    books = as_tensor(codebooks).detach().cpu().double().numpy()
-    encoded = as_tensor(codes).detach().cpu()
-    if encoded.is_floating_point() or encoded.ndim != 2:
+    op = "resolve_collisions"
+    points = as_numbers(f"{op}: x", x).detach().cpu().double().numpy()
+    books = as_numbers(f"{op}: codebooks", codebooks).detach().cpu().double().numpy()
+    encoded = as_integers(f"{op}: codes", codes).detach().cpu()
+    if encoded.ndim != 2:
         raise ValueError(
             f"resolve_collisions: codes must be int [N, L] "
             f"(got {encoded.dtype}, shape {tuple(encoded.shape)})"

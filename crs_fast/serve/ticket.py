@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
+from crs_fast.crs.reply_text import ReplyText
+
 from .requests import Cancelled, Done, Event, Failed, Text, TurnAnswer, TurnRequest
 
-# What is written of a reply, as text.
-Decode = Callable[[Sequence[int]], str]
+# Makes text of a reply's tokens, from the first one on.
+MakeText = Callable[[], ReplyText]
 
 
 class Written(NamedTuple):
@@ -31,9 +33,9 @@ class Ticket:
     All of these can be used together and more than once: each sees the whole reply.
     """
 
-    def __init__(self, request: TurnRequest, decode: Decode) -> None:
+    def __init__(self, request: TurnRequest, make_text: MakeText) -> None:
         self.request = request
-        self._decode = decode
+        self._make_text = make_text
         self._events: list[Event | Written] = []
         self._changed = threading.Condition()
         self._wakers: list[Callable[[], None]] = []
@@ -81,14 +83,14 @@ class Ticket:
             wake()
 
     def __iter__(self) -> Iterator[Event]:
-        reader = _Reader(self._decode)
+        reader = _Reader(self._make_text())
         while not reader.is_done:
             with self._changed:
                 self._changed.wait_for(lambda: len(self._events) > reader.seen)
             yield from reader.read(self._events)
 
     async def __aiter__(self) -> AsyncIterator[Event]:
-        reader = _Reader(self._decode)
+        reader = _Reader(self._make_text())
         while not reader.is_done:
             await self._has_more_than(reader.seen)
             for event in reader.read(self._events):
@@ -114,32 +116,21 @@ class _Reader:
     seen: events that it has read
     """
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, text: ReplyText) -> None:
         self.seen, self.is_done = 0, False
-        self._decode, self._tokens, self._text = decode, list[int](), ""
+        self._text, self._tokens = text, list[int]()
 
     def read(self, events: list[Event | Written]) -> list[Event]:
         """What is new, with the tokens of all new words together as one `Text`."""
         new, self.seen = events[self.seen :], len(events)
-        out: list[Event] = []
-        for event in new:
-            if isinstance(event, Written):
-                self._tokens += event.tokens
-            elif isinstance(event, Done):
-                out += self._more(event.answer.text)
-                out.append(event)
-                self.is_done = True
-            else:
-                out.append(event)
-                self.is_done = isinstance(event, Failed)
-        if self._tokens and not self.is_done:
-            # A character whose bytes are not all there yet is shown as this one.
-            out += self._more(self._decode(self._tokens).rstrip("\ufffd"))
-        return out
-
-    def _more(self, text: str) -> list[Event]:
-        """What `text` has more than was told already."""
-        if len(text) <= len(self._text) or not text.startswith(self._text):
-            return []
-        delta, self._text = text[len(self._text) :], text
-        return [Text(delta)]
+        self._tokens += [t for event in new if isinstance(event, Written) for t in event.tokens]
+        told = [event for event in new if not isinstance(event, Written)]
+        last = told[-1] if told and isinstance(told[-1], Done | Failed) else None
+        self.is_done = last is not None
+        first = [event for event in told if event is not last]
+        if isinstance(last, Done):
+            # The rest of the text; all of it where no tokens came.
+            text = self._text.finish(self._tokens) if self._tokens else last.answer.text
+        else:
+            text = self._text.push(self._tokens)
+        return [*first, *([Text(text)] if text else []), *([] if last is None else [last])]

@@ -7,11 +7,20 @@ from typing import NamedTuple
 
 import torch
 
-from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
+from crs_fast.crs.answer import (
+    Ranking,
+    Response,
+    TurnOptions,
+    context_tokens,
+    reply_prefix,
+    room_behind,
+)
+from crs_fast.crs.control_tokens import CHAT, REC, likelier_mode
 from crs_fast.crs.conversation import as_batch, shown_items
 from crs_fast.crs.exposure import ExposedList, Exposure, named_items
-from crs_fast.crs.recommender import RankedItem, Recommender, Response
+from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.reply import Reply
+from crs_fast.crs.reply_text import ReplyText
 from crs_fast.crs.sampling import Sampling
 
 from .requests import Done, Failed, Ranked, TurnAnswer, TurnRequest
@@ -31,16 +40,23 @@ class Turn:
     context: what the model reads
     exposed: which items may be shown
     cached_tokens: of the context, that the model did not read again
-    mode, items, rec_probability: once the engine knows them
+    ranking: its mode and items, once the engine knows them
 
     Raises:
         ValueError: the request can't be answered.
     """
 
     def __init__(self, request: TurnRequest, catalogue: Catalogue) -> None:
-        _check(request)
-        recommender = catalogue.recommender
+        recommender, bundle = catalogue.recommender, catalogue.recommender.bundle
         self.request, self.catalogue = request, catalogue
+        options = TurnOptions(
+            mode=request.mode,
+            num_items=request.num_items,
+            num_beams=request.num_beams,
+            max_new_tokens=request.max_new_tokens,
+        )
+        options.check("TurnRequest", recommender.titles)
+        _check(request)
         if not as_batch(request.messages, "TurnRequest")[1]:
             raise ValueError("TurnRequest: messages must be one conversation (got a batch)")
         turns = recommender.turns(request.messages)
@@ -57,14 +73,11 @@ class Turn:
             [] if request.repeat_named else [i for i in self._named if i in recommender.titles]
         )
         self.start_over()
-        reply = recommender.reply_length(request.max_new_tokens)
-        self.context = recommender.context(turns, reply)
-        self.room = recommender.room(request.num_beams, reply)
+        self.context = context_tokens(bundle, turns, options)
+        self.room = room_behind(bundle, options)
         self.sampling = Sampling(request.do_sample, request.temperature, request.top_p)
-        self.ticket = Ticket(
-            request, lambda tokens: recommender.bundle.builder.decode(tokens, recommender.titles)
-        )
-        self.mode, self.items, self.rec_probability = CHAT, list[RankedItem](), 0.0
+        self.ticket = Ticket(request, lambda: ReplyText(bundle.builder, recommender.titles))
+        self.ranking = Ranking(CHAT, [], 0.0)
         self.cached_tokens = 0
         self.reply: Reply | None = None
         self._told = 0  # tokens of the reply
@@ -92,20 +105,21 @@ class Turn:
         self.timings[f"{stage}_ms"] = 1000 * (now - self._stage_began)
         self._stage_began = now
 
-    def choose_mode(self, rec_probability: float) -> None:
-        """Take the mode that the request forces or the model prefers."""
-        self.rec_probability = rec_probability
-        self.mode = self.request.mode or likelier_mode(rec_probability)
+    def prefers_items(self, rec_probability: float) -> bool:
+        """Whether the request forces mode "rec", or the model prefers it."""
+        self._rec_probability = rec_probability
+        return (self.request.mode or likelier_mode(rec_probability)) == REC
 
     def take_items(self) -> None:
         """Take the items that were found. Without any, the mode is "chat"."""
         titles = self.catalogue.recommender.titles
-        self.items = [(i, titles[i], score) for i, score in self.exposed.items]
-        self.mode = REC if self.items else CHAT
+        items = [(i, titles[i], score) for i, score in self.exposed.items]
+        self.ranking = Ranking(REC if items else CHAT, items, self._rec_probability)
 
     def prefix(self) -> list[int]:
         """The tokens with which the reply begins."""
-        return self.catalogue.recommender.prefix([item_id for item_id, _, _ in self.items[:1]])
+        first = [item_id for item_id, _, _ in self.ranking.items[:1]]
+        return reply_prefix(self.catalogue.recommender.bundle, first)
 
     def begin_reply(self, device: torch.device) -> Reply:
         """The reply, which is still to be written."""
@@ -125,9 +139,9 @@ class Turn:
     def tell_items(self) -> None:
         """Tell the caller the mode and the items."""
         event = Ranked(
-            self.mode,
-            self.items,
-            self.rec_probability,
+            self.ranking.mode,
+            self.ranking.items,
+            self.ranking.rec_probability,
             self.unknown,
             self.already_named,
             self.catalogue.version,
@@ -172,13 +186,6 @@ class Turn:
 
 
 def _check(request: TurnRequest) -> None:
-    if request.mode is not None and request.mode not in MODES:
-        raise ValueError(f"TurnRequest: mode must be one of {MODES} (got {request.mode!r})")
-    if not 1 <= request.num_items <= request.num_beams:
-        raise ValueError(
-            "TurnRequest: num_items must be at least 1 and at most num_beams "
-            f"(got {request.num_items} and {request.num_beams})"
-        )
     if request.max_new_tokens < 1:
         raise ValueError(
             f"TurnRequest: max_new_tokens must be at least 1 (got {request.max_new_tokens})"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import torch
 
-from crs_fast.crs.control_tokens import REC
+from crs_fast.crs.answer import Ranking, response_of
 from crs_fast.crs.exposure import fill_lists
 from crs_fast.crs.reply import ReplyBatch
 from crs_fast.crs.turn import TurnBatch, TurnCache
@@ -180,8 +180,7 @@ class Worker:
         for row, (turn, chance) in enumerate(
             zip(group, turns.rec_probability.tolist(), strict=True)
         ):
-            turn.choose_mode(chance)
-            if turn.mode == REC:
+            if turn.prefers_items(chance):
                 rows_of.setdefault(turn.request.num_beams, []).append(row)
         vocab_size = turns.bundle.model.config.get_text_config().vocab_size
         for num_beams, rows in rows_of.items():
@@ -226,8 +225,7 @@ class Worker:
                 temperature=request.temperature,
                 top_p=request.top_p,
             )
-        turn.mode, turn.items = response.mode, response.items
-        turn.rec_probability = response.rec_probability
+        turn.ranking = Ranking(response.mode, response.items, response.rec_probability)
         turn.ended("rank")
         turn.tell_items()
         completion = len(recommender.bundle.builder.text(response.text))
@@ -235,8 +233,9 @@ class Worker:
 
     def _finish(self, turn: Turn) -> None:
         assert turn.reply is not None
-        response = turn.catalogue.recommender.response(
-            turn.mode, turn.items, turn.reply.tokens, turn.rec_probability
+        recommender = turn.catalogue.recommender
+        response = response_of(
+            recommender.bundle, recommender.titles, turn.ranking, turn.reply.tokens
         )
         self.statistics.answered(turn.finish(response, len(turn.reply.tokens)))
 

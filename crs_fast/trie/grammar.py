@@ -51,13 +51,24 @@ class Grammar:
     terminator: int
     text_follows: bool
 
-    def read(self, input_ids: torch.Tensor) -> Standing:
-        """Where each row of `input_ids`, int64 [R, T], stands."""
+    def read(
+        self,
+        input_ids: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        prompt_lengths: torch.Tensor | None = None,
+    ) -> Standing:
+        """Where each row of `input_ids`, int64 [R, T], stands.
+
+        Args:
+            lengths: tokens of each row, int64 [R]; what follows them is not read. None means T.
+            prompt_lengths: where the first SID begins in each row, int64 [R], in place of
+                `prompt_length`.
+        """
         levels = self.trie.num_levels
-        start = self.starts(input_ids)  # [R]
+        start = self.starts(input_ids, lengths, prompt_lengths)  # [R]
         begun = start >= 0
         at = start.clamp(min=0)[:, None] + torch.arange(levels + 1, device=start.device)
-        written = at < input_ids.shape[1]
+        written = at < (input_ids.shape[1] if lengths is None else lengths[:, None])
         window = input_ids.gather(1, at.clamp(max=input_ids.shape[1] - 1))  # [R, L + 1]
         closing = written & (window == self.terminator)
         closed = closing.any(1)
@@ -70,11 +81,42 @@ class Grammar:
         nodes = nodes.masked_fill(closed, -1 if self.text_follows else self.trie.leaf)
         return Standing(nodes.masked_fill(~begun, -1), begun & ~closed)
 
-    def starts(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def starts(
+        self,
+        input_ids: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        prompt_lengths: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Position of the first code of each row's latest SID, -1 where there is none."""
-        first = -1 if self.prompt_length is None else self.prompt_length
+        first = prompt_lengths
+        if first is None:
+            position = -1 if self.prompt_length is None else self.prompt_length
+            first = input_ids.new_full((input_ids.shape[0],), position)
         if self.begin is None:
-            return input_ids.new_full((input_ids.shape[0],), first)
+            return first
+        length = input_ids.shape[1]
+        if input_ids.is_cuda or length <= 4 * self.trie.num_levels:
+            return _after_last(self.begin, input_ids, lengths).maximum(first)
+        # A row inside a SID has opened it among its last tokens. Only the others are read whole,
+        # which takes long after a long prompt.
+        recent = torch.arange(-self.trie.num_levels - 2, 0, device=input_ids.device)
+        at = (recent + (length if lengths is None else lengths[:, None])).expand(len(first), -1)
+        opens = (input_ids.gather(1, at.clamp(min=0)) == self.begin) & (at >= 0)
+        last = torch.where(opens, at + 1, -1).amax(1)
+        rows = (last < 0).nonzero()[:, 0]
+        if rows.numel():
+            row_lengths = None if lengths is None else lengths[rows]
+            last[rows] = _after_last(self.begin, input_ids[rows], row_lengths)
         # What the prompt holds before its end opens nothing that `first` does not.
-        position = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-        return torch.where(input_ids == self.begin, position, first).amax(1).clamp(min=first)
+        return last.maximum(first)
+
+
+def _after_last(
+    token: int, input_ids: torch.Tensor, lengths: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The position after the last `token` of each row, -1 where it has none."""
+    position = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+    is_token = input_ids == token
+    if lengths is not None:
+        is_token = is_token & (position <= lengths[:, None])
+    return torch.where(is_token, position, -1).amax(1)

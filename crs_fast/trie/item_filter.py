@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from crs_fast.ops import FilterTensors, TrieTensors
-from crs_fast.ops.host import as_tensor
+from crs_fast.ops.host import as_integers, as_tensor
+from crs_fast.ops.trie.checks import FILTERS
 from crs_fast.ops.trie.nodes import popcount
 
 from .item_ids import ItemIds
@@ -39,9 +40,15 @@ class ItemFilter:
     """
 
     def __init__(self, mask: torch.Tensor) -> None:
+        if not isinstance(mask, torch.Tensor):
+            raise ValueError(f"ItemFilter: mask must be a torch tensor (got {type(mask).__name__})")
         if mask.dtype != torch.bool or mask.ndim != 2:
             raise ValueError(
                 f"ItemFilter: mask must be bool [F, N] (got {mask.dtype} {tuple(mask.shape)})"
+            )
+        if mask.is_meta or mask.layout != torch.strided:
+            raise ValueError(
+                f"ItemFilter: mask must be in memory (got {mask.layout} on {mask.device})"
             )
         self.num_items = mask.shape[1]
         self.item_ids: ItemIds | None = None
@@ -73,7 +80,12 @@ class ItemFilter:
         Raises:
             ValueError: no filter at all, or filters over different catalogues.
         """
-        given = [f for f in filters if f is not None]
+        if not isinstance(filters, Sequence) or isinstance(filters, str):
+            raise ValueError(
+                "ItemFilter.stack: filters must be a list of filters "
+                f"(got {type(filters).__name__})"
+            )
+        given = [_checked(f) for f in filters if f is not None]
         if not given:
             raise ValueError("ItemFilter.stack: filters must hold at least one filter (got none)")
         known = next((f for f in given if f.item_ids is not None), given[0])
@@ -105,7 +117,13 @@ class ItemFilter:
 
     def select(self, rows: Sequence[int]) -> ItemFilter:
         """The filters of some requests."""
-        words = self.tensors.words[torch.tensor(rows, dtype=torch.int64, device=self.device)]
+        index = as_integers("ItemFilter.select: rows", rows)
+        if index.ndim != 1 or bool(((index < 0) | (index >= self.num_requests)).any()):
+            raise ValueError(
+                f"ItemFilter.select: rows must be a list of 0 .. {self.num_requests - 1} "
+                f"(got {rows!r})"
+            )
+        words = self.tensors.words[index.to(self.device)]
         return ItemFilter._of_words(words, self.num_items, self.item_ids)
 
     def over(self, trie: Catalogue) -> ItemFilter:
@@ -115,6 +133,8 @@ class ItemFilter:
         Raises:
             ValueError: it was made for another catalogue.
         """
+        if not hasattr(trie, "tensors") or not hasattr(trie, "item_ids"):
+            raise ValueError(f"ItemFilter.over: trie must be a SidTrie (got {type(trie).__name__})")
         self._check_over("the trie's", trie.num_items, trie.item_ids)
         words = _of_width(self.tensors.words, trie.tensors.bits.shape[1])
         if words is self.tensors.words:
@@ -137,7 +157,7 @@ class ItemFilter:
         return self._of_words(words, self.num_items, item_ids)
 
     def _words_of(self, other: ItemFilter) -> torch.Tensor:
-        other._check_over("one catalogue of", self.num_items, self.item_ids)
+        _checked(other)._check_over("one catalogue of", self.num_items, self.item_ids)
         return _of_width(other.tensors.words, self.tensors.words.shape[1]).to(self.device)
 
     def _check_over(self, whose: str, num_items: int, item_ids: ItemIds | None) -> None:
@@ -156,6 +176,12 @@ class ItemFilter:
 
     def __repr__(self) -> str:
         return f"ItemFilter(num_requests={self.num_requests}, num_items={self.num_items})"
+
+
+def _checked(value: Any) -> ItemFilter:
+    if not isinstance(value, ItemFilter):
+        raise ValueError(f"ItemFilter: filters must be ItemFilter (got {type(value).__name__})")
+    return value
 
 
 def _as_mask(trie: Catalogue, which: Any) -> torch.Tensor:
@@ -201,4 +227,6 @@ def _all_items(words: int, num_items: int) -> torch.Tensor:
 
 def _ranked(words: torch.Tensor) -> FilterTensors:
     count = popcount(words)
-    return FilterTensors(words, (count.cumsum(1) - count).to(torch.int32))
+    made = FilterTensors(words, (count.cumsum(1) - count).to(torch.int32))
+    FILTERS.remember(made)
+    return made

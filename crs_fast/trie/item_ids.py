@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from crs_fast.ops import text_find, text_table
+from crs_fast.ops import number_find, splice, text_find, text_table
 
 
 class ItemIds:
@@ -111,14 +111,20 @@ class ItemIds:
             text=self.text[start + torch.arange(start.numel(), device="cpu")], offsets=offsets
         )
 
-    def positions(self, ids: Iterable[int | str] | torch.Tensor) -> torch.Tensor:
+    def positions(
+        self, ids: Iterable[int | str] | torch.Tensor, once: bool = False
+    ) -> torch.Tensor:
         """The positions of some ids: int64 [n].
+
+        Args:
+            once: pass over all ids instead of making a look-up table, which takes longer and makes
+                later calls quicker.
 
         Raises:
             KeyError: an id that is not here.
         """
         if self.numbers is None:
-            return self._text_positions(ids)
+            return self._text_positions(ids, once)
         try:
             listed = ids if isinstance(ids, torch.Tensor) else _plain_list(ids)
             if isinstance(listed, list):
@@ -132,27 +138,56 @@ class ItemIds:
             if wanted_numbers.numel():
                 raise KeyError(f"SidTrie: no item {int(wanted_numbers[0])} (empty catalogue)")
             return wanted_numbers
-        positions = self._search(wanted_numbers)
-        unknown = wanted_numbers[self.numbers[positions] != wanted_numbers]
+        find = self._find_numbers_once if once else self._find_numbers
+        positions = find(wanted_numbers)
+        unknown = wanted_numbers[positions < 0]
         if unknown.numel():
             raise KeyError(f"SidTrie: no item {int(unknown[0])} ({unknown.numel()} unknown ids)")
         return positions
 
-    def _text_positions(self, ids: Iterable[int | str] | torch.Tensor) -> torch.Tensor:
-        wanted = _plain_list(ids)
+    def _text_positions(self, ids: Iterable[int | str] | torch.Tensor, once: bool) -> torch.Tensor:
+        try:
+            wanted = _plain_list(ids)
+        except ValueError as error:
+            raise KeyError(f"SidTrie: this catalogue's item ids are str ({error})") from None
         places = [place for place, one in enumerate(wanted) if isinstance(one, str)]
         positions = torch.full((len(wanted),), -1, dtype=torch.int64, device="cpu")
-        positions[places] = self._find(*_encoded([wanted[place] for place in places], lenient=True))
+        find = self._find_texts_once if once else self._find_texts
+        positions[places] = find(*_encoded([wanted[place] for place in places], lenient=True))
         unknown = (positions < 0).nonzero().squeeze(1).tolist()
         if unknown:
             raise KeyError(f"SidTrie: no item {wanted[unknown[0]]!r} ({len(unknown)} unknown ids)")
         return positions
 
-    def _find(self, text: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    def _find_texts(self, text: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """The positions of texts, int64 [n]; -1 for one that is not here."""
         assert self.text is not None
         assert self.offsets is not None
         return text_find(self.text, self.offsets, self._table[0], text, offsets)
+
+    def _find_texts_once(self, text: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        if "_table" in vars(self):
+            return self._find_texts(text, offsets)
+        assert self.text is not None
+        assert self.offsets is not None
+        table, repeated = text_table(text, offsets)
+        found = text_find(text, offsets, table, self.text, self.offsets)  # [N]: which of the n
+        here = (found >= 0).nonzero().squeeze(1)
+        positions = torch.full((offsets.numel() - 1,), -1, dtype=torch.int64, device="cpu")
+        positions[found[here]] = here
+        if repeated >= 0:  # only the first of equal texts is in the table
+            positions = positions[text_find(text, offsets, table, text, offsets)]
+        return positions
+
+    def _find_numbers(self, wanted: torch.Tensor) -> torch.Tensor:
+        """The positions of numbers, int64 [n]; -1 for one that is not here."""
+        assert self.numbers is not None
+        positions = self._search(wanted)
+        return torch.where(self.numbers[positions] == wanted, positions, -1)
+
+    def _find_numbers_once(self, wanted: torch.Tensor) -> torch.Tensor:
+        assert self.numbers is not None
+        return number_find(self.numbers, wanted)
 
     def _search(self, wanted: torch.Tensor) -> torch.Tensor:
         """For each wanted number, the position of that id, or of another where it is missing."""
@@ -164,33 +199,73 @@ class ItemIds:
         ordered = self.numbers[self._order.long()]
         return self._order[torch.searchsorted(ordered, wanted).clamp(max=last)].long()
 
-    def append(self, more: ItemIds) -> ItemIds:
-        """These ids and then `more`.
+    def as_text(self) -> ItemIds:
+        """The ids as text, in their order."""
+        return self if self.numbers is None else ItemIds.make(list(map(str, self.tolist())))
 
+    def check_new(self, more: ItemIds) -> None:
+        """
         Raises:
             ValueError: ids of the other kind, or one that is here already.
         """
         if not len(self) or not len(more):
-            return self if len(self) else more
+            return
         if (self.numbers is None) != (more.numbers is None):
             kind = "str" if self.numbers is None else "int"
             raise ValueError(f"SidTrie: item_ids must be {kind}, as the catalogue's (got others)")
-        if self.numbers is not None and more.numbers is not None:
-            positions = self._search(more.numbers.long())
-            known = more.numbers[self.numbers[positions] == more.numbers]
-            if known.numel():
-                raise ValueError(f"SidTrie: item {int(known[0])} must be new (got one of this id)")
-            return ItemIds(numbers=_narrow(torch.cat([self.numbers.long(), more.numbers.long()])))
+        if more.numbers is not None:
+            positions = self._find_numbers_once(more.numbers.long())
+        else:
+            assert more.text is not None
+            assert more.offsets is not None
+            positions = self._find_texts_once(more.text, more.offsets)
+        known = (positions >= 0).nonzero().squeeze(1)
+        if not known.numel():
+            return
+        repeated = more[int(known[0]) : int(known[0]) + 1]
+        if more.numbers is None:
+            repeated = [min(str(more[place : place + 1][0]) for place in known.tolist())]
+        raise ValueError(f"SidTrie: item {repeated[0]!r} must be new (got one of this id)")
+
+    def insert(self, at: torch.Tensor, more: ItemIds) -> ItemIds:
+        """These ids and `more`, which are of this kind and new: id j of `more` stands behind at[j]
+        of these.
+
+        Args:
+            at: int64 [n], ascending.
+        """
+        if not len(self) or not len(more):
+            return self if len(self) else more
+        each = torch.arange(len(more) + 1, device="cpu")
+        if self.numbers is not None:
+            assert more.numbers is not None
+            dtype = torch.promote_types(self.numbers.dtype, more.numbers.dtype)
+            numbers, added = self.numbers.to(dtype), more.numbers.to(dtype)
+            return ItemIds(numbers=_narrow(splice(numbers, at, at, added, each)))
         assert self.text is not None
         assert more.text is not None
         assert self.offsets is not None
         assert more.offsets is not None
-        repeated = (self._find(more.text, more.offsets) >= 0).nonzero().squeeze(1).tolist()
-        if repeated:
-            first = min(str(more[at : at + 1][0]) for at in repeated)
-            raise ValueError(f"SidTrie: item {first!r} must be new (got one of this id)")
-        offsets = torch.cat([self.offsets, more.offsets[1:] + self.offsets[-1]])
-        return ItemIds(text=torch.cat([self.text, more.text]), offsets=offsets)
+        start = self.offsets[at]
+        text = splice(self.text, start, start, more.text, more.offsets)
+        added = start + more.offsets[:-1]
+        return ItemIds(None, text, splice(self.offsets, at, at, added, each, more.offsets))
+
+    def without(self, at: torch.Tensor) -> ItemIds:
+        """The ids but for those at positions `at` int64 [n], which are distinct and ascend."""
+        none = torch.zeros(at.numel() + 1, dtype=torch.int64, device="cpu")
+        if self.numbers is not None:
+            return ItemIds(
+                numbers=_narrow(splice(self.numbers, at, at + 1, self.numbers[:0], none))
+            )
+        assert self.text is not None
+        assert self.offsets is not None
+        start, end = self.offsets[at], self.offsets[at + 1]
+        removed = torch.cat([none[:1], (end - start).cumsum(0)])
+        return ItemIds(
+            text=splice(self.text, start, end, self.text[:0], none),
+            offsets=splice(self.offsets, at, at + 1, self.offsets[:0], none, -removed),
+        )
 
     @cached_property
     def _order(self) -> torch.Tensor:
@@ -220,7 +295,10 @@ def _plain_list(ids: Any) -> list[Any]:
     whatever else stands among them stays as it is."""
     if isinstance(ids, str | bytes):
         raise ValueError(f"SidTrie: item_ids must be a list of ids (got {ids!r})")
-    listed = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    try:
+        listed = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+    except TypeError as error:
+        raise ValueError(f"SidTrie: item_ids must be a list of ids (got {error})") from None
     if not isinstance(listed, list):
         raise ValueError(f"SidTrie: item_ids must be a list of ids (got {listed!r})")
     return listed if {type(i) for i in listed} <= {int, str} else [_plain(i) for i in listed]
@@ -272,6 +350,8 @@ def _integers(ids: torch.Tensor | Sequence[int]) -> torch.Tensor:
 
 def _narrow(numbers: torch.Tensor) -> torch.Tensor:
     """As int32, half the bytes, where the values allow it."""
+    if numbers.dtype == torch.int32:
+        return numbers
     limits = torch.iinfo(torch.int32)
     fits = numbers.numel() == 0 or bool(
         (numbers.min() >= limits.min) & (numbers.max() <= limits.max)

@@ -9,9 +9,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from crs_fast.ops import trie_walk
-from crs_fast.ops.host import as_tensor
+from crs_fast.ops.host import as_integers
 
-from .sid_trie import SidTrie
+from .sid_trie import SidTrie, check_sid_trie
 from .vocabulary import Vocabulary
 
 _NO_TOKEN = -1
@@ -54,8 +54,13 @@ def find_items(
     Raises:
         ValueError: a vocabulary that lacks codes of the trie.
     """
+    check_sid_trie("find_items", trie)
     vocab = trie.vocabulary(vocab, "find_items")
-    rows = [as_tensor(row, torch.int64).reshape(-1).cpu() for row in token_ids]
+    if not hasattr(token_ids, "__iter__"):
+        raise ValueError(
+            f"find_items: token_ids must be rows of tokens (got {type(token_ids).__name__})"
+        )
+    rows = [as_integers("find_items: token_ids", row).long().reshape(-1).cpu() for row in token_ids]
     found: list[list[Named]] = [[] for _ in rows]
     lengths = torch.tensor([len(row) for row in rows], device="cpu")
     if not len(rows) or not int(lengths.max()):

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, wraps
 from itertools import pairwise
 from operator import index
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 
-from crs_fast.ops import TrieTensors, trie_build, trie_rows, trie_walk
-from crs_fast.ops.trie.nodes import ending
-from crs_fast.ops.trie.tensors import NODE_BITS
+from crs_fast.ops import (
+    TrieTensors,
+    trie_build,
+    trie_insert,
+    trie_remove,
+    trie_rows,
+    trie_walk,
+)
+from crs_fast.ops.trie.checks import TRIES, check_tensor, check_trie
+from crs_fast.ops.trie.nodes import are_held, ending
+from crs_fast.ops.trie.tensors import NO_NODE, NODE_BITS
 
 from .item_filter import ItemFilter
 from .item_ids import ItemIds
 from .storage import load_trie, read_metadata, save_trie
 from .token_ids import TokenIds
 from .vocabulary import Vocabulary
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _while_reading(method: _Method) -> _Method:
+    """The method, run inside `SidTrie.reading`."""
+
+    @wraps(method)
+    def run(self: SidTrie, *args: Any, **kwargs: Any) -> Any:
+        with self.reading():
+            return method(self, *args, **kwargs)
+
+    return cast(_Method, run)
 
 
 class SidTrie:
@@ -31,8 +53,20 @@ class SidTrie:
     """
 
     def __init__(self, tensors: TrieTensors, item_ids: ItemIds) -> None:
+        check_trie("SidTrie", tensors)
+        # On a GPU the question would wait for the device.
+        if tensors.level.device.type == "cpu" and int(tensors.level[-1, 1]) != len(item_ids):
+            raise ValueError(
+                f"SidTrie: item_ids must hold one id for each of {int(tensors.level[-1, 1])} items "
+                f"(got {len(item_ids)})"
+            )
         self.tensors = tensors
         self.item_ids = item_ids  # in sorted SID order
+
+    def reading(self) -> AbstractContextManager[None]:
+        """What a search holds from its first look at the trie to its last: the catalogue of a
+        `TrieSlot` does not change meanwhile."""
+        return nullcontext()
 
     @classmethod
     def from_sids(
@@ -60,8 +94,9 @@ class SidTrie:
         tensors, order = trie_build(rows, progress=progress)
         return cls(tensors, ItemIds(numbers=order) if ids is None else ids.take(order.long()))
 
+    @_while_reading
     def add(self, sids: Any, item_ids: Any) -> SidTrie:
-        """A new trie with more items; only these are sorted, and then merged in.
+        """A new trie with more items. Only these are sorted; what stands between them is copied.
 
         Args:
             sids: int [n, L'], -1 pads; L' may differ from this trie's levels.
@@ -76,30 +111,22 @@ class SidTrie:
             raise ValueError(
                 f"SidTrie.add: item_ids must hold one id a SID, {added.shape[0]} (got {len(ids)})"
             )
+        self.item_ids.check_new(ids)
         levels = max(self.num_levels, added.shape[1])
-        rows = torch.empty(self.num_items + len(ids), levels, dtype=torch.int64, device="cpu")
-        old, new = rows[: self.num_items], rows[self.num_items :]
-        if levels == self.num_levels:
-            trie_rows(self.tensors, out=old)
-        else:
-            old.copy_(_padded(self.sids(), levels))
-        new.copy_(_padded(added, levels))
-        tensors, order = trie_build(rows, num_sorted=self.num_items)
-        both = self.item_ids.append(ids)
-        return SidTrie(tensors, both.take(order.long())).to(self.device)
+        tensors, order, at = trie_insert(self._tensors_on("cpu"), _padded(added, levels))
+        merged = self.item_ids.insert(at, ids.take(order.long()))
+        return SidTrie(tensors, merged).to(self.device)
 
+    @_while_reading
     def remove(self, item_ids: Sequence[int | str] | torch.Tensor) -> SidTrie:
-        """A new trie without some items; nothing is sorted.
+        """A new trie without some items: what stands between them is copied.
 
         Raises:
             KeyError: an id that is not in the catalogue.
         """
-        keep = torch.ones(self.num_items, dtype=torch.bool, device="cpu")
-        keep[self.item_ids.positions(item_ids)] = False
-        left = keep.nonzero().squeeze(1)
-        rows = trie_rows(self.tensors, left.to(self.device)).cpu()
-        tensors, _ = trie_build(rows, num_sorted=rows.shape[0])
-        return SidTrie(tensors, self.item_ids.take(left)).to(self.device)
+        at = self.item_ids.positions(item_ids, once=True).unique()
+        tensors = trie_remove(self._tensors_on("cpu"), at)
+        return SidTrie(tensors, self.item_ids.without(at)).to(self.device)
 
     @property
     def num_items(self) -> int:
@@ -117,7 +144,8 @@ class SidTrie:
     @property
     def leaf(self) -> int:
         """A node after which nothing may follow."""
-        return self.num_levels << (2 * NODE_BITS) | 1 << NODE_BITS
+        # A range of one item, where there is one.
+        return self.num_levels << (2 * NODE_BITS) | min(1, self.num_items) << NODE_BITS
 
     @property
     def nbytes(self) -> int:
@@ -143,6 +171,7 @@ class SidTrie:
         """The distinct codes of each level, ascending, int64 [n] on the CPU."""
         return [codes.unique().long().cpu() for codes in self._codes_by_level()]
 
+    @_while_reading
     def _codes_by_level(self) -> list[torch.Tensor]:
         bounds = self.tensors.level[:, 0].tolist()
         return [self.tensors.codes[a:b] for a, b in pairwise(bounds)]
@@ -155,6 +184,8 @@ class SidTrie:
         """
         if vocab is None:
             return self._token_ids
+        if not isinstance(vocab, Vocabulary):
+            raise ValueError(f"{op}: vocab must be a Vocabulary (got {type(vocab).__name__})")
         sizes = self._level_sizes
         if len(sizes) > vocab.num_levels or any(
             size > known for size, known in zip(sizes, vocab.sizes, strict=False)
@@ -172,13 +203,32 @@ class SidTrie:
         return vocab
 
     @cached_property
+    def terminated(self) -> SidTrie:
+        """The catalogue with one more code at the end of each SID, for a terminator whose log-prob
+        counts: code 0, and every other code is one higher. So no SID is a prefix of another one,
+        and items keep their order, which filters rely on."""
+        rows = torch.nn.functional.pad(trie_rows(self.tensors).cpu() + 1, (0, 1))  # -1 becomes 0,
+        rows[:, 1:].masked_fill_(rows[:, :-1] == 0, -1)  # and of all zeros the first one stays
+        tensors, _ = trie_build(rows, num_sorted=rows.shape[0])
+        return SidTrie(tensors, self.item_ids).to(self.device)
+
+    @cached_property
     def _token_ids(self) -> TokenIds:
         return TokenIds(self.num_levels, max(1, *self._level_sizes))
 
+    @_while_reading
     def to(self, device: torch.device | str) -> SidTrie:
         """The same trie with its index on another device; the item ids stay on the CPU."""
-        return SidTrie(TrieTensors(*(t.to(device) for t in self.tensors)), self.item_ids)
+        moved = self._tensors_on(device)
+        if moved.level is self.tensors.level:
+            return self
+        TRIES.remember(moved)
+        return SidTrie(moved, self.item_ids)
 
+    def _tensors_on(self, device: torch.device | str) -> TrieTensors:
+        return TrieTensors(*(t.to(device) for t in self.tensors))
+
+    @_while_reading
     def items(self, sids: Any) -> list[list[int | str]]:
         """The items that carry each SID, in the order they were given; [] for a SID of no item.
 
@@ -188,6 +238,7 @@ class SidTrie:
         begin, end = self.item_ranges(_sid_tensor(sids))
         return [self.item_ids[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
 
+    @_while_reading
     def item_ranges(self, sids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The range of positions, in sorted order, of the items that carry each SID: begin and end,
         int64 [n]; empty for a SID of no item.
@@ -197,13 +248,27 @@ class SidTrie:
         """
         return self.items_at(trie_walk(self.tensors, sids.to(self.device)))
 
+    @_while_reading
     def items_at(self, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The range of positions, in sorted order, of the items whose SIDs end at each node: begin
-        and end, int64 of the shape of `nodes`; empty where none does, and for -1."""
-        begin, end = ending(self.tensors, nodes.clamp(min=0))
-        whole = (nodes > 0) & (begin < end)
+        and end, int64 of the shape of `nodes`; empty where none does, and for -1.
+
+        Raises:
+            ValueError: on the CPU, a node that is neither -1 nor one of a trie of this size; on a
+                GPU it names no items.
+        """
+        check_tensor("SidTrie.items_at", "nodes", nodes, self.tensors.codes, (torch.int64,), None)
+        is_node = are_held(self.tensors, nodes)
+        if nodes.device.type == "cpu" and bool((~is_node & (nodes != NO_NODE)).any()):
+            raise ValueError(
+                f"SidTrie.items_at: nodes must be -1 or nodes of this trie of {self.num_items} "
+                f"items (got {int(nodes[~is_node & (nodes != NO_NODE)][0])})"
+            )
+        begin, end = ending(self.tensors, torch.where(is_node, nodes, 0))
+        whole = is_node & (nodes > 0) & (begin < end)
         return torch.where(whole, begin, 0), torch.where(whole, end, 0)
 
+    @_while_reading
     def sids(self, item_ids: Sequence[int | str] | torch.Tensor | None = None) -> torch.Tensor:
         """The SIDs of items: int64 [n, L], -1 pads, on the CPU. None means all, in sorted order.
 
@@ -214,6 +279,7 @@ class SidTrie:
             return trie_rows(self.tensors).cpu()
         return trie_rows(self.tensors, self.item_ids.positions(item_ids).to(self.device)).cpu()
 
+    @_while_reading
     def filter(self, allow: Any = None, deny: Any = None) -> ItemFilter:
         """A filter that restricts a request to some items, exactly: a prefix is legal only if an
         allowed item is below it.
@@ -228,6 +294,7 @@ class SidTrie:
         """
         return ItemFilter.make(self, allow, deny)
 
+    @_while_reading
     def save(self, path: str | PathLike[str]) -> None:
         """Write the trie to one versioned, checksummed safetensors file, whole or not at all."""
         save_trie(path, self.tensors, self.item_ids)
@@ -264,7 +331,8 @@ def _sid_tensor(sids: Any) -> torch.Tensor:
         tensor = sids if isinstance(sids, torch.Tensor) else _as_tensor(sids)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"SidTrie: sids must be integers [N, L] (got {error})") from None
-    if tensor.ndim != 2 or tensor.is_floating_point() or tensor.is_complex():
+    real = tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex()
+    if tensor.ndim != 2 or real or tensor.is_meta or tensor.layout != torch.strided:
         raise ValueError(
             f"SidTrie: sids must be integers [N, L] (got {tensor.dtype} {tuple(tensor.shape)})"
         )
@@ -278,6 +346,8 @@ def _as_tensor(sids: Any) -> torch.Tensor:
     """Rows of any kind as a tensor, the shorter ones padded with -1."""
     array = sids.to_numpy() if hasattr(sids, "to_numpy") else sids
     if hasattr(array, "dtype") and array.dtype != object:
+        if isinstance(array, np.ndarray) and not array.flags.writeable:
+            array = array.copy()  # as pandas gives it; torch wants memory that it may write to
         return torch.as_tensor(array, device="cpu")
     rows = _equal_rows(list(array))
     if any(
@@ -301,3 +371,12 @@ def _equal_rows(rows: list[Any]) -> list[Any]:
 
 def _padded(sids: torch.Tensor, levels: int) -> torch.Tensor:
     return torch.nn.functional.pad(sids, (0, levels - sids.shape[1]), value=-1)
+
+
+def check_sid_trie(op: str, trie: Any) -> None:
+    """
+    Raises:
+        ValueError: `trie` is no `SidTrie`.
+    """
+    if not isinstance(trie, SidTrie):
+        raise ValueError(f"{op}: trie must be a SidTrie (got {type(trie).__name__})")

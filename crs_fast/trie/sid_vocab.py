@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from crs_fast.ops.host import as_tensor
+from crs_fast.ops.host import as_integers
 
 from .vocabulary import Vocabulary
 
@@ -43,7 +43,14 @@ class SidVocab(Vocabulary):
         end: int | None = None,
         eos: int | None = None,
     ) -> None:
-        levels = [as_tensor(ids, dtype=torch.int64).reshape(-1).cpu() for ids in token_ids]
+        if not hasattr(token_ids, "__iter__"):
+            raise ValueError(
+                f"SidVocab: token_ids must be a list of levels (got {type(token_ids).__name__})"
+            )
+        levels = [
+            as_integers(f"SidVocab: token_ids[{level}]", ids).to("cpu", torch.int64).reshape(-1)
+            for level, ids in enumerate(token_ids)
+        ]
         if not levels:
             raise ValueError("SidVocab: token_ids must hold at least one level (got none)")
         for level, ids in enumerate(levels):
@@ -54,7 +61,9 @@ class SidVocab(Vocabulary):
                     f"has none (got {ids.tolist()})"
                 )
             if tokens.unique().numel() != tokens.numel():
-                raise ValueError(f"SidVocab: token_ids[{level}] must be distinct tokens")
+                raise ValueError(
+                    f"SidVocab: token_ids[{level}] must be distinct tokens (got repeated ones)"
+                )
         super().__init__(levels, begin, end, eos)
         self._sorted: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 

@@ -8,12 +8,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from crs_fast._files import replacing
 from crs_fast.ops import TrieTensors
-from crs_fast.ops.trie.nodes import popcount
+from crs_fast.ops.trie.checks import TRIES
+from crs_fast.ops.trie.contents import inconsistency
 
 from .item_ids import ItemIds
 
@@ -69,6 +69,7 @@ def load_trie(path: str | PathLike[str]) -> tuple[TrieTensors, ItemIds]:
         problem = f"its metadata says {sizes[0]} items and {sizes[1]} levels"
     if problem:
         raise ValueError(f"SidTrie.load: {path} is inconsistent ({problem})")
+    TRIES.remember(trie)
     return trie, ids
 
 
@@ -109,85 +110,6 @@ def checksum(tensors: dict[str, torch.Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-_DTYPES = {
-    "codes": (torch.uint8, torch.int16, torch.int32),
-    "bits": (torch.int64,),
-    "rank": (torch.int32,),
-    "starts": (torch.int32,),
-    "level": (torch.int64,),
-}
-
-
-def inconsistency(t: TrieTensors, items: int) -> str | None:
-    """Why the kernels could not trust a trie of so many items, or None. Guards every index that
-    they follow."""
-    for name, tensor in t._asdict().items():
-        if tensor.dtype not in _DTYPES[name]:
-            return f"{name} must not be {tensor.dtype}"
-    levels, words = t.bits.shape if t.bits.ndim == 2 else (0, 0)
-    used = items // 64 + 1
-    if not 1 <= levels <= 127 or words < used or t.rank.shape != t.bits.shape:
-        return "bits and rank must be [levels, words], one bit an item"
-    if t.level.shape != (levels + 1, 2) or t.codes.ndim != 1 or t.starts.ndim != 1:
-        return "tensor sizes disagree"
-    if t.level[-1].tolist() != [t.codes.numel(), items]:
-        return "the totals must be the number of codes and of items"
-    return _bad_bitmaps(t, items, used) or _bad_starts(t) or _bad_codes(t, items)
-
-
-def _bad_bitmaps(t: TrieTensors, items: int, used: int) -> str | None:
-    beyond = torch.full((used,), 0, dtype=torch.int64, device="cpu")
-    beyond[-1] = -1 << items % 64
-    if bool((t.bits[:, :used] & beyond).any()) or bool(t.bits[:, used:].any()):
-        return "a node begins past the last item"
-    count = popcount(t.bits[:, :used])
-    if not torch.equal(t.rank[:, :used].long(), count.cumsum(1) - count):
-        return "rank must count the bits before each word"
-    nodes = count.sum(1)
-    if not torch.equal(t.level[:, 0], torch.cat([nodes.new_zeros(1), nodes.cumsum(0)])):
-        return "each depth must have one code a node"
-    if items and not bool((t.bits[0, 0] & 1).bool()):
-        return "the first item must begin a node"
-    if t.codes.numel() and int(t.codes.min()) < 0:
-        return "a code is below 0"
-    return None
-
-
-def _bad_starts(t: TrieTensors) -> str | None:
-    at = 0
-    tables = t.level[:-1, 1].tolist()
-    for depth, (row, first) in enumerate(zip(t.bits, tables, strict=True)):
-        if first < 0:
-            continue
-        begins = _unpacked(row).nonzero().squeeze(1)
-        table = t.starts[at : at + begins.numel()]
-        if first != at or not torch.equal(table.long(), begins):
-            return f"starts must list where the nodes of depth {depth + 1} begin"
-        at += begins.numel()
-    return None if at == t.starts.numel() else "starts must belong to a depth"
-
-
-def _bad_codes(t: TrieTensors, items: int) -> str | None:
-    """Searches and bounds rely on siblings in order."""
-    parents = torch.zeros(
-        items, dtype=torch.int64, device="cpu"
-    )  # node of the depth above that holds each item
-    for depth, (row, first) in enumerate(zip(t.bits, t.level[:-1, 0].tolist(), strict=True)):
-        begins = _unpacked(row)[:items]
-        codes = t.codes[first : first + int(begins.sum())].long()
-        parent = parents[begins]
-        if bool(((parent[1:] == parent[:-1]) & (codes[1:] <= codes[:-1])).any()):
-            return f"codes of depth {depth + 1} must ascend below a node"
-        # An item whose SID has ended stands before its prefix's children, not below the last node.
-        parents = begins.cumsum(0)
-    return None
-
-
-def _unpacked(row: torch.Tensor) -> torch.Tensor:
-    """bool [64 W] of words int64 [W]."""
-    return torch.from_numpy(np.unpackbits(row.numpy().view("u1"), bitorder="little")).bool()
 
 
 def _bad_ids(ids: ItemIds) -> str | None:

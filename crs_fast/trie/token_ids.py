@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from crs_fast.ops.host import check_integer
+
 from .vocabulary import Vocabulary
 
 
@@ -32,11 +34,8 @@ class TokenIds(Vocabulary):
         end: int | None = None,
         eos: int | None = None,
     ) -> None:
-        if num_levels < 1 or size < 1:
-            raise ValueError(
-                f"{type(self).__name__}: num_levels and size must be at least 1 "
-                f"(got {num_levels} and {size})"
-            )
+        check_integer(f"{type(self).__name__}: num_levels", num_levels, 1)
+        check_integer(f"{type(self).__name__}: size", size, 1)
         self.size = size
         super().__init__([torch.arange(size, device="cpu")] * num_levels, begin, end, eos)
 

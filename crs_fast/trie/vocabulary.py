@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from operator import index
+from typing import Any, TypeVar
 
 import torch
 
 from crs_fast.ops import TokenTensors, token_tensors
-from crs_fast.ops.host import as_tensor
+from crs_fast.ops.host import as_integers
+
+T = TypeVar("T")
+
+
+def _token(whose: str, name: str, value: Any) -> int | None:
+    """A token id of a caller's.
+
+    Raises:
+        ValueError: it is no integer from 0 on.
+    """
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__") or not 0 <= value < 1 << 31:
+        raise ValueError(f"{whose}: {name} must be a token id, 0 .. 2^31 - 1 (got {value!r})")
+    return index(value)
 
 
 class Vocabulary(ABC):
@@ -32,8 +48,11 @@ class Vocabulary(ABC):
         eos: int | None = None,
     ) -> None:
         self.token_ids = list(token_ids)
-        self.begin, self.end, self.eos = begin, end, eos
-        self._remembered: dict[Any, TokenTensors] = {}
+        whose = type(self).__name__
+        self.begin = _token(whose, "begin", begin)
+        self.end = _token(whose, "end", end)
+        self.eos = _token(whose, "eos", eos)
+        self._remembered: dict[Any, Any] = {}
 
     @property
     def num_levels(self) -> int:
@@ -113,7 +132,7 @@ class Vocabulary(ABC):
 
     def _with_levels(self, method: str, name: str, values: Any) -> torch.Tensor:
         """int64 [..., L'] with at most the vocabulary's levels."""
-        values = as_tensor(values, dtype=torch.int64)
+        values = as_integers(f"{type(self).__name__}.{method}: {name}", values).long()
         if values.ndim == 0 or values.shape[-1] > self.num_levels:
             raise ValueError(
                 f"{type(self).__name__}.{method}: {name} must have at most {self.num_levels} "
@@ -129,7 +148,7 @@ class Vocabulary(ABC):
     def terminator(self, eos_token_id: int | None = None) -> int:
         """The token that must follow a whole SID: `end`, else `eos_token_id`, else `eos`; -1 where
         there is none."""
-        choices = (self.end, eos_token_id, self.eos)
+        choices = (self.end, _token(type(self).__name__, "eos_token_id", eos_token_id), self.eos)
         return next((token for token in choices if token is not None), -1)
 
     def unused_token(self, level_codes: Sequence[torch.Tensor]) -> int:
@@ -152,12 +171,17 @@ class Vocabulary(ABC):
             eos_token_id: as in `terminator`.
         """
         key = torch.device(device), self.terminator(eos_token_id)
+        return self.remembered(key, lambda: self._token_tensors(*key))
+
+    def remembered(self, key: Any, make: Callable[[], T]) -> T:
+        """What `make` gave for a key the first time."""
         if key not in self._remembered:
-            with torch.inference_mode(False):  # else only inference code could use them
-                made = self._token_tensors(*key)
+            with torch.inference_mode(False):  # else only inference code could use its tensors
+                made = make()
             # Where two threads meet, both take what the first one made.
             self._remembered.setdefault(key, made)
-        return self._remembered[key]
+        first: T = self._remembered[key]
+        return first
 
     def _token_tensors(self, device: torch.device, terminator: int) -> TokenTensors:
         denied = self.code_tokens()

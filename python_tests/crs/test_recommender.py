@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import threading
 
 import pytest
 import torch
@@ -356,3 +357,34 @@ def test_the_models_own_settings_change_no_turn(recommender, has_tree, monkeypat
     assert turns() == wanted
     assert model.training
     assert model.config.use_cache is False
+
+
+def test_a_model_of_nans_is_said_and_not_answered_by_a_chat_turn():
+    model, tokenizer, trie, vocab, control, builder = system()
+    bundle = Bundle(model, tokenizer, trie, vocab, control, ITEMS, builder, None)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(float("nan"))
+    for mode in (None, "chat", "rec"):
+        with pytest.raises(ValueError, match=r"respond: the model's logits must be numbers"):
+            Recommender(bundle).respond(ASK, mode)
+
+
+def test_threads_share_a_recommender(recommender):
+    """Model, tokenizer, trie and title index with it."""
+    questions = [ASK, LONGER, [{"role": "user", "content": "Film 6?"}]]
+    expected = [recommender.respond(q, num_items=3, num_beams=4) for q in questions]
+    fresh = Recommender(recommender.bundle)  # its title index is made by the threads
+    answers = {}
+
+    def ask(number):
+        answers[number] = fresh.respond(questions[number % 3], num_items=3, num_beams=4)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, answer in answers.items():
+        assert answer.text == expected[number % 3].text
+        assert [i[:2] for i in answer.items] == [i[:2] for i in expected[number % 3].items]
+    assert len(answers) == 6

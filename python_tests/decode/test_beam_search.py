@@ -58,6 +58,34 @@ def test_scores_carry_the_length_penalty(penalty):
     torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("processed", [False, True])
+@pytest.mark.parametrize("returned", [7, 3])
+def test_beam_indices(returned, processed):
+    """Which beam of the step before each token continues, as Hugging Face counts them."""
+    model, trie, vocab, (ids, mask) = system()
+    ours, theirs = both(
+        model, trie, vocab, ids, mask, num_beams=7, num_return_sequences=returned,
+        return_dict_in_generate=True, repetition_penalty=1.1 if processed else 1.0,
+    )  # fmt: skip
+    assert ours.beam_indices.unique().numel() > 4
+    assert torch.equal(ours.beam_indices, theirs.beam_indices)
+    assert ours.sequences_scores is None
+
+
+def test_beam_indices_of_ragged_sids_and_invalid_rows():
+    model, _, vocab, (ids, _) = system()
+    trie = SidTrie.from_sids([[0, 1], [2], [2, 3]])
+    out = model.generate(
+        ids, num_beams=5, num_return_sequences=5, max_new_tokens=2, pad_token_id=PAD,
+        return_dict_in_generate=True, custom_generate=crs_fast.beam_search, trie=trie, vocab=vocab,
+    )  # fmt: skip
+    tokens = out.sequences[:, ids.shape[1] :]
+    assert torch.equal(out.beam_indices >= 0, tokens != PAD)
+    # A token and the one before it make a SID's codes, whatever beams they came from.
+    assert set(out.beam_indices[:5, 0].tolist()) == {0, -1}
+    assert set(out.beam_indices[5:, 0].tolist()) == {5, -1}
+
+
 def test_no_mask_means_all_ones():
     model, trie, vocab, _ = system()
     ids, mask = prompts((5, 5))

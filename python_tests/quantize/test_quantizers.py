@@ -271,3 +271,17 @@ def test_beams_leave_a_smaller_error(kind, fitted):
 
 def test_no_items_encode(kind, fitted):
     assert fitted[kind].encode(torch.empty(0, 12)).shape == (0, 3)
+
+
+def test_auto_classes_load_them(kind, fitted, tmp_path):
+    from transformers import AutoConfig, AutoModel
+
+    import crs_fast.quantize
+
+    crs_fast.quantize.register()
+    crs_fast.quantize.register()  # a second time changes nothing
+    fitted[kind].save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is fitted[kind].config_class
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is type(fitted[kind])
+    assert torch.equal(loaded.encode(_items()), fitted[kind].encode(_items()))

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.turn import TurnCache
 from crs_fast.serve import (
     Busy,
@@ -21,6 +20,7 @@ from crs_fast.serve import (
     Text,
     TurnRequest,
 )
+from crs_fast.serve import turn as turn_module
 from crs_fast.serve.ticket import Written
 from python_tests.crs.tiny_system import ITEMS
 
@@ -324,15 +324,14 @@ def test_closing_ends_what_waits(recommender, gate):
 
 
 def test_a_request_that_fails_harms_no_other(recommender, monkeypatch):
-    bundle = recommender.bundle
-    response = Recommender.prefix
+    prefix = turn_module.reply_prefix
 
-    def fails(self, item_ids):
+    def fails(bundle, item_ids):
         if item_ids[:1] == ["i6"]:
             raise RuntimeError("no prefix, say")
-        return response(self, item_ids)
+        return prefix(bundle, item_ids)
 
-    monkeypatch.setattr(Recommender, "prefix", fails)
+    monkeypatch.setattr(turn_module, "reply_prefix", fails)
     requests = [
         TurnRequest(ASK, "rec", 1, allow=[i], repeat_named=True) for i in ("i5", "i6", "i7")
     ]
@@ -343,7 +342,6 @@ def test_a_request_that_fails_harms_no_other(recommender, monkeypatch):
         for ticket, item in ((tickets[0], "i5"), (tickets[2], "i7")):
             assert [i for i, _, _ in ticket.result(60).items] == [item]
         assert engine.metrics["failed"] == 1
-    assert bundle.model.training is False
 
 
 def test_a_failed_step_leaves_an_engine_that_answers(recommender):

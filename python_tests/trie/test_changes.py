@@ -134,3 +134,65 @@ def test_filters_of_the_trie_and_of_the_slot_combine():
         wanted = torch.cat([a.mask(), torch.ones_like(a.mask()), b.mask()])
         assert torch.equal(stacked.mask(), wanted)
         assert torch.equal(stacked.over(slot.trie).mask(), wanted)
+
+
+NAMES = {
+    "int": lambda numbers: [3 * n - 70 for n in numbers],
+    "int64": lambda numbers: [n * 2**33 - 5 for n in numbers],
+    "str": lambda numbers: ["ä" * (n % 5) + str(n) for n in numbers],
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=90),
+    st.data(),
+)
+def test_changes_in_a_row_give_what_one_rebuild_gives(kind, sids, data):
+    """Ids of every kind, their tensors too; old items stand before new ones of the same SID."""
+    sids = [[*row, *[-1] * (3 - len(row))] for row in sids]
+    names = NAMES[kind](range(len(sids)))
+    cuts = sorted(data.draw(st.lists(st.integers(1, len(sids)), min_size=2, max_size=2)))
+    trie = SidTrie.from_sids(sids[: cuts[0]], names[: cuts[0]])
+    if data.draw(st.booleans()):
+        trie.filter(allow=names[:1])  # makes the look-up table
+    gone = data.draw(st.lists(st.sampled_from(names[: cuts[1]]), max_size=20))
+    if cuts[0] < cuts[1]:
+        trie = trie.add(sids[cuts[0] : cuts[1]], names[cuts[0] : cuts[1]])
+    trie = trie.remove(gone)  # may name an item twice
+    if cuts[1] < len(sids):
+        trie = trie.add(sids[cuts[1] :], names[cuts[1] :])
+    left = [n for n, name in enumerate(names) if name not in gone]
+    if not left:
+        assert trie.num_items == 0
+        return
+    whole = SidTrie.from_sids([sids[n] for n in left], [names[n] for n in left])
+    same(trie, whole)
+    for one in ("numbers", "text", "offsets"):
+        a, b = getattr(trie.item_ids, one), getattr(whole.item_ids, one)
+        assert (a is None) == (b is None)
+        assert a is None or (a.dtype == b.dtype and torch.equal(a, b))
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_changes_refuse_in_the_same_words_before_and_after_a_look_up(kind):
+    names = NAMES[kind](range(6))
+    for looked_up in (False, True):
+        trie = SidTrie.from_sids([[n, n] for n in range(4)], names[:4])
+        if looked_up:
+            trie.sids(names[:1])
+        with pytest.raises(ValueError, match=f"item {names[2]!r} must be new"):
+            trie.add([[0, 0], [1, 1]], [names[4], names[2]])
+        with pytest.raises(KeyError, match=rf"no item {names[4]!r} \(2 unknown ids\)"):
+            trie.remove([names[1], names[4], names[5]])
+
+
+def test_filters_made_before_are_refused_for_the_changed_trie():
+    trie = SidTrie.from_sids([[n % 7, n] for n in range(20)])
+    before = trie.filter(allow=[1, 2])
+    with pytest.raises(ValueError, match="filters must be over the trie's 21 items"):
+        before.over(trie.add([[0, 0]], [20]))
+    swapped = trie.remove([3]).add([[6, 99]], [3])
+    with pytest.raises(ValueError, match="others, or in another order"):
+        before.over(swapped)

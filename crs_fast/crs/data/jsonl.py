@@ -27,6 +27,8 @@ and `corrected`, the ids of the items that it names by labels corrected by hand.
 `liked`, {item id: "liked", "disliked" or "not said"}, and `seen`, a list of item ids: what the
 seeker said after it was over. No file may give an item_id or a dialogue_id twice.
 
+A row may have OpenAI's `messages` in place of `turns` (`crs_fast.crs.data.messages`).
+
 NaN counts as null, as pandas writes it. Half of a surrogate pair ("\\ud83d"), which no other file
 and no tokenizer can hold, becomes U+FFFD, and the report counts it.
 """
@@ -35,6 +37,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +52,7 @@ from crs_fast.crs.data.dialogue import (
     merge_turns,
     whole_number,
 )
+from crs_fast.crs.data.entity_linking import TitleIndex
 from crs_fast.crs.data.lines import (
     Once,
     OnError,
@@ -58,6 +63,7 @@ from crs_fast.crs.data.lines import (
     read_lines,
     write_lines,
 )
+from crs_fast.crs.data.messages import turn_records
 
 SPLITS = ("train", "valid", "test")
 
@@ -160,13 +166,23 @@ def _liked(record: dict[str, Any]) -> dict[str, str]:
     return record
 
 
-def dialogue_of(record: dict[str, Any], known: Collection[str] | None = None) -> Dialogue:
-    """The dialogue of one row, with the keys of a dialogues file. `known` are the catalogue's ids.
+def dialogue_of(
+    record: dict[str, Any],
+    known: Collection[str] | None = None,
+    turns: Sequence[Turn] | None = None,
+) -> Dialogue:
+    """The dialogue of one row, with the keys of a dialogues file.
+
+    Args:
+        record: the row.
+        known: the catalogue's ids.
+        turns: those of the row where they are read already.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError: the row is broken.
     """
-    turns = [_parse_turn(turn, known) for turn in record["turns"]]
+    if turns is None:
+        turns = [_parse_turn(turn, known) for turn in record["turns"]]
     liked = _liked(record.get("liked") or {})
     seen = _strings(record, "seen")
     return Dialogue(_string(record, "dialogue_id"), merge_turns(turns), liked, seen)
@@ -182,7 +198,8 @@ def read_dialogues(
 
     Args:
         path: the file.
-        items: the catalogue; where given, a mention of anything else is a broken line.
+        items: the catalogue; where given, a mention of anything else is a broken line, and
+            `messages` without items are searched for its titles.
         on_error: what to do with a broken line.
         report: filled in where given.
 
@@ -190,11 +207,24 @@ def read_dialogues(
         ValueError: a broken line or a dialogue_id given twice, with file and line number, unless
             `on_error` is "skip".
     """
-    known = None if items is None else {item.item_id for item in items}
-    ids = Once("dialogue_id")
+    catalogue = None if items is None else tuple(items)
+    known = None if catalogue is None else {item.item_id for item in catalogue}
+    titles: list[TitleIndex] = []  # made at the first message that needs it
+    ids, numbers = Once("dialogue_id"), count(1)
+
+    def linked(turn: Turn) -> Turn:
+        if not titles:
+            titles.append(TitleIndex(catalogue or ()))
+        return replace(turn, mentions=tuple(titles[0].link(turn.text)))
 
     def parse(line: str) -> Dialogue:
-        dialogue = dialogue_of(data_object(line, report), known)
+        number, record, turns = next(numbers), data_object(line, report), None
+        if "messages" in record:
+            record.setdefault("dialogue_id", f"{Path(path).name.split('.')[0]}-{number}")
+            records = turn_records(record["messages"], report)
+            parsed = [(_parse_turn(said, known), "items" in said) for said in records]
+            turns = [turn if has_items else linked(turn) for turn, has_items in parsed]
+        dialogue = dialogue_of(record, known, turns)
         ids.check(dialogue.dialogue_id)
         return dialogue
 

@@ -194,7 +194,7 @@ def _sacrebleu() -> Any:
     try:
         import sacrebleu
     except ImportError as error:
-        raise ImportError("sacre_bleu needs sacrebleu: pip install 'crs_fast[evaluate]'") from error
+        raise ImportError("sacre_bleu needs sacrebleu: pip install sacrebleu") from error
     return sacrebleu
 
 

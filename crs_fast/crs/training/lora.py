@@ -37,13 +37,13 @@ def add_lora(
         whole: names of modules whose own weights train instead.
 
     Raises:
-        ImportError: peft is missing (`crs_fast[train]`).
+        ImportError: peft is missing.
     """
     try:
         from peft import LoraConfig, get_peft_model
         from peft.tuners.lora import LoraLayer
     except ImportError:
-        raise ImportError("add_lora: needs peft; `pip install crs_fast[train]`") from None
+        raise ImportError("add_lora: needs peft; `pip install peft`") from None
     config = LoraConfig(
         # Other modules generate nothing, which the class for this task asks of a model.
         task_type="CAUSAL_LM" if hasattr(model, "generate") else None,

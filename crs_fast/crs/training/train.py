@@ -99,7 +99,7 @@ def train(
         ValueError: there is no instance to train on, `config.qlora` is set and the backbone is not
             in 4 bits, the backbone is in 4 bits without LoRA, or the checkpoint is of another kind
             of training.
-        ImportError: accelerate, peft (for LoRA) or matplotlib is missing (`crs_fast[train]`).
+        ImportError: accelerate, peft (for LoRA) or matplotlib is missing.
     """
     config = config or TrainConfig()
     model, tokenizer = backbone
@@ -147,7 +147,7 @@ def train_instances(
         ValueError: the checkpoint holds other weights than `config` trains, a time limit is given
             with several processes (each has its own clock), or there are no layers to compile.
     """
-    require("train", ["accelerate", "matplotlib", *(["peft"] if config.lora_rank else [])], "train")
+    require("train", ["accelerate", "matplotlib", *(["peft"] if config.lora_rank else [])])
     if in_four_bits(model) and not config.lora_rank:
         raise ValueError("train: lora_rank must be set for a model in 4 bits (got None)")
     if config.max_minutes and several_processes():
@@ -235,16 +235,16 @@ def _instances(
     return groups
 
 
-def require(caller: str, packages: Sequence[str], extra: str) -> None:
+def require(caller: str, packages: Sequence[str]) -> None:
     """Check that packages are installed.
 
     Raises:
-        ImportError: a package is missing; the message names the extra that installs it.
+        ImportError: a package is missing; the message says how to install it.
     """
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ImportError(
-            f"{caller}: needs {', '.join(missing)}; install with `pip install crs_fast[{extra}]`"
+            f"{caller}: needs {', '.join(missing)}; install with `pip install {' '.join(missing)}`"
         )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from crs_fast.ops.host import as_tensor
+from crs_fast.ops.host import as_integers, as_numbers
 
 from .capability import capability
 from .stand_in import unwrapped
@@ -179,7 +179,7 @@ def checked_inputs(
     Raises:
         ValueError: ids are no integers, shapes disagree, or a row has no token.
     """
-    input_ids = as_tensor(input_ids)
+    input_ids = as_integers(f"{op}: input_ids", input_ids)
     if input_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{op}: input_ids must be int64 or int32 (got {input_ids.dtype})")
     if input_ids.ndim != 2 or 0 in input_ids.shape:
@@ -189,7 +189,7 @@ def checked_inputs(
     input_ids = input_ids.long()
     if attention_mask is None:
         return input_ids, torch.ones_like(input_ids, dtype=torch.bool)
-    attention_mask = as_tensor(attention_mask)
+    attention_mask = as_numbers(f"{op}: attention_mask", attention_mask)
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"{op}: attention_mask must have the shape of input_ids, {tuple(input_ids.shape)} "
@@ -199,7 +199,7 @@ def checked_inputs(
     if not bool(mask.any(1).all()):
         row = int((~mask.any(1)).nonzero()[0])
         raise ValueError(
-            f"{op}: attention_mask must mark at least one token a row (row {row} has none)"
+            f"{op}: attention_mask must mark at least one token a row (got none in row {row})"
         )
     return input_ids, mask
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..dtypes import NATIVE_FLOATS
 from . import beam, dispatch
-
-PRECISIONS = ("exact", "fast")
-_FLOATS = (*NATIVE_FLOATS, torch.float64)
+from .checks import check
 
 
 def residual_lookup(
@@ -41,7 +38,7 @@ def residual_lookup(
 
     Source: residual quantization as in Lee et al. 2022 (arXiv 2203.01941), eq. 1.
     """
-    _check("residual_lookup", x, codebooks, precision)
+    check("residual_lookup", x, codebooks, precision)
     return torch.ops.crs_fast.residual_lookup(
         x.detach(), codebooks.detach(), precision == "exact", True
     )
@@ -51,7 +48,7 @@ def residual_codes(
     x: torch.Tensor, codebooks: torch.Tensor, precision: str = "exact"
 ) -> torch.Tensor:
     """The codes of `residual_lookup` alone, int64 [N, L]: no memory beyond them."""
-    _check("residual_codes", x, codebooks, precision)
+    check("residual_codes", x, codebooks, precision)
     return torch.ops.crs_fast.residual_lookup(
         x.detach(), codebooks.detach(), precision == "exact", False
     )[0]
@@ -76,7 +73,7 @@ def residual_statistics(
     Raises:
         ValueError: as `residual_lookup`.
     """
-    _check("residual_statistics", x, codebooks, precision)
+    check("residual_statistics", x, codebooks, precision)
     return torch.ops.crs_fast.residual_statistics(
         x.detach(), codebooks.detach(), precision == "exact"
     )
@@ -108,37 +105,9 @@ def beam_lookup(
 
     Source: Babenko & Lempitsky 2014, "Additive quantization", section 3.1; faiss's default.
     """
-    _check("beam_lookup", x, codebooks, "exact")
-    if beams < 1:
-        raise ValueError(f"beam_lookup: beams must be at least 1 (got {beams})")
+    check("beam_lookup", x, codebooks, "exact")
+    if not hasattr(beams, "__index__") or beams < 1:
+        raise ValueError(f"beam_lookup: beams must be an integer, at least 1 (got {beams!r})")
     for name, value in (("x", x), ("codebooks", codebooks)):
         dispatch.check_finite("beam_lookup", name, value)
     return beam.search(x, codebooks, beams)
-
-
-def _check(op: str, x: torch.Tensor, codebooks: torch.Tensor, precision: str) -> None:
-    for name, value, rank in (("x", x, 2), ("codebooks", codebooks, 3)):
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{op}: {name} must be a torch tensor (got {type(value).__name__})")
-        if value.dtype not in _FLOATS:
-            raise ValueError(
-                f"{op}: {name} must be float16, bfloat16, float32 or float64 (got {value.dtype})"
-            )
-        if value.ndim != rank:
-            shape = "[N, D]" if rank == 2 else "[L, K, D]"
-            raise ValueError(f"{op}: {name} must have shape {shape} (got {tuple(value.shape)})")
-    if 0 in codebooks.shape:
-        raise ValueError(
-            f"{op}: codebooks must hold at least one level, code and dimension "
-            f"(got {tuple(codebooks.shape)})"
-        )
-    if x.shape[1] != codebooks.shape[2]:
-        raise ValueError(
-            f"{op}: x must have the codebooks' {codebooks.shape[2]} dimensions (got {x.shape[1]})"
-        )
-    if x.device != codebooks.device:
-        raise ValueError(
-            f"{op}: codebooks must be on x's device {x.device} (got {codebooks.device})"
-        )
-    if precision not in PRECISIONS:
-        raise ValueError(f"{op}: precision must be one of {PRECISIONS} (got {precision!r})")

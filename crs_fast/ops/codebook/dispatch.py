@@ -17,6 +17,7 @@ from ..dtypes import NATIVE_FLOATS
 from ..library import register
 from . import eager
 from . import native as kernels
+from .checks import check
 
 
 def check_finite(op: str, name: str, value: torch.Tensor) -> None:
@@ -62,6 +63,7 @@ def _for_kernels(x, codebooks):
 
 
 def _lookup(op, x, codebooks, exact, want_residual):
+    check(op, x, codebooks)
     check_finite(op, "codebooks", codebooks)
     results = _native_cpu(op, x, codebooks, exact, want_residual, statistics=False)
     if results is not None:
@@ -75,6 +77,7 @@ def _lookup(op, x, codebooks, exact, want_residual):
 
 
 def _statistics(op, x, codebooks, exact):
+    check(op, x, codebooks)
     check_finite(op, "codebooks", codebooks)
     results = _native_cpu(op, x, codebooks, exact, want_residual=True, statistics=True)
     if results is not None:

@@ -46,20 +46,33 @@ def place_colliding(
 
 
 def _check(x, books, sids, groups, occupied) -> None:
+    for name, value in (("x", x), ("books", books), ("sids", sids), ("occupied", occupied)):
+        if not isinstance(value, np.ndarray):
+            raise ValueError(
+                f"place_colliding: {name} must be a numpy array (got {type(value).__name__})"
+            )
     if books.ndim != 3:
         raise ValueError(f"place_colliding: books must be [L, K, D] (got {list(books.shape)})")
     levels, codes, dim = books.shape
+    if 0 in books.shape:
+        raise ValueError(
+            "place_colliding: books must hold at least one level, code and dimension "
+            f"(got {list(books.shape)})"
+        )
     for name, array, dtype, shape, axes in (
         ("books", books, np.float64, books.shape, "[L, K, D]"),
-        ("x", x, np.float64, (len(x), dim), "[N, D]"),
-        ("sids", sids, np.int64, (len(x), levels), "[N, L]"),
-        ("occupied", occupied, np.int64, (len(occupied), levels), "[M, L]"),
+        ("x", x, np.float64, (*x.shape[:1], dim), "[N, D]"),
+        ("sids", sids, np.int64, (*x.shape[:1], levels), "[N, L]"),
+        ("occupied", occupied, np.int64, (*occupied.shape[:1], levels), "[M, L]"),
     ):
         if array.dtype != dtype or array.shape != shape:
             raise ValueError(
                 f"place_colliding: {name} must be {np.dtype(dtype)} {axes} "
                 f"(got {array.dtype} {list(array.shape)})"
             )
+    for name, array in (("x", x), ("books", books)):
+        if not np.isfinite(array).all():
+            raise ValueError(f"place_colliding: {name} must be finite (got NaN or infinity)")
     for name, array in (("sids", sids), ("occupied", occupied)):
         if array.size and not 0 <= array.min() <= array.max() < codes:
             raise ValueError(
@@ -67,6 +80,10 @@ def _check(x, books, sids, groups, occupied) -> None:
                 f"(got {array.min()} .. {array.max()})"
             )
     for group in groups:
+        if not isinstance(group, np.ndarray):
+            raise ValueError(
+                f"place_colliding: groups must be numpy arrays (got {type(group).__name__})"
+            )
         if group.dtype != np.int64 or group.ndim != 1 or not len(group):
             raise ValueError(
                 "place_colliding: groups must be int64 [n], not empty "
@@ -78,6 +95,12 @@ def _check(x, books, sids, groups, occupied) -> None:
             f"place_colliding: groups must lie in 0 .. {len(x) - 1} "
             f"(got {rows.min()} .. {rows.max()})"
         )
+    if len(np.unique(rows)) != len(rows) or any((sids[g] != sids[g[0]]).any() for g in groups):
+        raise ValueError(
+            "place_colliding: groups must hold rows of one SID each, every row once (got others)"
+        )
+    if len(np.unique(occupied, axis=0)) != len(occupied):
+        raise ValueError("place_colliding: occupied must be distinct SIDs (got repeated ones)")
     if len(x) + len(occupied) > codes**levels:
         raise ValueError(
             f"place_colliding: x and occupied must hold at most K ** L = {codes**levels} items "

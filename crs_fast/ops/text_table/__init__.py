@@ -6,8 +6,12 @@ import torch
 
 from crs_fast import _native
 
+from ..checked import CheckedContents
 from . import native as kernel
 from . import reference
+
+# Which tables belong to which texts.
+_TABLES = CheckedContents()
 
 
 def text_table(text: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -28,6 +32,12 @@ def text_table(text: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor,
         ValueError: another dtype, shape or device, or offsets that leave the text.
     """
     _check("text_table: text and offsets", text, offsets)
+    table, repeated = _made(text, offsets)
+    _TABLES.remember((text, offsets, table))
+    return table, repeated
+
+
+def _made(text: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, int]:
     native = _native.load()
     if native is None:
         return reference.text_table(text, offsets)
@@ -55,11 +65,21 @@ def text_find(
     native = _native.load()
     count = offsets.numel() - 1
     size = count if native is None else kernel.num_slots(count)
-    if table.dtype != torch.int64 or tuple(table.shape) != (size,):
+    if not isinstance(table, torch.Tensor) or table.layout != torch.strided:
+        raise ValueError(
+            f"text_find: table must be a dense torch tensor (got {type(table).__name__})"
+        )
+    if table.dtype != torch.int64 or table.device.type != "cpu" or tuple(table.shape) != (size,):
         raise ValueError(
             f"text_find: table must be that of the texts, int64 [{size}] "
             f"(got {table.dtype} {list(table.shape)})"
         )
+
+    def check() -> None:
+        if not torch.equal(table, _made(text, offsets)[0]):
+            raise ValueError("text_find: table must be that of the texts (got another)")
+
+    _TABLES.require((text, offsets, table), (), check)
     if native is None:
         return reference.text_find(text, offsets, table, wanted, wanted_offsets)
     return kernel.text_find(native, text, offsets, table, wanted, wanted_offsets)
@@ -67,6 +87,8 @@ def text_find(
 
 def _check(names: str, text: torch.Tensor, offsets: torch.Tensor) -> None:
     for tensor, dtype in ((text, torch.uint8), (offsets, torch.int64)):
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            raise ValueError(f"{names} must be dense torch tensors (got {type(tensor).__name__})")
         if tensor.dtype != dtype or tensor.ndim != 1 or tensor.device.type != "cpu":
             raise ValueError(
                 f"{names} must be uint8 [bytes] and int64 [N + 1] on the CPU "

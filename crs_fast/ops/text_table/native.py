@@ -49,5 +49,6 @@ def text_find(
         wanted_offsets=wanted_offsets.data_ptr(),
         num_wanted=positions.numel(),
         positions=positions.data_ptr(),
+        threads=torch.get_num_threads(),
     )
     return positions

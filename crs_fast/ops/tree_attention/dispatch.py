@@ -9,6 +9,7 @@ import torch
 
 from ..library import register
 from . import eager
+from .checks import check
 
 
 def attend(
@@ -24,7 +25,7 @@ def attend(
     """`torch.ops.crs_fast.tree_attention`, without the dispatcher's microseconds where nobody
     traces the call."""
     arguments = (query, key, value, ancestors, prompt_length, prompt_mask, scale, softcap)
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or query.is_meta:
         return torch.ops.crs_fast.tree_attention(*arguments)
     return _attend(*arguments)
 
@@ -40,6 +41,11 @@ def _attend(query, key, value, *rest):
     return eager.tree_attention(query, key, value, *rest)
 
 
+def _checked_attend(query, key, value, ancestors, prompt_length, prompt_mask, scale, softcap):
+    check(query, key, value, ancestors, prompt_length, prompt_mask, softcap)
+    return _attend(query, key, value, ancestors, prompt_length, prompt_mask, scale, softcap)
+
+
 def fake_tree_attention(query, key, value, *rest):
     """The shape of the result, for tracing."""
     batch, heads, beams, _ = query.shape
@@ -49,6 +55,6 @@ def fake_tree_attention(query, key, value, *rest):
 register(
     "tree_attention(Tensor query, Tensor key, Tensor value, Tensor ancestors, int prompt_length, "
     "Tensor? prompt_mask, float scale, float? softcap) -> Tensor",
-    _attend,
+    _checked_attend,
     fake_tree_attention,
 )

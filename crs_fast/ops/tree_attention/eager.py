@@ -18,7 +18,7 @@ def tree_attention(query, key, value, ancestors, prompt_length, prompt_mask, sca
 
     def own(states: torch.Tensor) -> torch.Tensor:
         index = slots.expand(-1, groups, -1, states.shape[3])
-        return states.gather(2, index).view(batch, groups, 1, beams, depth, -1)
+        return states.gather(2, index).view(batch, groups, 1, beams, depth, states.shape[3])
 
     lone = query.view(batch, groups, per, beams, 1, width)
     lone = (lone * own(key)).sum(-1)  # [B, G, per, M, T]

@@ -48,7 +48,7 @@ def tree_attention(
     _forward[(blocks, groups, batch * splits)](
         query, key, value, ancestors, mask, out, lse,
         scale, 0.0 if softcap is None else softcap,
-        batch, beams, prompt_length, stretch,
+        batch, beams, prompt_length, key.shape[2] - prompt_length, stretch,
         *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
         PER=heads // groups, D=width, E=out_width,
         BD=max(16, triton.next_power_of_2(width)), BE=max(16, triton.next_power_of_2(out_width)),
@@ -77,10 +77,10 @@ def _capped(scores, softcap):
 
 
 # What changes from call to call: none of it is worth a kernel of its own where it is 1 or 16n.
-@triton.jit(do_not_specialize=["batch", "beams", "prompt_length", "stretch"])
+@triton.jit(do_not_specialize=["batch", "beams", "prompt_length", "slots", "stretch"])
 def _forward(
     query, key, value, ancestors, mask, out, lse,
-    scale, softcap, batch, beams, prompt_length, stretch,
+    scale, softcap, batch, beams, prompt_length, slots, stretch,
     qb, qh, qm, kb, kh, kn, vb, vh, vn,
     PER: tl.constexpr, D: tl.constexpr, E: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
     DEPTH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -137,7 +137,8 @@ def _forward(
         qf = q.to(tl.float32)
         for t in tl.static_range(DEPTH):
             slot = tl.load(ancestors + (request * beams + beam) * DEPTH + t, mask=real, other=0)
-            n = slot + prompt_length
+            # A slot that the cache lacks must not be read; the caller gets another one's value.
+            n = tl.minimum(tl.maximum(slot, 0), slots - 1) + prompt_length
             k = tl.load(
                 keys + n[:, None] * kn + d[None], mask=real[:, None] & (d < D)[None], other=0.0
             )

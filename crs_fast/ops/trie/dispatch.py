@@ -7,7 +7,9 @@ built, or none for this GPU, the reference runs.
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,15 +19,20 @@ from crs_fast import _native
 from ..library import register
 from . import native as kernels
 from . import reference
-from .tensors import FilterTensors, TokenTensors, TrieTensors
+from .checks import TRIES, check_mask, check_mask_inplace, check_step, check_walk
+from .nodes import are_held
+from .tensors import LEAVE, NO_NODE, FilterTensors, TokenTensors, TrieTensors
 
-# What the CUDA step holds of a request in shared memory; wider requests take the reference.
-_CUDA_BEAMS = 1024
+# As many beams of a request as the CUDA step sorts in shared memory.
+_CUDA_BEAMS = 8192
 
 _TRIE = "Tensor codes, Tensor bits, Tensor rank, Tensor starts, Tensor level"
 _TOKENS = "Tensor column, Tensor denied, int terminator, int num_columns"
 _FILTERS = "Tensor? words, Tensor? filter_rank"
+_NO_GUARD = nullcontext()
 _NUM_TRIE, _NUM_TOKENS = len(TrieTensors._fields), len(TokenTensors._fields)
+_NUM_BUNDLED = _NUM_TRIE + _NUM_TOKENS + 2
+_FILTER_OF_ROW = "Tensor? filter_of_row=None"
 
 
 def build(
@@ -40,11 +47,26 @@ def build(
     return built
 
 
+def insert(trie: TrieTensors, sids: torch.Tensor) -> tuple[TrieTensors, torch.Tensor, torch.Tensor]:
+    native = _native.load()
+    if native is None:
+        return reference.trie_insert(trie, sids)
+    return kernels.insert(native, trie, sids)
+
+
+def remove(trie: TrieTensors, items: torch.Tensor) -> TrieTensors:
+    native = _native.load()
+    if native is None:
+        return reference.trie_remove(trie, items)
+    return kernels.remove(native, trie, items)
+
+
 def rows(trie: TrieTensors, items: torch.Tensor | None, out: torch.Tensor) -> None:
     """The SIDs of `items` (None: of all) into `out`."""
     native = None if trie.bits.is_cuda else _native.load()
     if native is not None:
-        kernels.rows(native, trie, items, out)
+        with _guard(trie):
+            kernels.rows(native, trie, items, out)
         return
     if items is None:
         items = torch.arange(out.shape[0], device=out.device)
@@ -53,7 +75,7 @@ def rows(trie: TrieTensors, items: torch.Tensor | None, out: torch.Tensor) -> No
 
 def step(logits: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
     """`torch.ops.crs_fast.trie_step`, without its 10 microseconds where nobody traces the call."""
-    if torch.compiler.is_compiling() or type(logits) is not torch.Tensor:
+    if torch.compiler.is_compiling() or type(logits) is not torch.Tensor or logits.is_meta:
         return torch.ops.crs_fast.trie_step(logits, *rest)
     return _step(logits, *rest)
 
@@ -87,31 +109,64 @@ def _adjacent(logits: torch.Tensor) -> torch.Tensor:
     return logits if logits.stride(1) == 1 or logits.shape[1] <= 1 else logits.contiguous()
 
 
+def _guard(trie: TrieTensors) -> AbstractContextManager[Any]:
+    """What to hold while the CPU reads the trie: a `TrieSlot` may be loaded meanwhile."""
+    known = TRIES.find(trie)
+    return _NO_GUARD if known is None or known.guard is None else known.guard
+
+
+def _check_nodes(op: str, trie: TrieTensors, nodes: torch.Tensor, lowest: int = NO_NODE) -> None:
+    """What the native module checks itself, for the reference on the CPU.
+
+    Raises:
+        ValueError: a node that is neither one of `lowest` .. -1 nor one that the trie can hold.
+    """
+    if nodes.is_cuda:
+        return
+    is_known = (nodes >= lowest) & (nodes <= NO_NODE)
+    wrong = nodes[~is_known & ~are_held(trie, nodes)]
+    if wrong.numel():
+        known = "-1" if lowest == NO_NODE else "-1, -2"
+        raise ValueError(
+            f"{op}: nodes must be {known} or nodes of this trie, which has "
+            f"{int(trie.level[-1, 1])} items and {trie.num_levels} levels (got {int(wrong[0])})"
+        )
+
+
 def _walk(*flat: Any) -> torch.Tensor:
     trie, path = TrieTensors(*flat[:-1]), flat[-1]
+    check_walk("trie_walk", trie, path)
     native = _kernels("trie_walk", path)
     if native is None:
         return reference.trie_walk(trie, path)
-    return kernels.walk(native, trie, path)
+    with _guard(trie):
+        return kernels.walk(native, trie, path)
 
 
 def _mask_into(out: torch.Tensor, logits: torch.Tensor, nodes: torch.Tensor, *flat: Any) -> None:
     """Mask `logits` into `out`, both with adjacent columns; they may be one tensor."""
-    trie, tokens, filters = _bundles(flat)
+    trie, tokens, filters = _bundles(flat[:_NUM_BUNDLED])
+    # torch leaves out a last argument that has its default value.
+    filter_of_row = flat[_NUM_BUNDLED] if len(flat) > _NUM_BUNDLED else None
     native = _kernels("trie_mask", logits)
     if native is None:
-        out.copy_(reference.trie_mask(logits, nodes, trie, tokens, filters))
-    else:
-        kernels.mask(native, out, logits, nodes, trie, tokens, filters)
+        _check_nodes("trie_mask", trie, nodes, LEAVE)
+        out.copy_(reference.trie_mask(logits, nodes, trie, tokens, filters, filter_of_row))
+        return
+    with _guard(trie):
+        kernels.mask(native, out, logits, nodes, trie, tokens, filters, filter_of_row)
 
 
 def _mask(logits: torch.Tensor, nodes: torch.Tensor, *flat: Any) -> torch.Tensor:
+    check_mask("trie_mask", logits, nodes, *_bundles(flat[:_NUM_BUNDLED]), *flat[_NUM_BUNDLED:])
     out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
     _mask_into(out, _adjacent(logits), nodes, *flat)
     return out
 
 
 def _mask_inplace(logits: torch.Tensor, nodes: torch.Tensor, *flat: Any) -> None:
+    bundles, filter_of_row = _bundles(flat[:_NUM_BUNDLED]), flat[_NUM_BUNDLED:]
+    check_mask_inplace("trie_mask_", logits, nodes, *bundles, *filter_of_row)
     rows = _adjacent(logits)
     _mask_into(rows, rows, nodes, *flat)
     if rows is not logits:
@@ -123,14 +178,42 @@ def _step(
 ) -> tuple[torch.Tensor, ...]:
     (trie, tokens, filters), (num_beams, normalize, temperature) = _bundles(rest[:-3]), rest[-3:]
     native = _kernels("trie_step", logits)
-    if native is None or (logits.is_cuda and max(scores.shape[1], num_beams) > _CUDA_BEAMS):
+    if native is not None and logits.is_cuda and not _fits(scores.shape[1], num_beams, tokens):
+        _warn_too_many_beams()
+        native = None
+    if native is None:
+        _check_nodes("trie_step", trie, nodes)
         return reference.trie_step(
             logits, scores, nodes, trie, tokens, num_beams, normalize, temperature, filters
         )
-    return kernels.step(
-        native, _adjacent(logits), scores, nodes, trie, tokens, filters, num_beams, normalize,
-        temperature,
-    )  # fmt: skip
+    with _guard(trie):
+        return kernels.step(
+            native, _adjacent(logits), scores, nodes, trie, tokens, filters, num_beams, normalize,
+            temperature,
+        )  # fmt: skip
+
+
+def _checked_step(
+    logits: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, ...]:
+    check_step("trie_step", logits, scores, nodes, *_bundles(rest[:-3]), *rest[-3:])
+    return _step(logits, scores, nodes, *rest)
+
+
+def _fits(beams: int, num_beams: int, tokens: TokenTensors) -> bool:
+    """Whether the CUDA step can hold so many beams, and number their candidates in 32 bits."""
+    most = max(beams, num_beams)
+    return most <= _CUDA_BEAMS and most * (tokens.column.shape[1] + 1) < 1 << 32
+
+
+@functools.cache
+def _warn_too_many_beams() -> None:
+    warnings.warn(
+        f"trie_step: the CUDA kernel takes at most {_CUDA_BEAMS} beams; wider searches take the "
+        "slower PyTorch reference",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _walk_fake(*flat: Any) -> torch.Tensor:
@@ -154,18 +237,20 @@ def _step_fake(
 
 register(f"trie_walk({_TRIE}, Tensor path) -> Tensor", _walk, _walk_fake)
 register(
-    f"trie_mask(Tensor logits, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}) -> Tensor",
+    f"trie_mask(Tensor logits, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}, {_FILTER_OF_ROW}) "
+    "-> Tensor",
     _mask,
     _mask_fake,
 )
 register(
-    f"trie_mask_(Tensor(a!) logits, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}) -> ()",
+    f"trie_mask_(Tensor(a!) logits, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}, "
+    f"{_FILTER_OF_ROW}) -> ()",
     _mask_inplace,
     _mask_inplace_fake,
 )
 register(
     f"trie_step(Tensor logits, Tensor scores, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}, "
     "int num_beams, str normalize, float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
-    _step,
+    _checked_step,
     _step_fake,
 )

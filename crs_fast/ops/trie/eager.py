@@ -18,8 +18,8 @@ def trie_logprob(
     """See `crs_fast.ops.trie.trie_logprob`; everything is checked."""
     rows, levels, _ = logits.shape
     words, rank = filters if filters is not None else (None, None)
-    # After a leaf nothing follows: the terminator is no level.
-    tokens = tokens._replace(terminator=-1)
+    # After a leaf nothing follows: the terminator is no level. torch 2.8 can't trace `_replace`.
+    tokens = TokenTensors(tokens.column, tokens.denied, -1, tokens.num_columns)
     goes_on = torch.ones_like(sids[:, 0], dtype=torch.bool)
     out = []
     for level in range(levels):

@@ -34,17 +34,60 @@ def build(
     )
     with _watched(builder, progress):
         builder.sort()
-        trie = TrieTensors(
-            codes=torch.empty(builder.num_codes, dtype=_CODES[builder.code_bytes], device="cpu"),
-            bits=torch.empty(levels, builder.words, dtype=torch.int64, device="cpu"),
-            rank=torch.empty(levels, builder.words, dtype=torch.int32, device="cpu"),
-            starts=torch.empty(builder.num_starts, dtype=torch.int32, device="cpu"),
-            level=torch.empty(levels + 1, 2, dtype=torch.int64, device="cpu"),
-        )
+        trie = _allocated(builder.sizes, levels)
         order = torch.empty(items, dtype=torch.int32, device="cpu")
-        addresses = {name: tensor.data_ptr() for name, tensor in trie._asdict().items()}
-        builder.fill(**addresses, order=order.data_ptr())
+        builder.fill(_arrays(native, trie), order=order.data_ptr())
     return trie, order
+
+
+def insert(
+    native: Any, trie: TrieTensors, sids: torch.Tensor
+) -> tuple[TrieTensors, torch.Tensor, torch.Tensor]:
+    _, order = build(native, sids, 0, None)  # checks the rows too
+    rows = sids[order.long()]
+    size, levels = rows.shape
+    at = torch.empty(size, dtype=torch.int64, device="cpu")
+    change = native.TrieInsertion(
+        trie=_trie(native, trie),
+        rows=rows.data_ptr(),
+        size=size,
+        levels=levels,
+        threads=torch.get_num_threads(),
+    )
+    change.plan(at=at.data_ptr())
+    return _filled(native, change, levels), order, at
+
+
+def remove(native: Any, trie: TrieTensors, items: torch.Tensor) -> TrieTensors:
+    items = items.contiguous()
+    change = native.TrieRemoval(
+        trie=_trie(native, trie),
+        items=items.data_ptr(),
+        size=items.numel(),
+        threads=torch.get_num_threads(),
+    )
+    change.plan()
+    return _filled(native, change, trie.num_levels)
+
+
+def _filled(native: Any, change: Any, levels: int) -> TrieTensors:
+    trie = _allocated(change.sizes, levels)
+    change.fill(_arrays(native, trie))
+    return trie
+
+
+def _allocated(sizes: Any, levels: int) -> TrieTensors:
+    return TrieTensors(
+        codes=torch.empty(sizes.codes, dtype=_CODES[sizes.code_bytes], device="cpu"),
+        bits=torch.empty(levels, sizes.words, dtype=torch.int64, device="cpu"),
+        rank=torch.empty(levels, sizes.words, dtype=torch.int32, device="cpu"),
+        starts=torch.empty(sizes.starts, dtype=torch.int32, device="cpu"),
+        level=torch.empty(levels + 1, 2, dtype=torch.int64, device="cpu"),
+    )
+
+
+def _arrays(native: Any, trie: TrieTensors) -> Any:
+    return native.TrieArrays(**{name: t.data_ptr() for name, t in trie._asdict().items()})
 
 
 @contextmanager
@@ -107,16 +150,21 @@ def mask(
     trie: TrieTensors,
     tokens: TokenTensors,
     filters: FilterTensors | None,
+    filter_of_row: torch.Tensor | None,
 ) -> None:
     """Mask `logits` into `out`, both with adjacent columns; they may be one tensor."""
     nodes = nodes.contiguous()
     rows, vocab = logits.shape
     num_filters = 1 if filters is None else filters.words.shape[0]
+    if filter_of_row is not None:
+        # On a GPU nobody has looked at the values.
+        filter_of_row = filter_of_row.clamp(-1, num_filters - 1).contiguous()
     args = native.MaskArgs(
         trie=_trie(native, trie),
         filter=_filter(native, filters),
         tokens=_tokens(native, tokens),
         rows_per_filter=max(1, rows // num_filters),
+        filter_of_row=0 if filter_of_row is None else filter_of_row.data_ptr(),
         logits=logits.data_ptr(),
         out=out.data_ptr(),
         nodes=nodes.data_ptr(),

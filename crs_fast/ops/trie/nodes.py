@@ -18,6 +18,13 @@ def unpack(
     return depth, begin, end
 
 
+def are_held(trie: TrieTensors, nodes: torch.Tensor) -> torch.Tensor:
+    """Which nodes int64 [...] name a depth and items that exist, so that they may be followed."""
+    depth, _, end = unpack(trie, nodes)
+    inside = (depth >= 1) & (depth <= trie.num_levels) & (end <= trie.level[-1, 1])
+    return (nodes == 0) | inside
+
+
 def pack(depth: torch.Tensor, begin: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
     return torch.where(depth == 0, 0, depth << (2 * NODE_BITS) | (end - begin) << NODE_BITS | begin)
 
@@ -81,11 +88,11 @@ def ending(trie: TrieTensors, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.
 def allowed(
     trie: TrieTensors, filters: FilterTensors | None, which: torch.Tensor, nodes: torch.Tensor
 ) -> torch.Tensor:
-    """Whether some allowed item is below each node."""
+    """Whether some allowed item is below each node; bitmap -1 allows every item."""
     if filters is None:
         return torch.ones_like(nodes, dtype=torch.bool)
     _, begin, end = unpack(trie, nodes)
-    return before(*filters, which, end) > before(*filters, which, begin)
+    return (before(*filters, which, end) > before(*filters, which, begin)) | (which < 0)
 
 
 def continues(
@@ -96,4 +103,5 @@ def continues(
     _, _, end = unpack(trie, nodes)
     if filters is None:
         return stop < end
-    return before(*filters, which, end) > before(*filters, which, stop)
+    left = before(*filters, which, end) > before(*filters, which, stop)
+    return torch.where(which < 0, stop < end, left)

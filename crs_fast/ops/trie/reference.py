@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from .nodes import allowed, before, begin_of, begins, ending, pack, span, unpack
-from .tensors import END, NO_NODE, NODE_BITS, FilterTensors, TokenTensors, TrieTensors
+from .nodes import allowed, are_held, before, begin_of, begins, ending, pack, span, unpack
+from .tensors import END, LEAVE, NO_NODE, NODE_BITS, FilterTensors, TokenTensors, TrieTensors
 
 _HIGHEST = torch.iinfo(torch.int32).max
 # A depth with fewer nodes than one in so many items keeps a table of where they begin.
@@ -23,7 +23,9 @@ def trie_build(sids: torch.Tensor, num_sorted: int = 0) -> tuple[TrieTensors, to
     for column in sids.unbind(1)[::-1]:  # from the last level on, each time stable
         order = order[column[order].sort(stable=True).indices]
     if bool((order[order < num_sorted].diff() < 0).any()):
-        raise ValueError(f"trie_build: the first num_sorted = {num_sorted} rows must be in order")
+        raise ValueError(
+            f"trie_build: the first num_sorted = {num_sorted} rows must be in order (got others)"
+        )
 
     rows = sids[order]
     differs = torch.ones_like(rows, dtype=torch.bool)  # from the item before, in levels up to here
@@ -72,7 +74,7 @@ def _check_rows(sids: torch.Tensor) -> None:
     if not bool(bad.any()):
         return
     row = int(bad.nonzero()[0])
-    problem = "must have no code after padding"
+    problem = "must have no code after padding (got one)"
     if int(sids[row, 0]) == END:
         problem = "must hold at least one code (got only padding)"
     elif bool(outside[row].any()):
@@ -128,6 +130,31 @@ def trie_rows(trie: TrieTensors, items: torch.Tensor) -> torch.Tensor:
     return torch.stack(out, 1)
 
 
+def trie_insert(
+    trie: TrieTensors, sids: torch.Tensor
+) -> tuple[TrieTensors, torch.Tensor, torch.Tensor]:
+    """Rebuilt from all rows; see `crs_fast.ops.trie.trie_insert`."""
+    old, levels = _all_rows(trie), sids.shape[1]
+    _check_rows(sids)
+    old = torch.nn.functional.pad(old, (0, levels - old.shape[1]), value=END)
+    made, order = trie_build(torch.cat([old, sids]))
+    positions = (order >= old.shape[0]).nonzero().squeeze(1)
+    at = positions - torch.arange(positions.numel(), device="cpu")
+    return made, order[positions] - old.shape[0], at
+
+
+def trie_remove(trie: TrieTensors, items: torch.Tensor) -> TrieTensors:
+    """Rebuilt from the rows that stay; see `crs_fast.ops.trie.trie_remove`."""
+    rows = _all_rows(trie)
+    keep = torch.ones(rows.shape[0], dtype=torch.bool, device="cpu")
+    keep[items] = False
+    return trie_build(rows[keep])[0]
+
+
+def _all_rows(trie: TrieTensors) -> torch.Tensor:
+    return trie_rows(trie, torch.arange(int(trie.level[-1, 1]), device="cpu"))
+
+
 def _continuations(
     trie: TrieTensors, tokens: TokenTensors, nodes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -160,13 +187,18 @@ def trie_mask(
     trie: TrieTensors,
     tokens: TokenTensors,
     filters: FilterTensors | None = None,
+    filter_of_row: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """logits [R, V] with -inf wherever a token is not legal after nodes [R]."""
     rows, vocab = logits.shape
-    following, _, column, legal = _continuations(trie, tokens, nodes.clamp(min=0))  # [R, K]
+    is_node = are_held(trie, nodes)
+    at = torch.where(is_node, nodes, 0)
+    following, _, column, legal = _continuations(trie, tokens, at)  # [R, K]
     if filters is not None:
-        per = rows // filters.words.shape[0]
-        which = torch.arange(rows, device=nodes.device) // max(per, 1)
+        num_filters = filters.words.shape[0]
+        which = torch.arange(rows, device=nodes.device) // max(rows // num_filters, 1)
+        if filter_of_row is not None:
+            which = filter_of_row.clamp(-1, num_filters - 1)
         legal = legal & allowed(trie, filters, which[:, None], following)
     column[:, 0] = tokens.terminator
     legal = legal & (column >= 0)
@@ -178,7 +210,8 @@ def trie_mask(
     keep = keep.scatter(1, sink, True)[:, :vocab]
     free = torch.ones(vocab, dtype=torch.bool, device=logits.device)
     free[tokens.denied] = False
-    keep = torch.where((nodes == NO_NODE)[:, None], free, keep)
+    keep = torch.where((nodes == NO_NODE)[:, None], free, keep & is_node[:, None])
+    keep = keep | (nodes == LEAVE)[:, None]
     return torch.where(keep, logits, float("-inf"))
 
 
@@ -196,8 +229,8 @@ def trie_step(
     """One constrained beam step; see `crs_fast.ops.trie.trie_step`."""
     batch, beams = scores.shape
     logits = logits.reshape(batch, beams, logits.shape[1]).float() / temperature  # [B, M, V]
-    live = (nodes >= 0) & (scores > float("-inf"))  # [B, M]
-    at = nodes.clamp(min=0)
+    live = are_held(trie, nodes) & (scores > float("-inf"))  # [B, M]
+    at = torch.where(live, nodes, 0)
     following, code, column, legal = _continuations(trie, tokens, at)  # [B, M, K]
     which = torch.arange(batch, device=nodes.device)[:, None, None]
     legal = legal & allowed(trie, filters, which, following)

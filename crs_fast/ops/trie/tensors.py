@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 
 NO_NODE = -1
+# In `trie_mask`: the node of a row that is left as it is.
+LEAVE = -2
 END = -1
 ROOT = 0
 # A node as int64: 7 bits of depth, 28 of size (in items), 28 of begin; the root is 0.
@@ -54,8 +56,8 @@ class TrieTensors(NamedTuple):
         words = items // 64 + 1
         return TrieTensors(
             self.codes[:codes],
-            self.bits[:, :words],
-            self.rank[:, :words],
+            self.bits[:, :words].contiguous(),  # else the kernels would need a stride
+            self.rank[:, :words].contiguous(),
             self.starts[: max(sparse, default=0)],
             self.level,
         )

@@ -103,7 +103,7 @@ def _table(path: Path, artifact: str, manifest: dict[str, Any]) -> tuple[torch.T
         import pyarrow.parquet
     except ImportError:
         raise ImportError(
-            "load_index: TorchEasyRec bundles need pyarrow (pip install 'crs_fast[parquet]')"
+            "load_index: TorchEasyRec bundles need pyarrow (pip install pyarrow)"
         ) from None
     entry = manifest["artifacts"].get(artifact, {})
     kind = entry.get("save_type", "parquet")

@@ -15,7 +15,7 @@ import torch
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
 KERNELS = ["trie_mask", "trie_step", "trie_walk"]
-OTHERS = ["trie_build", "trie_mask", "trie_rows", "trie_step", "trie_walk"]
+OTHERS = ["trie_build", "trie_change", "trie_mask", "trie_rows", "trie_step", "trie_walk"]
 OTHERS += ["bindings_constants", "bindings_trie", "codebook", "dispatch", "isa", "threads"]
 HEADERS = ["select"]
 MODULE = """
@@ -79,7 +79,7 @@ def build(folder: Path) -> SimpleNamespace:
         module.trie_step_cuda(args, workspace.data_ptr(), 0)
 
     names = ["Trie", "Filter", "Tokens", "MaskArgs", "StepArgs", "TrieBuilder"]
-    names += ["DType", "Normalize"]
+    names += ["TrieArrays", "DType", "Normalize"]
     return SimpleNamespace(
         **{name: getattr(module, name) for name in names},
         trie_walk=lambda threads, **args: module.trie_walk_cuda(**args, stream=0),

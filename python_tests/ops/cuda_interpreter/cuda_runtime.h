@@ -30,6 +30,11 @@ using cudaError_t = int;
 constexpr int cudaSuccess = 0;
 cudaError_t cudaGetLastError();  // once: threads of a block waited at different places
 const char* cudaGetErrorString(cudaError_t error);
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
 
 namespace interpreter {
 

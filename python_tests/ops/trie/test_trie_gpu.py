@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from crs_fast import _native
-from crs_fast.ops import trie_mask_, trie_step, trie_walk
+from crs_fast.ops import LEAVE, trie_mask, trie_mask_, trie_step, trie_walk
 from crs_fast.ops.trie import NORMALIZE, reference
 from crs_fast.trie import ItemFilter, SidTrie, TrieSlot
 from python_tests.helpers import DTYPES, clear_places, random_sids, vocab_of
@@ -64,6 +64,29 @@ def test_cuda_kernels_equal_the_reference(dtype, vocab_size, device):
         assert torch.equal(got.cpu(), expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuda_masks_of_rows_that_differ(dtype, device):
+    """Rows that are left alone, and rows that share filters, in place and not."""
+    sids = random_sids(0, 500, 3, 6, ragged=True)
+    trie, tokens = SidTrie.from_sids(sids), vocab_of(3, 6, end=3, begin=2).tensors()
+    filters = ItemFilter.stack([trie.filter(allow=range(n, 500, 7)) for n in range(3)]).tensors
+    nodes = reference.trie_walk(trie.tensors, torch.randint(-1, 6, (128, 3)))
+    nodes[::5] = LEAVE
+    which = torch.randint(-1, 3, (128,))
+    logits = torch.randn(128, 90).to(dtype)
+    expected = reference.trie_mask(logits, nodes, trie.tensors, tokens, filters, which)
+    for run in (trie_mask, trie_mask_):
+        got = run(
+            logits.to(device, copy=True),
+            nodes.to(device),
+            moved(trie.tensors, device),
+            moved(tokens, device),
+            moved(filters, device),
+            which.to(device),
+        )
+        assert torch.equal(got.cpu(), expected)
+
+
 # items, levels, codes, batch, beams, out_beams, depth: sparse and dense steps, more candidates than
 # a block sorts at once, more children than it holds at once, leaves.
 STEPS = [
@@ -75,6 +98,8 @@ STEPS = [
     (8_000, 1, 20_000, 2, 1, 300, 0),
     (8_000, 2, 4000, 1, 3, 1000, 0),
 ]
+# More beams than a block's buffer lists: one row's candidates are all listed.
+MANY_BEAMS = [(9_000, 2, 5000, 1, 1, 4000, 0), (60_000, 2, 600, 1, 60, 5000, 1)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -116,6 +141,30 @@ def test_cuda_step_equals_the_reference(shape, ties, normalize, dtype, device):
         clear = clear_places(got[0].cpu()) | torch.isinf(expected[0]) | ties
         for mine, theirs in zip(got[1:], expected[1:], strict=True):
             assert torch.equal(mine.cpu()[clear], theirs[clear])
+
+
+@pytest.mark.parametrize("shape", MANY_BEAMS, ids=str)
+def test_cuda_step_of_thousands_of_beams(shape, device):
+    items, levels, codes, batch, beams, out_beams, depth = shape
+    sids = random_sids(2, items, levels, codes)
+    trie, tokens = SidTrie.from_sids(sids), vocab_of(levels, codes).tensors()
+    prefixes = torch.full((batch * beams, levels), -1)
+    prefixes[:, 0] = sids[:, 0].unique()[: batch * beams]
+    prefixes[:, depth:] = -1
+    nodes = reference.trie_walk(trie.tensors, prefixes).view(batch, beams)
+    logits = 4 * torch.randn(batch * beams, tokens.num_columns)
+    scores = torch.randn(batch, beams)
+    args = (out_beams, "legal", 1.0)
+    expected = reference.trie_step(logits, scores, nodes, trie.tensors, tokens, *args)
+    got = trie_step(
+        logits.to(device), scores.to(device), nodes.to(device), moved(trie.tensors, device),
+        moved(tokens, device), *args,
+    )  # fmt: skip
+    torch.testing.assert_close(got[0].cpu(), expected[0], atol=1e-4, rtol=0)
+    clear = clear_places(got[0].cpu()) | torch.isinf(expected[0])
+    assert clear.float().mean() > 0.5
+    for values, wanted in zip(got[1:], expected[1:], strict=True):
+        assert torch.equal(values.cpu()[clear], wanted[clear])
 
 
 @pytest.mark.gpu
@@ -173,3 +222,25 @@ def test_cuda_step_orders_ties_of_many_candidates(barred, out_beams, device):
         filters=moved(filters, device),
     )[3]
     assert codes.tolist() == [list(range(barred, barred + out_beams))]
+
+
+def test_a_node_that_the_trie_cannot_hold_leads_nowhere(device):
+    """Nobody waits for a GPU to hear of an error: the row is -inf, the beam dead."""
+    trie, tokens = SidTrie.from_sids(random_sids(0, 100, 3, 6, ragged=True)), vocab_of(3, 6, end=3)
+    tokens = tokens.tensors()
+    wrong = [-2, -(1 << 63), (1 << 63) - 1, 4 << 56 | 1 << 28, 1 << 56 | 11 << 28 | 90, 2 << 28]
+    nodes = torch.tensor([0, -1, *wrong])
+    logits, scores = torch.randn(nodes.numel(), 40), torch.zeros(1, nodes.numel())
+    there, known = moved(trie.tensors, device), moved(tokens, device)
+    expected = reference.trie_mask(logits, nodes, trie.tensors, tokens)
+    got = trie_mask_(logits.to(device, copy=True), nodes.to(device), there, known)
+    assert torch.equal(got.cpu(), expected)
+    assert bool((expected[2:] == -torch.inf).all())
+    expected = reference.trie_step(logits, scores, nodes[None], trie.tensors, tokens, 5)
+    got = trie_step(
+        *(t.to(device) for t in (logits, scores, nodes[None])), there, known, num_beams=5
+    )
+    assert torch.allclose(got[0].cpu(), expected[0], atol=1e-5)
+    for part, other in zip(got[1:], expected[1:], strict=True):
+        assert torch.equal(part.cpu(), other)
+    assert set(expected[2][expected[0] > -torch.inf].tolist()) == {0}

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Memory errors, undefined behaviour and data races in csrc/, looked for by compilers' sanitizers.
+#
+#   benchmarks/sanitize.sh            all of the CPU's
+#   benchmarks/sanitize.sh address    AddressSanitizer and UndefinedBehaviorSanitizer: the tests of
+#                                     ops and tries, and the bad-input table
+#   benchmarks/sanitize.sh thread     ThreadSanitizer: the threaded kernels in a program without
+#                                     Python (python_tests/ops/native_driver)
+#   benchmarks/sanitize.sh cuda       compute-sanitizer: the GPU tests of the trie ops
+#
+# Needs gcc with its sanitizers, cmake, ninja, pybind11 and what the tests need.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python="$(command -v python3)"
+
+address() {
+  local tree=build/asan/tree
+  echo "== address and undefined: build"
+  cmake -S . -B build/asan -G Ninja -DCRS_FAST_CUDA=0 -DCMAKE_BUILD_TYPE=Debug \
+    -DCRS_FAST_SANITIZE=address,undefined -DPython_EXECUTABLE="$python" \
+    -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
+    -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/build/asan/lib" >build/asan.log
+  cmake --build build/asan >>build/asan.log || { tail -30 build/asan.log; return 1; }
+  # The package beside this module, and none of the repository's own.
+  rm -rf "$tree" && mkdir -p "$tree"
+  cp -r crs_fast csrc python_tests pyproject.toml "$tree"
+  rm -f "$tree"/crs_fast/_C*.so && cp build/asan/lib/_C*.so "$tree/crs_fast"
+  cd "$tree"
+  # Python's own leaks are none of ours. Loaded with libstdc++, or no exception could be thrown.
+  export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so.6)"
+  export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
+  export PYTHONMALLOC=malloc OMP_NUM_THREADS=2
+  echo "== address and undefined: tests"
+  # Not what compiles or starts programs of its own: they would be sanitized too.
+  "$python" -m pytest -q -p no:cacheprovider python_tests/ops python_tests/trie \
+    --ignore python_tests/ops/native_driver --ignore python_tests/ops/tree_attention \
+    -k "not interpreted and not triton and not fork and not import" "$@"
+  echo "== address and undefined: bad inputs"
+  "$python" -m pytest -q -p no:cacheprovider python_tests/bad_inputs
+}
+
+thread() {
+  local folder
+  folder="$(mktemp -d)"
+  echo "== thread: build"
+  "$python" - "$folder" <<'END'
+import sys
+from pathlib import Path
+
+from python_tests.ops.native_driver import build
+
+build(Path(sys.argv[1]), ["-fsanitize=thread"])
+END
+  echo "== thread: run"
+  TSAN_OPTIONS=halt_on_error=1 "$folder/driver" threads
+}
+
+cuda() {
+  for tool in memcheck racecheck initcheck; do
+    echo "== cuda: $tool"
+    timeout 180 compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      "$python" -m pytest -q -x -m gpu -p no:cacheprovider python_tests/ops/trie/test_trie_gpu.py
+  done
+}
+
+mode="${1:-}"
+case "$mode" in
+  address) (shift && address "$@") ;;
+  thread) thread ;;
+  cuda) cuda ;;
+  "") (address) && thread ;;
+  *) echo "sanitize.sh: the argument must be address, thread or cuda (got $mode)" >&2 && exit 2 ;;
+esac

@@ -1,0 +1,32 @@
+"""All rows of the table, by name."""
+
+from __future__ import annotations
+
+from . import ops_rows, public_rows
+from .table import Call, Row
+
+
+def _meta(call: Call) -> list[Row]:
+    """The one row of a call whose arguments are all changed already."""
+    [(name, [change])] = call.changes.items()
+    return [
+        Row(
+            f"{call.op}/{name}/{change.label}",
+            change.verdict,
+            (),
+            lambda: call.function(**call.arguments()),
+        )
+    ]
+
+
+_CALLS = [
+    *ops_rows.trie_calls(),
+    *ops_rows.codebook_calls(),
+    *ops_rows.collision_calls(),
+    *ops_rows.text_calls(),
+    *ops_rows.attention_calls(),
+    *public_rows.calls(),
+]
+ROWS = [row for call in _CALLS for row in call.rows()]
+ROWS += [row for call in ops_rows.meta_calls() for row in _meta(call)]
+assert len({row.name for row in ROWS}) == len(ROWS)
