@@ -1,6 +1,8 @@
 """`recommend` in the places people call it from, and what it leaves behind."""
 
 import copy
+import sys
+import types
 
 import pytest
 import torch
@@ -75,6 +77,14 @@ def test_adapters():
         off = search(tuned, trie, vocab, prompt)
     assert torch.equal(off.sids, bare.sids)
     assert not torch.equal(on.sids, bare.sids)
+
+
+def test_while_another_thread_imports_peft(monkeypatch):
+    """What is in `sys.modules` then has no classes yet. A server imports it for a text encoder
+    while it answers."""
+    expected = search(*(arguments := system()))
+    monkeypatch.setitem(sys.modules, "peft", types.ModuleType("peft"))
+    assert torch.equal(search(*arguments).sids, expected.sids)
 
 
 def test_one_device_map(tmp_path):

@@ -13,7 +13,6 @@ import pytest
 from crs_fast.serve import Engine
 from crs_fast.serve.app import create_app
 from crs_fast.serve.http.limits import Limits
-from crs_fast.serve.requests import Ranked
 
 from .doubles import EVENTS, ScriptedEngine, running, wait_until
 
@@ -121,23 +120,21 @@ def test_the_examples_of_the_interface_run(url):
     assert count >= 2
 
 
-def test_a_client_that_goes_away_cancels_its_turn():
-    engine = ScriptedEngine(events=())
-    waiting = ScriptedEngine(EVENTS[:1])
-    for one, stream in ((engine, False), (waiting, True)):
-        with running(create_app(one)) as url:
-            connection = http.client.HTTPConnection(urlsplit(url).netloc)
-            body = json.dumps({**ASK, "stream": stream})
-            connection.request(
-                "POST", "/v1/respond", body, headers={"Content-Type": "application/json"}
-            )
-            wait_until(lambda engine=one: engine.tickets)
-            if stream:
-                assert isinstance(EVENTS[0], Ranked)
-                assert b"ranked" in connection.getresponse().read(20)
-            assert not one.tickets[0].is_cancelled
-            connection.close()
-            wait_until(lambda engine=one: engine.tickets[0].is_cancelled)
+@pytest.mark.parametrize("stream", [False, True], ids=["json", "events"])
+def test_a_client_that_goes_away_cancels_its_turn(stream):
+    engine = ScriptedEngine(EVENTS[:1])
+    with running(create_app(engine)) as url:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc)
+        body, kind = json.dumps({**ASK, "stream": stream}), {"Content-Type": "application/json"}
+        connection.request("POST", "/v1/respond", body, headers=kind)
+        wait_until(lambda: engine.tickets)
+        if stream:
+            assert b"ranked" in connection.getresponse().read(20)
+        assert not engine.tickets[0].is_cancelled
+        connection.close()
+        wait_until(lambda: engine.tickets[0].is_cancelled)
+        count = 'crs_fast_turns_failed_total{reason="cancelled"} 1.0'
+        wait_until(lambda: count in httpx.get(f"{url}/metrics").text)
 
 
 def test_a_body_that_never_ends(recommender):

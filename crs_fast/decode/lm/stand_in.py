@@ -61,8 +61,10 @@ def acts_outside(model: Any) -> str | None:
 
 
 def _is_peft(model: Any) -> bool:
-    peft = sys.modules.get("peft")  # where it was never imported, nothing is of it
-    return peft is not None and isinstance(model, (peft.PeftModel, peft.PeftMixedModel))
+    # Where it was never imported, or where another thread is importing it now, nothing is of it.
+    peft = sys.modules.get("peft")
+    names = ("PeftModel", "PeftMixedModel")
+    return isinstance(model, tuple(getattr(peft, name) for name in names if hasattr(peft, name)))
 
 
 def stand_in(model: Any) -> Any:

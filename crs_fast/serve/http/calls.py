@@ -49,6 +49,7 @@ class TurnCall:
     """
 
     ticket: Ticket
+    _has_ended = False
 
     def __init__(self, server: Server, body: RespondRequest, warnings: Iterable[str] = ()) -> None:
         server.limits.check(body)
@@ -125,7 +126,9 @@ class TurnCall:
             yield self._checked()
         finally:
             watch.cancel()
-            self.ticket.cancel()  # changes nothing if the turn has ended
+            if not self._has_ended:
+                self.ticket.cancel()
+                self.server.meters.failed("cancelled")
 
     async def finish(self, request: Request) -> TurnAnswer:
         """The answer, when all of it is there.
@@ -144,6 +147,7 @@ class TurnCall:
 
     async def _checked(self) -> AsyncIterator[Event]:
         async for event in self.ticket:
+            self._has_ended = isinstance(event, Done | Failed)
             if isinstance(event, Failed):
                 raise self._problem(event.error)
             if isinstance(event, Done):
