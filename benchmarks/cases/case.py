@@ -18,12 +18,13 @@ class Case:
     """`make(size, device)` checks that the methods agree, then returns a description of the
     workload and the methods, the baseline first. Sizes are "toy" (CI) and "full" (the tables of
     docs/benchmarks.md). `times` names the parts of the code that are timed, as fingerprint.py
-    does."""
+    does. Beside the timed calls run `spinning` processes that want a core each."""
 
     name: str
     make: Callable[[str, str], tuple[str, Methods]]
     times: tuple[str, ...]
     devices: tuple[str, ...] = ("cpu",)
+    spinning: int = 0
 
 
 def catalogue(items: int, levels: int, codes: int, words: int) -> tuple[SidTrie, SidVocab]:

@@ -338,6 +338,8 @@ CASES = [
     Case("step-dense", partial(step, 1, 2, 70), _STEP, _BOTH),
     Case("step-sparse", partial(step, 2, 2, 70), _STEP, _BOTH),
     Case("step-deep", partial(step, 4, 2, 70), _STEP, _BOTH),
+    Case("step-dense-busy", partial(step, 1, 2, 70), _STEP, spinning=2),
+    Case("step-sparse-busy", partial(step, 2, 2, 70), _STEP, spinning=2),
     Case("step-dense-32x70", partial(step, 1, 32, 70), _STEP, ("cuda",)),
     Case("step-sparse-32x70", partial(step, 2, 32, 70), _STEP, ("cuda",)),
     Case("step-dense-256x64", partial(step, 1, 256, 64), _STEP, ("cuda",)),
