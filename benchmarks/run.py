@@ -21,10 +21,12 @@ import gc
 import json
 import signal
 import statistics
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +90,26 @@ def extra_memory(run: Callable[[], Any], device: str) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
+@contextmanager
+def spinning(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that want a core each, as on a busy machine. They end with this one."""
+    script = "import os; parent = os.getppid()\nwhile os.getppid() == parent: pass"
+    processes = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(count)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def rows_of(case: Case, size: str, device: str, repeats: int) -> list[dict[str, Any]]:
     """One row per method: what was timed and how long it took."""
     workload, methods = case.make(size, device)  # raises where the methods disagree
-    times, memory = measure(methods, device, repeats)
+    if case.spinning:
+        workload += f"; {case.spinning} processes spin beside the run"
+    with spinning(case.spinning):
+        times, memory = measure(methods, device, repeats)
     baseline = statistics.median(next(iter(times.values())))
     rows = []
     for method, values in times.items():

@@ -2,6 +2,7 @@
 that there is none. Shapes stand with the structs of csrc/; checks stand in crs_fast/ops."""
 
 import enum
+from collections.abc import Callable
 
 class DType(enum.Enum):
     float32 = ...
@@ -32,10 +33,17 @@ class TrieArrays:
 
 class TrieBuilder:
     def __init__(
-        self, *, sids: Address, num_items: int, levels: int, num_sorted: int, threads: int
+        self,
+        *,
+        sids: Address,
+        num_items: int,
+        levels: int,
+        num_sorted: int,
+        threads: int,
+        poll: Callable[[], None],
     ) -> None: ...
-    def sort(self) -> None: ...
-    def fill(self, arrays: TrieArrays, *, order: Address) -> None: ...
+    def sort(self, *, order: Address) -> None: ...
+    def fill(self, arrays: TrieArrays) -> None: ...
     def progress(self) -> float: ...
     @property
     def sizes(self) -> TrieSizes: ...

@@ -1,7 +1,9 @@
 // The trie ops for Python.
+#include <chrono>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "bindings.h"
 #include "trie_build.h"
@@ -92,6 +94,26 @@ crs::TrieArrays arrays(Address codes, Address bits, Address rank, Address starts
           as<int64_t>(level)};
 }
 
+// Called between the passes of a build, with the interpreter's lock released: takes Ctrl-C and
+// reports progress. What either raises ends the build.
+class Poll {
+ public:
+  explicit Poll(py::function report) : report_(std::move(report)) {}
+
+  void operator()() const {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < std::chrono::milliseconds(50)) return;
+    last_ = now;
+    const py::gil_scoped_acquire locked;
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+    report_();
+  }
+
+ private:
+  py::function report_;
+  mutable std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
+};
+
 void bind_builder(py::module_& m) {
   using crs::TrieArrays, crs::TrieBuilder, crs::TrieInsertion, crs::TrieRemoval, crs::TrieSizes;
   const py::call_guard<py::gil_scoped_release> unlocked;
@@ -105,19 +127,16 @@ void bind_builder(py::module_& m) {
            arg("level"));
   py::class_<TrieBuilder>(m, "TrieBuilder")
       .def(py::init([](Address sids, int64_t num_items, int64_t levels, int64_t num_sorted,
-                       int threads) {
+                       int threads, py::function poll) {
              return std::make_unique<TrieBuilder>(as<const int64_t>(sids), num_items, levels,
-                                                  num_sorted, threads);
+                                                  num_sorted, threads, Poll(std::move(poll)));
            }),
            py::kw_only(), arg("sids"), arg("num_items"), arg("levels"), arg("num_sorted"),
-           arg("threads"))
-      .def("sort", &TrieBuilder::sort, unlocked)
+           arg("threads"), arg("poll"))
       .def(
-          "fill",
-          [](TrieBuilder& b, const TrieArrays& arrays, Address order) {
-            b.fill(arrays, as<int32_t>(order));
-          },
-          arg("arrays"), py::kw_only(), arg("order"), unlocked)
+          "sort", [](TrieBuilder& b, Address order) { b.sort(as<int32_t>(order)); }, py::kw_only(),
+          arg("order"), unlocked)
+      .def("fill", &TrieBuilder::fill, arg("arrays"), unlocked)
       .def("progress", &TrieBuilder::progress)
       .def_property_readonly("sizes", &TrieBuilder::sizes);
   py::class_<TrieInsertion>(m, "TrieInsertion")

@@ -2,8 +2,10 @@
 #include "trie_build.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "threads.h"
 #include "trie.h"
@@ -13,7 +15,9 @@ namespace {
 
 constexpr int64_t kChunk = 1 << 16;  // items; a multiple of 64, so that chunks share no word
 constexpr int kBucketBits = 11;
-// Passes over the items, for `progress`: check, pack, sort, compare, count, fill.
+constexpr int64_t kBuckets = 1 << kBucketBits;
+constexpr int64_t kAhead = 16;  // items whose rows are fetched before they are needed
+// Passes over the items, for `progress`: check, count keys, deal, sort, count nodes, fill.
 constexpr int64_t kPasses = 6;
 
 int bit_width(uint64_t value) { return value == 0 ? 0 : 64 - __builtin_clzll(value); }
@@ -25,21 +29,31 @@ std::string describe(int64_t row, const std::string& problem) {
 }  // namespace
 
 TrieBuilder::TrieBuilder(const int64_t* sids, int64_t num_items, int64_t levels, int64_t num_sorted,
-                         int threads)
+                         int threads, std::function<void()> poll)
     : sids_(sids),
       num_items_(num_items),
       levels_(levels),
       num_sorted_(num_sorted),
-      threads_(threads) {
-  num_chunks_ = (num_items + kChunk - 1) / kChunk;
-}
+      threads_(threads),
+      poll_(std::move(poll)),
+      num_chunks_((num_items + kChunk - 1) / kChunk) {}
 
 double TrieBuilder::progress() const {
   return num_items_ == 0 ? 1.0 : static_cast<double>(done_) / (kPasses * num_items_);
 }
 
-int64_t TrieBuilder::chunk_begin(int64_t chunk) const {
-  return std::min(chunk * kChunk, num_items_);
+void TrieBuilder::finished(int64_t items, int worker) {
+  done_ += items;
+  if (worker == 0) poll_();
+}
+
+template <typename Body>
+void TrieBuilder::for_each_chunk(const Body& body) {
+  parallel_for(threads_, num_chunks_, [&](int64_t c, int worker) {
+    const int64_t begin = c * kChunk, end = std::min(begin + kChunk, num_items_);
+    body(c, begin, end);
+    finished(end - begin, worker);
+  });
 }
 
 int64_t TrieBuilder::length(int64_t r) const {
@@ -48,23 +62,19 @@ int64_t TrieBuilder::length(int64_t r) const {
   return std::find(row(r), end, int64_t{kEnd}) - row(r);
 }
 
-void TrieBuilder::sort() {
+void TrieBuilder::sort(int32_t* order) {
+  order_ = order;
   check();
-  pack();
-  if (num_sorted_ < num_items_) {
-    std::vector<Entry> added(entries_.begin() + num_sorted_, entries_.end());
-    sort_entries(added);
-    if (num_sorted_ == 0) {
-      entries_.swap(added);
-    } else {
-      std::vector<Entry> merged(num_items_);
-      std::merge(entries_.begin(), entries_.begin() + num_sorted_, added.begin(), added.end(),
-                 merged.begin(), [this](const Entry& a, const Entry& b) { return less(a, b); });
-      entries_.swap(merged);
-    }
-  }
-  done_ = 3 * num_items_;
-  compare_neighbours();
+  plan_keys();
+  if (num_sorted_ > 0 && !in_order())
+    throw std::invalid_argument(
+        "trie_build: the first num_sorted = " + std::to_string(num_sorted_) +
+        " rows must be in order (got others)");
+  common_.resize(num_items_);
+  if (num_sorted_ == num_items_)
+    number_rows();
+  else
+    sort_rows();
   count_nodes();
 }
 
@@ -77,9 +87,9 @@ void TrieBuilder::check() {
                                 std::to_string(levels_) + ")");
   std::vector<int64_t> top(num_chunks_ * levels_, kEnd), bad(num_chunks_, -1);
   std::vector<char> ragged(num_chunks_, 0);
-  parallel_for(threads_, num_chunks_, [&](int64_t c, int) {
+  for_each_chunk([&](int64_t c, int64_t begin, int64_t end) {
     int64_t* highest = top.data() + c * levels_;
-    for (int64_t i = chunk_begin(c); i < chunk_begin(c + 1) && bad[c] < 0; ++i) {
+    for (int64_t i = begin; i < end && bad[c] < 0; ++i) {
       const int64_t* codes = row(i);
       bool wrong = codes[0] == kEnd;
       int64_t before = 0;
@@ -92,7 +102,6 @@ void TrieBuilder::check() {
       ragged[c] |= before == kEnd;
       if (wrong) bad[c] = i;
     }
-    done_ += chunk_begin(c + 1) - chunk_begin(c);
   });
   for (int64_t i : bad) {
     if (i < 0) continue;
@@ -115,7 +124,7 @@ void TrieBuilder::check() {
 }
 
 // A key holds code + 1, so that padding sorts first.
-void TrieBuilder::pack() {
+void TrieBuilder::plan_keys() {
   std::vector<int> width;
   int used = 0;
   for (int64_t l = 0; l < levels_; ++l) {
@@ -126,18 +135,25 @@ void TrieBuilder::pack() {
   }
   packed_levels_ = static_cast<int64_t>(width.size());
   shift_.resize(packed_levels_);
-  int left = used;
-  for (int64_t l = 0; l < packed_levels_; ++l) shift_[l] = left -= width[l];
-  entries_.resize(num_items_);
+  bucket_shift_ = std::max(0, used - kBucketBits);
+  for (int64_t l = 0; l < packed_levels_; ++l) shift_[l] = used -= width[l];
+}
+
+uint64_t TrieBuilder::key(int64_t r) const {
+  uint64_t key = 0;
+  for (int64_t l = 0; l < packed_levels_; ++l)
+    key |= static_cast<uint64_t>(row(r)[l] + 1) << shift_[l];
+  return key;
+}
+
+bool TrieBuilder::in_order() {
+  std::atomic<bool> ordered{true};
   parallel_for(threads_, num_chunks_, [&](int64_t c, int) {
-    for (int64_t i = chunk_begin(c); i < chunk_begin(c + 1); ++i) {
-      uint64_t key = 0;
-      for (int64_t l = 0; l < packed_levels_; ++l)
-        key |= static_cast<uint64_t>(row(i)[l] + 1) << shift_[l];
-      entries_[i] = {key, static_cast<uint32_t>(i)};
-    }
+    const int64_t end = std::min((c + 1) * kChunk, num_sorted_);
+    for (int64_t i = std::max<int64_t>(1, c * kChunk); i < end; ++i)
+      if (std::lexicographical_compare(row(i), row(i + 1), row(i - 1), row(i))) ordered = false;
   });
-  done_ = 2 * num_items_;
+  return ordered;
 }
 
 // By key, then by the codes that did not fit, then by row: a stable sort.
@@ -149,83 +165,91 @@ bool TrieBuilder::less(const Entry& a, const Entry& b) const {
   return a.row < b.row;
 }
 
-// One pass deals the entries out by their highest bits, then each bucket fits a cache.
-void TrieBuilder::sort_entries(std::vector<Entry>& entries) {
-  const int64_t size = static_cast<int64_t>(entries.size());
-  uint64_t highest = 0;
-  for (const Entry& e : entries) highest = std::max(highest, e.key);
-  const int shift = std::max(0, bit_width(highest) - kBucketBits);
-  constexpr int64_t kBuckets = 1 << kBucketBits;
-  const int64_t chunks = (size + kChunk - 1) / kChunk;
-  std::vector<int64_t> at(chunks * kBuckets, 0);
-  parallel_for(threads_, chunks, [&](int64_t c, int) {
-    for (int64_t i = c * kChunk; i < std::min(size, (c + 1) * kChunk); ++i)
-      ++at[c * kBuckets + (entries[i].key >> shift)];
+// Deals the rows out by the highest bits of their keys, in order, so that a bucket's keys fit a
+// cache.
+void TrieBuilder::deal() {
+  std::vector<int64_t> at(num_chunks_ * kBuckets, 0);
+  for_each_chunk([&](int64_t c, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) ++at[c * kBuckets + (key(i) >> bucket_shift_)];
   });
-  std::vector<int64_t> bounds(kBuckets + 1, 0);
+  bounds_.assign(kBuckets + 1, 0);
   int64_t total = 0;
   for (int64_t b = 0; b < kBuckets; ++b) {
-    bounds[b] = total;
-    for (int64_t c = 0; c < chunks; ++c) {
+    bounds_[b] = total;
+    for (int64_t c = 0; c < num_chunks_; ++c) {
       const int64_t count = at[c * kBuckets + b];
       at[c * kBuckets + b] = total;
       total += count;
     }
   }
-  bounds[kBuckets] = total;
-  std::vector<Entry> dealt(size);
-  parallel_for(threads_, chunks, [&](int64_t c, int) {
-    for (int64_t i = c * kChunk; i < std::min(size, (c + 1) * kChunk); ++i)
-      dealt[at[c * kBuckets + (entries[i].key >> shift)]++] = entries[i];
+  bounds_[kBuckets] = total;
+  for_each_chunk([&](int64_t c, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      order_[at[c * kBuckets + (key(i) >> bucket_shift_)]++] = static_cast<int32_t>(i);
   });
-  parallel_for(threads_, kBuckets, [&](int64_t b, int) {
-    std::sort(dealt.begin() + bounds[b], dealt.begin() + bounds[b + 1],
-              [this](const Entry& x, const Entry& y) { return less(x, y); });
-    done_ += bounds[b + 1] - bounds[b];
-  });
-  entries.swap(dealt);
 }
 
-int64_t TrieBuilder::common_levels(const Entry& a, const Entry& b) const {
+void TrieBuilder::sort_rows() {
+  deal();
+  parallel_for(threads_, kBuckets, [&](int64_t b, int worker) {
+    sort_bucket(bounds_[b], bounds_[b + 1]);
+    finished(bounds_[b + 1] - bounds_[b], worker);
+  });
+  for (int64_t b = 0; b < kBuckets; ++b)
+    if (bounds_[b] < bounds_[b + 1]) compare(bounds_[b]);
+}
+
+void TrieBuilder::sort_bucket(int64_t begin, int64_t end) {
+  std::vector<Entry> entries(end - begin);
+  for (int64_t i = begin; i < end; ++i) {
+    if (i + kAhead < end) __builtin_prefetch(row(order_[i + kAhead]));
+    entries[i - begin] = {key(order_[i]), static_cast<uint32_t>(order_[i])};
+  }
+  std::sort(entries.begin(), entries.end(),
+            [this](const Entry& x, const Entry& y) { return less(x, y); });
+  for (int64_t i = begin; i < end; ++i) {
+    const Entry& entry = entries[i - begin];
+    order_[i] = static_cast<int32_t>(entry.row);
+    if (i > begin) common_[i] = common_levels(entries[i - begin - 1], entry);
+  }
+}
+
+uint8_t TrieBuilder::common_levels(const Entry& a, const Entry& b) const {
   const uint64_t differ = a.key ^ b.key;
   int64_t l = 0;
   if (differ != 0) {
     const int highest = bit_width(differ) - 1;
     while (shift_[l] > highest) ++l;
-    return l;
+    return static_cast<uint8_t>(l);
   }
   for (l = packed_levels_; l < levels_ && row(a.row)[l] == row(b.row)[l];) ++l;
-  return l;
+  return static_cast<uint8_t>(l);
 }
 
-void TrieBuilder::compare_neighbours() {
-  common_.resize(num_items_);
-  if (num_items_ > 0) common_[0] = 0;
-  std::atomic<bool> ordered{true};
-  parallel_for(threads_, num_chunks_, [&](int64_t c, int) {
-    bool here = true;
-    for (int64_t i = std::max<int64_t>(1, chunk_begin(c)); i < chunk_begin(c + 1); ++i) {
-      common_[i] = static_cast<uint8_t>(common_levels(entries_[i - 1], entries_[i]));
-      here = here && less(entries_[i - 1], entries_[i]);
-    }
-    if (!here) ordered = false;
+void TrieBuilder::compare(int64_t i) {
+  int64_t l = 0;
+  if (i > 0)
+    while (l < levels_ && row(order_[i - 1])[l] == row(order_[i])[l]) ++l;
+  common_[i] = static_cast<uint8_t>(l);
+}
+
+// The order of rows that are sorted already.
+void TrieBuilder::number_rows() {
+  done_ += 2 * num_items_;
+  std::iota(order_, order_ + num_items_, 0);
+  for_each_chunk([&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) compare(i);
   });
-  if (!ordered)
-    throw std::invalid_argument(
-        "trie_build: the first num_sorted = " + std::to_string(num_sorted_) +
-        " rows must be in order (got others)");
-  done_ = 4 * num_items_;
 }
 
 void TrieBuilder::count_nodes() {
   first_node_.assign(num_chunks_ * levels_, 0);
-  parallel_for(threads_, num_chunks_, [&](int64_t c, int) {
+  for_each_chunk([&](int64_t c, int64_t begin, int64_t end) {
     int64_t* count = first_node_.data() + c * levels_;
-    for (int64_t i = chunk_begin(c); i < chunk_begin(c + 1); ++i) {
-      const int64_t end = length(entries_[i].row);
-      for (int64_t l = common_[i]; l < end; ++l) ++count[l];
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t last = length(order_[i]);
+      for (int64_t l = common_[i]; l < last; ++l) ++count[l];
     }
-    done_ += chunk_begin(c + 1) - chunk_begin(c);
   });
   sizes_.num_items = num_items_;
   sizes_.nodes.assign(levels_, 0);
@@ -238,22 +262,20 @@ void TrieBuilder::count_nodes() {
 }
 
 template <typename Code>
-void TrieBuilder::fill_chunk(const TrieArrays& out, int32_t* order, int64_t chunk) {
+void TrieBuilder::fill_chunk(const TrieArrays& out, int64_t chunk) {
   std::vector<int64_t> next(first_node_.begin() + chunk * levels_,
                             first_node_.begin() + (chunk + 1) * levels_);
   std::vector<uint64_t> word(levels_);
-  const int64_t stop = chunk_begin(chunk + 1), stride = sizes_.words();
-  for (int64_t base = chunk_begin(chunk); base < stop; base += 64) {
+  const int64_t stride = sizes_.words(), stop = std::min((chunk + 1) * kChunk, num_items_);
+  for (int64_t base = chunk * kChunk; base < stop; base += 64) {
     for (int64_t l = 0; l < levels_; ++l) {
       word[l] = 0;
       out.rank[l * stride + base / 64] = static_cast<int32_t>(next[l]);
     }
     for (int64_t i = base; i < std::min(base + 64, stop); ++i) {
-      constexpr int64_t kAhead = 16;
-      if (i + kAhead < num_items_) __builtin_prefetch(row(entries_[i + kAhead].row));
-      const int64_t r = entries_[i].row, end = length(r);
+      if (i + kAhead < num_items_) __builtin_prefetch(row(order_[i + kAhead]));
+      const int64_t r = order_[i], end = length(r);
       const int64_t* codes = row(r);
-      order[i] = static_cast<int32_t>(r);
       for (int64_t l = common_[i]; l < end; ++l) {
         const int64_t k = next[l]++, table = out.level[2 * l + 1];
         static_cast<Code*>(out.codes)[out.level[2 * l] + k] = static_cast<Code>(codes[l]);
@@ -265,16 +287,15 @@ void TrieBuilder::fill_chunk(const TrieArrays& out, int32_t* order, int64_t chun
   }
 }
 
-void TrieBuilder::fill(const TrieArrays& out, int32_t* order) {
+void TrieBuilder::fill(const TrieArrays& out) {
   sizes_.write(out.level);
-  parallel_for(threads_, num_chunks_, [&](int64_t c, int) {
+  for_each_chunk([&](int64_t c, int64_t, int64_t) {
     if (sizes_.code_bytes == 1)
-      fill_chunk<uint8_t>(out, order, c);
+      fill_chunk<uint8_t>(out, c);
     else if (sizes_.code_bytes == 2)
-      fill_chunk<uint16_t>(out, order, c);
+      fill_chunk<uint16_t>(out, c);
     else
-      fill_chunk<int32_t>(out, order, c);
-    done_ += chunk_begin(c + 1) - chunk_begin(c);
+      fill_chunk<int32_t>(out, c);
   });
   // Where the items fill the last word, the position after them has one of its own.
   if (num_items_ % 64 == 0)

@@ -20,7 +20,8 @@ class Case:
     docs/benchmarks.md). `times` names the parts of the code that are timed, as fingerprint.py
     does. `requests`: how many requests one call answers; the table then has requests per second.
     `claims`: what others publish of the same workload, with their machine. It stands below the
-    table and never in it, since nobody measured it here."""
+    table and never in it, since nobody measured it here. Beside the timed calls run `spinning`
+    processes that want a core each."""
 
     name: str
     make: Callable[[str, str], tuple[str, Methods]]
@@ -28,6 +29,7 @@ class Case:
     devices: tuple[str, ...] = ("cpu",)
     requests: int = 0
     claims: str = ""
+    spinning: int = 0
 
 
 def catalogue(items: int, levels: int, codes: int, words: int) -> tuple[SidTrie, SidVocab]:

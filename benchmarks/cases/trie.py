@@ -26,22 +26,36 @@ from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 from .case import Case, Methods, catalogue, check_equal
 
 
-def build(millions: int, size: str, device: str) -> tuple[str, Methods]:
+def build(millions: int, levels: int, codes: int, size: str, device: str) -> tuple[str, Methods]:
     """Sort random SIDs and build the index."""
-    items, levels, codes = (millions * 1_000_000, 8, 2048) if size == "full" else (2_000, 4, 16)
+    if size == "full":
+        items, peer = millions * 1_000_000, static_peer.available() and millions <= 5
+    else:
+        items, levels, codes, peer = 2_000, 4, 16, static_peer.available()
     sids = torch.randint(codes, (items, levels), generator=torch.Generator().manual_seed(0))
     trie, array = SidTrie.from_sids(sids), sids.int().numpy()
     check_equal("build", trie.sids(), torch.from_numpy(static_peer.sort(array)).long())
     methods: Methods = {"numpy.lexsort alone": lambda: static_peer.sort(array)}
-    if static_peer.available():
+    if peer:
         methods = {"STATIC, lexsort and build": lambda: static_peer.build(array, codes)}
     methods["trie_build (without item ids)"] = lambda: trie_build(sids)
     methods["SidTrie.from_sids"] = lambda: SidTrie.from_sids(sids)
+    for threads in (1, 2):
+        methods[f"SidTrie.from_sids, threads: {threads}"] = partial(_with_threads, threads, sids)
     bytes_each = f"{trie.nbytes / items:.1f} B per item with ids and their look-up"
-    if static_peer.available():
+    if peer:
         static_bytes = sum(getattr(part, "nbytes", 0) for part in static_peer.build(array, codes))
         bytes_each += f" (STATIC {static_bytes / items:.1f}, no ids)"
     return f"{items} SIDs, L {levels}, {codes} codes per level; {bytes_each}", methods
+
+
+def _with_threads(threads: int, sids: torch.Tensor) -> SidTrie:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return SidTrie.from_sids(sids)
+    finally:
+        torch.set_num_threads(before)
 
 
 def change(millions: int, count: int, size: str, device: str) -> tuple[str, Methods]:
@@ -318,8 +332,9 @@ _BOTH = ("cpu", "cuda")
 _STEP = ("trie_step",)
 _CHANGE = ("trie_build", "trie_insert", "trie_remove", "splice", "number_find", "trie")
 CASES = [
-    Case("build-1m", partial(build, 1), ("trie_build", "trie")),
-    Case("build-5m", partial(build, 5), ("trie_build", "trie")),
+    Case("build-1m", partial(build, 1, 8, 2048), ("trie_build", "trie")),
+    Case("build-5m", partial(build, 5, 8, 2048), ("trie_build", "trie")),
+    Case("build-20m", partial(build, 20, 4, 256), ("trie_build", "trie")),
     Case("change", partial(change, 1, 10_000), _CHANGE),
     Case("change-10-of-5m", partial(change, 5, 10), _CHANGE),
     Case("rows", rows, ("trie_rows",)),
@@ -328,6 +343,8 @@ CASES = [
     Case("step-dense", partial(step, 1, 2, 70), _STEP, _BOTH),
     Case("step-sparse", partial(step, 2, 2, 70), _STEP, _BOTH),
     Case("step-deep", partial(step, 4, 2, 70), _STEP, _BOTH),
+    Case("step-dense-busy", partial(step, 1, 2, 70), _STEP, spinning=2),
+    Case("step-sparse-busy", partial(step, 2, 2, 70), _STEP, spinning=2),
     Case("step-dense-32x70", partial(step, 1, 32, 70), _STEP, ("cuda",)),
     Case("step-sparse-32x70", partial(step, 2, 32, 70), _STEP, ("cuda",)),
     Case("step-dense-256x64", partial(step, 1, 256, 64), _STEP, ("cuda",)),

@@ -12,6 +12,9 @@ import torch
 
 from crs_fast.ops import number_find, splice, text_find, text_table
 
+# Texts that are copied in one go.
+_BLOCK = 1 << 18
+
 
 class ItemIds:
     """N distinct ids, all int or all str, frozen.
@@ -46,12 +49,11 @@ class ItemIds:
             if not kinds <= {int}:
                 names = sorted(kind.__name__ for kind in kinds)
                 raise ValueError(f"SidTrie: item_ids must be all int or all str (got {names})")
-        numbers = _integers(ids)
-        made = cls(numbers=_narrow(numbers))
-        ordered = numbers[made._order.long()]
+        numbers = _narrow(_integers(ids))
+        ordered = np.sort(numbers.numpy())  # in half of the memory that torch's sort takes
         if bool((ordered[1:] == ordered[:-1]).any()):
             raise ValueError("SidTrie: item_ids must be distinct (got repeated ids)")
-        return made
+        return cls(numbers=numbers)
 
     @classmethod
     def _from_text(cls, ids: Sequence[str]) -> ItemIds:
@@ -99,17 +101,21 @@ class ItemIds:
         return sum(t.nbytes for t in tensors if t is not None)
 
     def take(self, order: torch.Tensor) -> ItemIds:
-        """The ids at positions `order` int64 [n]."""
+        """The ids at positions `order`, int32 or int64 [n]."""
         if self.numbers is not None:
-            return ItemIds(numbers=self.numbers[order])
+            return ItemIds(numbers=self.numbers.index_select(0, order))
         assert self.text is not None
         assert self.offsets is not None
-        lengths = (self.offsets[1:] - self.offsets[:-1])[order]
+        lengths = self.offsets.diff().index_select(0, order)
         offsets = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
-        start = torch.repeat_interleave(self.offsets[:-1][order] - offsets[:-1], lengths)
-        return ItemIds(
-            text=self.text[start + torch.arange(start.numel(), device="cpu")], offsets=offsets
-        )
+        text = self.text.new_empty(int(offsets[-1]))
+        for first in range(0, order.numel(), _BLOCK):  # a position per byte takes memory
+            last = min(first + _BLOCK, order.numel())
+            part = text[int(offsets[first]) : int(offsets[last])]
+            start = self.offsets.index_select(0, order[first:last]) - offsets[first:last]
+            start = torch.repeat_interleave(start + offsets[first], lengths[first:last])
+            part.copy_(self.text[start.add_(torch.arange(part.numel(), device="cpu"))])
+        return ItemIds(text=text, offsets=offsets)
 
     def positions(
         self, ids: Iterable[int | str] | torch.Tensor, once: bool = False

@@ -78,7 +78,8 @@ class SidTrie:
             sids: int [N, L] as tensor, numpy array or list; -1 pads ragged rows; a list of lists
                 of unequal length is padded here. Rows may repeat: several items on one SID.
             item_ids: N distinct int or str ids; None means 0 .. N-1.
-            progress: called now and then, from another thread, with the finished share, 0 to 1.
+            progress: called now and then with the finished share, 0 to 1. What it raises ends the
+                build, as Ctrl-C does.
 
         Raises:
             ValueError: 2^28 rows or more, codes outside [0, 2^31 - 1], an empty row, a code after
@@ -92,7 +93,7 @@ class SidTrie:
                 f"(got {len(ids)})"
             )
         tensors, order = trie_build(rows, progress=progress)
-        return cls(tensors, ItemIds(numbers=order) if ids is None else ids.take(order.long()))
+        return cls(tensors, ItemIds(numbers=order) if ids is None else ids.take(order))
 
     @_while_reading
     def add(self, sids: Any, item_ids: Any) -> SidTrie:
@@ -114,7 +115,7 @@ class SidTrie:
         self.item_ids.check_new(ids)
         levels = max(self.num_levels, added.shape[1])
         tensors, order, at = trie_insert(self._tensors_on("cpu"), _padded(added, levels))
-        merged = self.item_ids.insert(at, ids.take(order.long()))
+        merged = self.item_ids.insert(at, ids.take(order))
         return SidTrie(tensors, merged).to(self.device)
 
     @_while_reading

@@ -54,8 +54,10 @@ def trie_build(
 
     Args:
         sids: int64 [N, L] on the CPU, -1 pads ragged rows.
-        num_sorted: so many leading rows are in order already; the rest is merged in.
-        progress: called now and then, from another thread, with the finished part, 0 to 1.
+        num_sorted: so many leading rows are in order already, which is checked; where all are,
+            nothing is sorted. `trie_insert` adds to a trie without sorting its items.
+        progress: called now and then with the finished share, 0 to 1. What it raises ends the
+            build, as Ctrl-C does.
 
     Returns:
         The trie, and order int32 [N]: sorted position -> row of `sids`.

@@ -6,9 +6,7 @@ CPU. Whatever an address is taken of must live until the call is over.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +15,6 @@ from ..dtypes import native_dtype
 from .tensors import FilterTensors, TokenTensors, TrieTensors
 
 _CODES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
-_POLL_SECONDS = 0.1
 
 
 def build(
@@ -25,18 +22,25 @@ def build(
 ) -> tuple[TrieTensors, torch.Tensor]:
     sids = sids.contiguous()
     items, levels = sids.shape
+
+    def report() -> None:
+        if progress is not None:
+            progress(builder.progress())
+
     builder = native.TrieBuilder(
         sids=sids.data_ptr(),
         num_items=items,
         levels=levels,
         num_sorted=num_sorted,
         threads=torch.get_num_threads(),
+        poll=report,
     )
-    with _watched(builder, progress):
-        builder.sort()
-        trie = _allocated(builder.sizes, levels)
-        order = torch.empty(items, dtype=torch.int32, device="cpu")
-        builder.fill(_arrays(native, trie), order=order.data_ptr())
+    order = torch.empty(items, dtype=torch.int32, device="cpu")
+    builder.sort(order=order.data_ptr())
+    trie = _allocated(builder.sizes, levels)
+    builder.fill(_arrays(native, trie))
+    if progress is not None:
+        progress(1.0)
     return trie, order
 
 
@@ -88,28 +92,6 @@ def _allocated(sizes: Any, levels: int) -> TrieTensors:
 
 def _arrays(native: Any, trie: TrieTensors) -> Any:
     return native.TrieArrays(**{name: t.data_ptr() for name, t in trie._asdict().items()})
-
-
-@contextmanager
-def _watched(builder: Any, progress: Callable[[float], Any] | None) -> Iterator[None]:
-    """Report the progress of a builder, which works with the interpreter's lock released."""
-    if progress is None:
-        yield
-        return
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            progress(builder.progress())
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        watcher.join()
-    progress(1.0)
 
 
 def walk(native: Any, trie: TrieTensors, path: torch.Tensor) -> torch.Tensor:

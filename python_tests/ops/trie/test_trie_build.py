@@ -1,5 +1,10 @@
 """The native trie builder against the plain-PyTorch oracle, tensor for tensor."""
 
+import signal
+import subprocess
+import sys
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,3 +95,66 @@ def test_without_the_native_module(monkeypatch):
     assert seen == [1.0]
     trie = SidTrie.from_sids(sids)
     assert trie.remove([0]).add(sids[:1], [0]).sids([0, 5]).tolist() == sids[[0, 5]].tolist()
+
+
+def test_what_progress_raises_ends_the_build():
+    class Enough(Exception):
+        pass
+
+    def report(share):
+        seen.append(share)
+        if len(seen) == 2:
+            raise Enough
+
+    sids = torch.randint(100, (1_000_000, 4), generator=torch.Generator().manual_seed(0))
+    seen = []
+    with pytest.raises(Enough):
+        trie_build(sids, progress=report)
+    assert 0 < seen[0] <= seen[1] < 1
+    trie_build(sids[:1000], progress=seen.append)
+    assert seen[2:] == [1.0]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_ends_the_build(threads):
+    sids = torch.randint(100, (2_000_000, 4), generator=torch.Generator().manual_seed(0))
+    order = torch.empty(len(sids), dtype=torch.int32)
+    builder = _native.load().TrieBuilder(
+        sids=sids.data_ptr(),
+        num_items=len(sids),
+        levels=4,
+        num_sorted=0,
+        threads=threads,
+        poll=lambda: None,
+    )
+    timer = threading.Timer(0.02, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        builder.sort(order=order.data_ptr())
+    timer.join()
+    assert builder.progress() < 0.8  # sorted to the end it is 5 / 6
+
+
+MEMORY = """
+import resource, torch
+from crs_fast.trie import SidTrie
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+SidTrie.from_sids(torch.zeros(1000, 2, dtype=torch.int64))
+sids = torch.randint({codes}, ({items}, {levels}))
+ids = torch.arange({items})
+before = peak()
+trie = SidTrie.from_sids(sids, ids)
+result = sum(t.nbytes for t in (*trie.tensors, trie.item_ids.numbers))
+print((peak() - before) / result)
+"""
+
+
+@pytest.mark.parametrize(("items", "levels", "codes"), [(4_000_000, 4, 256), (1_000_000, 8, 2048)])
+def test_a_build_takes_three_times_its_result_at_most(items, levels, codes):
+    """In a process of its own, where the peak is that of this build; that takes 4 s."""
+    command = [sys.executable, "-c", MEMORY.format(items=items, levels=levels, codes=codes)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 3
