@@ -81,3 +81,19 @@ def test_what_a_context_shares_with_a_conversation():
     assert conversations.find("a", [1, 2, 3])[1] == 2  # its last token is fed for its logits
     assert conversations.find("a", [9, 2, 3]) is None
     assert conversations.find("b", [1, 2, 3]) is conversations.find(None, [1, 2, 3]) is None
+
+
+def test_a_new_conversation_takes_over_the_beginning_of_another():
+    conversations = Conversations(limit=1 << 20)
+    conversations.keep("a", kept(*range(30)))
+    conversations.keep("b", kept(*range(20), 90, 91))
+    context = [*range(25), 7, 8]
+    found, shared = conversations.find("new", context)
+    assert (found.ids, shared) == (list(range(30)), 25)
+    assert conversations.find(None, context)[1] == 25
+    assert conversations.find("new", [*range(10), 99, *range(20)]) is None
+    conversations.forget("a")
+    assert conversations.find("new", context)[1] == 20
+    conversations.forget("b")
+    assert conversations.find("new", context) is None
+    assert not conversations._names
