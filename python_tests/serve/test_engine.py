@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.turn import TurnCache
 from crs_fast.serve import (
     Busy,
@@ -22,6 +23,7 @@ from crs_fast.serve import (
 )
 from crs_fast.serve import turn as turn_module
 from crs_fast.serve.ticket import Written
+from python_tests.crs.evaluation.test_predict import bundle as bundle_of
 from python_tests.crs.tiny_system import ITEMS
 
 ASK = [{"role": "user", "content": "I like Film 3, any more?"}]
@@ -106,6 +108,47 @@ def test_requests_that_join_while_others_are_written_change_nothing(recommender)
         assert_same(answer, responded(recommender, request))
 
 
+def test_groups_and_limits_of_one_request_change_no_other(recommender):
+    """A list that a limit leaves short is ranked again, beside turns that have all they need."""
+
+    def parity(item):
+        return ["even" if int(item.item_id[1:]) % 2 == 0 else "odd"]
+
+    grouped = Recommender(recommender.bundle, parity)
+    base = TurnRequest(ASK, "rec", 4, num_beams=6, max_new_tokens=4, repeat_named=True)
+    requests = [
+        replace(base, groups=["Even"]),
+        base,
+        replace(base, max_per_group=1, messages=LONGER),
+        replace(base, max_per_group={"odd": 1}),
+        replace(base, groups=["none of them"]),
+    ]
+    with Engine(grouped, max_wait=0.05) as engine:
+        answers = [ticket.result(60) for ticket in map(engine.submit, requests)]
+    for request, answer in zip(requests[:4], answers, strict=False):
+        expected = grouped.respond(
+            request.messages, "rec", 4, groups=request.groups, num_beams=6, max_new_tokens=4,
+            max_per_group=request.max_per_group,
+        )  # fmt: skip
+        assert_same(answer, expected)
+    assert [len(answer.items) for answer in answers] == [4, 4, 2, 4, 0]
+    assert answers[4].unknown_items == ["none of them"]
+
+
+@pytest.mark.filterwarnings("ignore:.*longer than its attention window")
+@pytest.mark.filterwarnings("ignore:.*longer than the model's attention window")
+def test_turns_that_do_not_fit_into_the_window_are_answered_alone():
+    windowed = Recommender(bundle_of("mistral"))
+    requests = [TurnRequest(m, "rec", 3, num_beams=4, max_new_tokens=4) for m in (ASK, LONG)]
+    requests = [replace(request, repeat_named=True) for request in requests]
+    with Engine(windowed, max_wait=0.0) as engine:
+        answers = [engine.submit(request).result(60) for request in requests]
+        together = [ticket.result(60) for ticket in map(engine.submit, requests)]
+    for request, *both in zip(requests, answers, together, strict=True):
+        for answer in both:
+            assert_same(answer, responded(windowed, request))
+
+
 def test_callers_in_threads(recommender):
     requests = mixed_requests()
     with Engine(recommender) as engine, ThreadPoolExecutor(6) as pool:
@@ -131,8 +174,8 @@ def test_the_next_turn_reads_only_its_new_words(recommender, options):
                 assert_same(answer, responded(recommender, replace(request, conversation=None)))
                 cached = answer.usage["cached_tokens"]
                 if not options:
-                    assert (cached > 0) == (turn > 0 and request.conversation is not None)
-                    if cached:
+                    assert turn == 0 or cached > 0 or request.conversation is None
+                    if turn and request.conversation:
                         assert cached > answer.usage["prompt_tokens"] // 3
             for m in messages:
                 m += [
@@ -143,6 +186,16 @@ def test_the_next_turn_reads_only_its_new_words(recommender, options):
     limit = options.get("cache_bytes", 1 << 30)
     assert figures["conversation_bytes"] <= limit
     assert (figures["conversations"] == 0) == (limit == 0)
+
+
+def test_a_new_conversation_shares_what_another_has_read(recommender):
+    request = TurnRequest(LONG, "rec", 4, max_new_tokens=6, conversation="a", repeat_named=True)
+    longer = replace(request, messages=[*LONG, *LONGER], conversation="b")
+    with Engine(recommender) as engine:
+        first, second = (engine.submit(one).result(60) for one in (request, longer))
+    assert first.usage["cached_tokens"] == 0
+    assert second.usage["cached_tokens"] > 0.9 * first.usage["prompt_tokens"]
+    assert_same(second, responded(recommender, longer))
 
 
 def test_a_reply_streams_word_by_word(recommender):
@@ -294,6 +347,15 @@ def test_a_deadline_ends_a_request_that_waits(recommender, gate):
             late.result(60)
         first.result(60)
         assert engine.metrics["late"] == 1
+
+
+def test_a_deadline_ends_a_reply_that_is_written(recommender):
+    with Engine(recommender) as engine:
+        ticket = engine.submit(TurnRequest(LONG, "rec", max_new_tokens=380, deadline=0.15))
+        with pytest.raises(TimeoutError, match="deadline"):
+            ticket.result(60)
+        assert engine.metrics["late"] == 1
+        assert engine.submit(TurnRequest(ASK, max_new_tokens=3)).result(60)
 
 
 def test_a_cancelled_reply_ends_and_the_others_go_on(recommender):
