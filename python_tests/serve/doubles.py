@@ -1,14 +1,15 @@
 """A server in a thread, and an engine that answers what a test tells it."""
 
+import asyncio
 import contextlib
+import itertools
 import threading
 import time
 from types import SimpleNamespace
 
 import uvicorn
 
-from crs_fast.serve.requests import Done, Ranked, TurnAnswer
-from crs_fast.serve.ticket import Ticket, Written
+from crs_fast.serve.requests import Cancelled, Done, Failed, Ranked, Text, TurnAnswer
 
 ITEMS = [("i1", "Film 1 (1991)", -1.0), ("i2", "Film 2 (1992)", -2.5)]
 TIMINGS = {"queue_ms": 1, "prefill_ms": 20, "rank_ms": 30, "write_ms": 40, "total_ms": 91}
@@ -18,10 +19,32 @@ ANSWER = TurnAnswer(
 )
 EVENTS = (
     Ranked("rec", ITEMS, 0.75, ["gone"], ["i3"], "v7"),
-    Written(["See Film 1"]),  # the tokens are pieces of text here
-    Written([" (1991)."]),
+    Text("See Film 1"),
+    Text(" (1991)."),
     Done(ANSWER),
 )
+
+
+class ScriptedTicket:
+    """Events as a test puts them, for event loops."""
+
+    def __init__(self, request, events):
+        self.request, self.events, self.is_cancelled = request, list(events), False
+
+    def put(self, event):
+        self.events.append(event)
+
+    def cancel(self):
+        self.is_cancelled = True
+        self.put(Failed(Cancelled("the request was cancelled")))
+
+    async def __aiter__(self):
+        for number in itertools.count():
+            while len(self.events) <= number:
+                await asyncio.sleep(0.005)
+            yield self.events[number]
+            if isinstance(self.events[number], Done | Failed):
+                return
 
 
 class ScriptedEngine:
@@ -47,11 +70,8 @@ class ScriptedEngine:
     def submit(self, request):
         if self.error is not None:
             raise self.error
-        ticket = Ticket(request, decode="".join)
-        self.tickets.append(ticket)
-        for event in self.events:
-            ticket.put(event)
-        return ticket
+        self.tickets.append(ScriptedTicket(request, self.events))
+        return self.tickets[-1]
 
     def close(self):
         self.is_closed = True
@@ -71,7 +91,7 @@ def scripted_store(titles=("Film 0", "Film 1", "Film 2"), groups=("comedy", "dra
 @contextlib.contextmanager
 def running(app):
     """The address of a server for the application, on a free port of this machine."""
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=20)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -77,11 +77,11 @@ def test_an_answer_as_events():
         response = http.post("/v1/respond", json={"messages": ASK, "stream": True})
     assert response.headers["content-type"].startswith("text/event-stream")
     names, contents = zip(*events_of(response), strict=True)
-    assert names == ("ranked", "text", "done")
+    assert names == ("ranked", "text", "text", "done")
     assert contents[0]["items"] == whole["items"]
     assert contents[0]["titles"] == {"i3": "Film 3 (1993)"}
-    assert contents[1] == {"delta": whole["text"]}
-    assert contents[2] == whole
+    assert "".join(content["delta"] for content in contents[1:3]) == whole["text"]
+    assert contents[3] == whole
 
 
 def test_a_repeated_item_is_said_to_be_one():
@@ -194,22 +194,22 @@ def test_numbers_that_are_none(value):
     assert "timeout" in the_problem(response, 422)["detail"]
 
 
-def test_a_page_elsewhere_cannot_post_without_asking():
-    """Browsers send text/plain to other servers without a preflight request."""
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "json"])
+def test_a_page_elsewhere_cannot_post_without_asking(kind):
+    """Browsers send these types to other servers without a preflight request."""
+    body, headers = json.dumps({"messages": ASK}), {} if kind is None else {"Content-Type": kind}
     with client() as http:
-        response = http.post(
-            "/v1/respond",
-            content=json.dumps({"messages": ASK}),
-            headers={"Content-Type": "text/plain"},
-        )
-    the_problem(response, 422)
+        assert the_problem(http.post("/v1/respond", content=body, headers=headers), 415)
+        kind = {"Content-Type": "Application/JSON; charset=utf-8"}
+        assert http.post("/v1/respond", content=body, headers=kind).status_code == 200
 
 
 def test_a_body_past_its_limit():
     with client(limits=Limits(max_body_bytes=1000)) as http:
         declared = http.post("/v1/respond", json=say("x" * 1000))
         chunks = (b"x" * 100 for _ in range(50))
-        chunked = http.post("/v1/respond", content=chunks)
+        kind = {"Content-Type": "application/json"}
+        chunked = http.post("/v1/respond", content=chunks, headers=kind)
         within = http.post("/v1/respond", json=say("x" * 900))
     for response in (declared, chunked):
         assert the_problem(response, 413)["code"] == "body_too_long"
@@ -274,7 +274,7 @@ def test_a_turn_that_fails_on_the_way():
         respond = http.post("/v1/respond", json={**say("x"), "stream": True})
         chat = http.post("/v1/chat/completions", json={**CHAT, "stream": True})
     names, contents = zip(*events_of(respond), strict=True)
-    assert names == ("ranked", "error")
+    assert names == ("ranked", "text", "error")
     assert (contents[-1]["status"], contents[-1]["code"]) == (504, "timeout")
     assert '"code": "timeout"' in chat.text
     assert "[DONE]" not in chat.text

@@ -6,8 +6,7 @@ import pytest
 
 from crs_fast.serve.app import create_app
 from crs_fast.serve.http.guard import Access
-from crs_fast.serve.requests import Busy, Done, Ranked, TurnAnswer
-from crs_fast.serve.ticket import Written
+from crs_fast.serve.requests import Busy, Done, Ranked, Text, TurnAnswer
 
 from .doubles import (
     EVENTS,
@@ -186,7 +185,7 @@ def test_markup_is_shown_as_text(page, engine):
     items = [("e1", evil, -1.0)]
     reply = f"See {evil}"
     answer = TurnAnswer("rec", items, reply, 0.9, ["e1"], 0, [], ["e1"], "v", TIMINGS, USAGE)
-    engine.events = [Ranked("rec", items, 0.9, [], ["e1"], "v"), Written([reply]), Done(answer)]
+    engine.events = [Ranked("rec", items, 0.9, [], ["e1"], "v"), Text(reply), Done(answer)]
     engine.recommender.titles["e1"] = evil
     ask(page, evil)
     assert texts(page, ".user p, .assistant p") == [evil, f"See {evil}"]

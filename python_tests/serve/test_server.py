@@ -143,7 +143,8 @@ def test_a_body_that_never_ends(recommender):
         address = urlsplit(url)
         with socket.create_connection((address.hostname, address.port)) as connection:
             connection.sendall(
-                b"POST /v1/respond HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+                b"POST /v1/respond HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n"
+                b"Content-Type: application/json\r\n\r\n{"
             )
             connection.settimeout(30)
             assert b"408 Request Timeout" in connection.recv(1000)

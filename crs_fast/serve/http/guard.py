@@ -94,17 +94,19 @@ class Guard:
                 code="changes_off",
             )
         expected = (changes and access.admin_token) or access.token
-        given = headers.get("authorization", "")
-        if expected is None:
-            return
         # Compared as bytes: compare_digest refuses text that is not ASCII.
-        if not hmac.compare_digest(given.encode(), f"Bearer {expected}".encode()):
+        given = headers.get("authorization", "").encode()
+        if expected and not hmac.compare_digest(given, f"Bearer {expected}".encode()):
             raise Problem(
                 401,
                 "the header Authorization must be 'Bearer ' and the server's token",
                 code="unauthorized",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+        # Other types reach a server from pages of other sites, without their asking first.
+        if scope["method"] == "POST" and kind != "application/json":
+            raise Problem(415, "the Content-Type must be application/json", code="not_json_type")
 
     async def _body(self, scope: Any, receive: Any) -> bytes | None:
         """The request's whole body; None if the client went away before its end."""

@@ -2,6 +2,7 @@
 "use strict";
 
 const $ = (id) => document.getElementById(id);
+const MOST_MESSAGES = 150; // the server takes 200 by default; the model reads fewer
 const STAGES = [["queue", "queue"], ["prefill", "reading"], ["rank", "items"], ["write", "reply"]];
 
 let conversation = newConversation();
@@ -94,7 +95,7 @@ async function respond() {
       headers: { "Content-Type": "application/json" },
       signal: controller.signal,
       body: JSON.stringify({
-        messages: mine.messages,
+        messages: mine.messages.slice(-MOST_MESSAGES),
         mode: $("mode").value || null,
         num_items: Math.min(Math.max(Number($("count").value) || 5, 1), 50),
         exclude: [...mine.excluded.keys()],
