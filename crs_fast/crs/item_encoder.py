@@ -56,6 +56,11 @@ class ItemEncoder:
         record = read_record(folder) or encoder_record(None, ())
         return cls(_quantizer(path), record["encoder"], record["by_text"])
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What `save_quantizer` notes of this one."""
+        return encoder_record(self.encoder, ("text",) if self.by_text else ())
+
     def sids(
         self, items: Sequence[Item], occupied: torch.Tensor, embeddings: Any = None
     ) -> torch.Tensor:

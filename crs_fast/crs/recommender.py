@@ -36,7 +36,7 @@ from crs_fast.crs.exposure import (
     named_items,
 )
 from crs_fast.crs.hub import local_folder, upload
-from crs_fast.crs.item_encoder import QUANTIZER, ItemEncoder
+from crs_fast.crs.item_encoder import QUANTIZER, ItemEncoder, save_quantizer
 from crs_fast.crs.reply import placed
 from crs_fast.crs.reply_text import ReplyText
 from crs_fast.crs.sampling import Sampling
@@ -87,9 +87,10 @@ class Recommender:
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write the directory that `from_pretrained` loads, completely or not at all;
-        `save_bundle` says what it replaces, and lists the errors."""
-        bundle = self.bundle
-        return save_bundle(
+        `save_bundle` says what it replaces, and lists the errors. The quantizer that encodes new
+        items comes along, if the recommender has one."""
+        bundle, encoder = self.bundle, self._item_encoder or self._read_item_encoder()
+        path = save_bundle(
             directory,
             (bundle.model, bundle.tokenizer),
             bundle.trie,
@@ -99,6 +100,9 @@ class Recommender:
             quantizer=bundle.quantizer,
             max_length=bundle.builder.max_length,
         )
+        if encoder is not None:
+            save_quantizer(path, encoder.quantizer, encoder.record)
+        return path
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
         """Upload what `save_pretrained` writes to the hub's repository of that name, which is made

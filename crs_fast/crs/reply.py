@@ -122,10 +122,10 @@ class ReplyBatch:
             control = self.replies[rows[0]].bundle.control.tokens
             if len(rows) == len(self):
                 scores[:, control] = -torch.inf
-                return constraint(self._window, scores)
+                return constraint.mask(self._window, scores)
             some = scores[rows]
             some[:, control] = -torch.inf
-            scores[rows] = constraint(self._window[rows], some)
+            scores[rows] = constraint.mask(self._window[rows], some)
         return scores
 
     def _constrained(self) -> list[tuple[list[int], SidLogitsProcessor]]:

@@ -1,5 +1,8 @@
 """A turn in parts: the ranking, then the text as it is written, then the whole."""
 
+import gc
+import warnings
+
 import pytest
 import torch
 
@@ -90,6 +93,15 @@ def test_deltas_are_whole_characters_and_titles(recommender, reply, cut):
     several = ReplyText(builder, titles)  # tokens that come in twos
     parts = [several.push(tokens[:n]) for n in range(2, len(tokens) + 1, 2)]
     assert "".join(parts) + several.finish(tokens) == whole
+
+
+def test_a_chat_turn_says_nothing_of_missing_begin_tokens(recommender):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        recommender.respond(ASK, "chat", exclude=[i.item_id for i in ITEMS], max_new_tokens=5)
+        recommender.respond(ASK, "chat", max_new_tokens=5)
+        gc.collect()
+    assert not [w for w in said if "without a constraint" in str(w.message)]
 
 
 def test_a_batch_is_refused(recommender):

@@ -178,9 +178,16 @@ def test_the_model_directory_knows_how_new_items_are_encoded(parts, tmp_path, mo
     monkeypatch.setattr("crs_fast.crs.item_encoder.load_encoder", lambda encoder: embed)
     changed = Recommender.from_pretrained(path).with_catalogue(add=NEW)
     assert changed.bundle.trie.sids(["n1", "n2", "n3"]).tolist() == new_sids(quantizer, NEW, SIDS)
+    again = tmp_path / "again"
+    for target in (again, again, path):  # the last one is the directory that it came from
+        changed.save_pretrained(target)
+        more = Recommender.from_pretrained(target).with_catalogue(add=ITEMS[1:2], remove=["i1"])
+        assert more.with_catalogue(add=[Item("n4", "x")]).bundle.trie.num_items == 12
     other = RQKMeans(levels=3, codes=4, seed=5).fit(torch.rand(9, 14))
     with pytest.raises(ValueError, match="the quantizer must be the one that made"):
-        Recommender(load_bundle(path), item_encoder=ItemEncoder(other, embed)).with_catalogue(NEW)
+        Recommender(load_bundle(path), item_encoder=ItemEncoder(other, embed)).with_catalogue(
+            add=[Item("n9", "x")]
+        )
 
 
 @pytest.mark.parametrize(
