@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+Guard = AbstractContextManager[Any]
+
 
 class _Entry(NamedTuple):
     """versions: how often each tensor had been written to; None where that is not counted
@@ -21,7 +23,7 @@ class _Entry(NamedTuple):
     references: tell when one of the tensors is gone"""
 
     versions: list[int] | None
-    guard: AbstractContextManager[Any] | None
+    guard: Guard | None
     references: list[weakref.ref[torch.Tensor]]
 
 
@@ -35,14 +37,14 @@ class CheckedContents:
         self,
         tensors: Sequence[torch.Tensor],
         facts: tuple[Any, ...] = (),
-        guard: AbstractContextManager[Any] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         """
         Args:
             facts: what else the check was about.
             guard: of an owner who changes the tensors and checks what it writes itself.
         """
-        key = (*map(id, tensors), *facts)
+        key = (*map(id, tensors), *facts)  # as in `find`
         entries = self._entries
 
         def forget(_: Any) -> None:
@@ -53,7 +55,8 @@ class CheckedContents:
 
     def find(self, tensors: Sequence[torch.Tensor], facts: tuple[Any, ...] = ()) -> _Entry | None:
         """What is remembered of these tensors, if they are as they were then."""
-        entry = self._entries.get((*map(id, tensors), *facts))
+        key = (*map(id, tensors), *facts) if facts else tuple(map(id, tensors))
+        entry = self._entries.get(key)
         if entry is None or entry.versions is None:
             return entry
         return entry if entry.versions == [tensor._version for tensor in tensors] else None

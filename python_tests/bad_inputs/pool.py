@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
-SECONDS = 120  # of one batch of rows
+SECONDS = 600  # of one batch of rows, on a busy machine
 
 
 class Outcome(NamedTuple):

@@ -285,21 +285,12 @@ def trie_step(
         scores float32, nodes, parents and codes int64, each [B, num_beams]. Where fewer legal
         continuations than beams exist the rest has score -inf, node -1, parent 0, code -1.
     """
-    check_step(
-        "trie_step",
-        logits,
-        scores,
-        nodes,
-        trie,
-        tokens,
-        filters,
-        num_beams,
-        normalize,
-        temperature,
+    guard = check_step(
+        "trie_step", logits, scores, nodes, trie, tokens, filters, num_beams, normalize, temperature
     )
     words, rank = filters if filters is not None else (None, None)
     best, following, parents, codes = dispatch.step(
-        logits, scores, nodes, *trie, *tokens, words, rank, num_beams, normalize, temperature
+        guard, logits, scores, nodes, *trie, *tokens, words, rank, num_beams, normalize, temperature
     )
     return best, following, parents, codes
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..checked import CheckedContents
+from ..checked import CheckedContents, Guard
 from ..dtypes import NATIVE_FLOATS, name_of
 from .contents import TRIE_DTYPES, filters_problem, tokens_problem, trie_problem
 from .tensors import NORMALIZE, FilterTensors, TokenTensors, TrieTensors
@@ -21,9 +21,10 @@ _DEVICES = ("cpu", "cuda", "meta")  # meta tensors have shapes only
 _MOST_BEAMS = 1 << 31
 
 
-def check_walk(op: str, trie: TrieTensors, codes: torch.Tensor) -> None:
-    check_trie(op, trie)
+def check_walk(op: str, trie: TrieTensors, codes: torch.Tensor) -> Guard | None:
+    guard = check_trie(op, trie)
     check_tensor(op, "codes", codes, trie.codes, (torch.int64,), 2)
+    return guard
 
 
 def check_mask(
@@ -34,8 +35,8 @@ def check_mask(
     tokens: TokenTensors,
     filters: FilterTensors | None,
     filter_of_row: torch.Tensor | None = None,
-) -> None:
-    check_trie(op, trie)
+) -> Guard | None:
+    guard = check_trie(op, trie)
     check_tensor(op, "logits", logits, trie.codes, NATIVE_FLOATS, 2)
     check_tensor(op, "nodes", nodes, trie.codes, (torch.int64,), 1)
     if nodes.shape[0] != logits.shape[0]:
@@ -54,6 +55,7 @@ def check_mask(
             f"{op}: filters must divide the {logits.shape[0]} rows evenly "
             f"(got {filters.words.shape[0]})"
         )
+    return guard
 
 
 def check_mask_inplace(
@@ -64,14 +66,15 @@ def check_mask_inplace(
     tokens: TokenTensors,
     filters: FilterTensors | None,
     filter_of_row: torch.Tensor | None = None,
-) -> None:
-    check_mask(op, logits, nodes, trie, tokens, filters, filter_of_row)
+) -> Guard | None:
+    guard = check_mask(op, logits, nodes, trie, tokens, filters, filter_of_row)
     if logits.is_neg():
         raise ValueError(f"{op}: logits must be memory to write to (got a negative view)")
     (rows, vocab), (down, across) = logits.shape, logits.stride()
     shared = (vocab > 1 and across == 0) or (rows > 1 and down == 0)
     if (shared and logits.numel()) or (rows > 1 and across == 1 and down < vocab):
         raise ValueError(f"{op}: rows of logits must not overlap (got strides {logits.stride()})")
+    return guard
 
 
 def check_filter_of_row(
@@ -105,8 +108,8 @@ def check_step(
     num_beams: int,
     normalize: str,
     temperature: float,
-) -> None:
-    check_trie(op, trie)
+) -> Guard | None:
+    guard = check_trie(op, trie)
     check_tensor(op, "logits", logits, trie.codes, NATIVE_FLOATS, 2)
     check_tensor(op, "scores", scores, trie.codes, (torch.float32,), 2)
     check_tensor(op, "nodes", nodes, trie.codes, (torch.int64,), 2)
@@ -129,20 +132,25 @@ def check_step(
             f"{op}: filters must hold one bitmap per request, {scores.shape[0]} "
             f"(got {filters.words.shape[0]})"
         )
+    return guard
 
 
 def check_temperature(op: str, temperature: Any) -> None:
-    if not isinstance(temperature, float | int) or not 0 < temperature < math.inf:
+    if not isinstance(temperature, (float, int)) or not 0 < temperature < math.inf:
         raise ValueError(f"{op}: temperature must be above 0 and finite (got {temperature!r})")
 
 
-def check_trie(op: str, trie: TrieTensors) -> None:
+def check_trie(op: str, trie: TrieTensors) -> Guard | None:
+    """What to hold while a kernel reads the trie, where its owner may change it."""
     if not isinstance(trie, TrieTensors):
         raise ValueError(
             f"{op}: trie must be TrieTensors, such as SidTrie.tensors (got {type(trie).__name__})"
         )
-    if torch.compiler.is_compiling() or TRIES.find(trie) is not None:
-        return
+    known = TRIES.find(trie)
+    if known is not None:
+        return known.guard
+    if torch.compiler.is_compiling():
+        return None
     for name, tensor in trie._asdict().items():
         beside = tensor if name == "codes" else trie.codes
         ndim = 1 if name in ("codes", "starts") else 2
@@ -151,6 +159,8 @@ def check_trie(op: str, trie: TrieTensors) -> None:
             raise ValueError(
                 f"{op}: the trie's {name} must be contiguous (got strides {tensor.stride()})"
             )
+    if trie.codes.device.type not in _DEVICES:
+        raise ValueError(f"{op}: trie must be on the CPU or on CUDA (got {trie.codes.device})")
     levels = trie.bits.shape[0]
     if (
         not 1 <= levels <= 127
@@ -171,6 +181,7 @@ def check_trie(op: str, trie: TrieTensors) -> None:
             )
 
     TRIES.require(trie, (), check)
+    return None
 
 
 def check_tokens(op: str, vocab: int, trie: TrieTensors, tokens: TokenTensors) -> None:
@@ -184,6 +195,14 @@ def check_tokens(op: str, vocab: int, trie: TrieTensors, tokens: TokenTensors) -
             f"SidVocab.tensors (got {type(tokens).__name__})"
         )
     column, denied, terminator, num_columns = tokens
+    if (
+        TOKENS.find((column, denied), (num_columns,)) is not None
+        and num_columns <= vocab
+        and -1 <= terminator < num_columns
+        and column.shape[0] >= trie.bits.shape[0]
+        and column.device == trie.codes.device
+    ):
+        return  # every step asks
     if vocab < num_columns:
         raise ValueError(
             f"{op}: logits must have at least {num_columns} columns, the highest token of "
@@ -240,6 +259,12 @@ def check_filters(op: str, filters: FilterTensors | None, trie: TrieTensors) -> 
             f"(got {type(filters).__name__})"
         )
     words, rank = filters
+    if (
+        FILTERS.find(filters) is not None
+        and words.shape[1] == trie.bits.shape[1]
+        and words.device == trie.codes.device
+    ):
+        return  # every step asks
     if words.ndim != 2 or words.shape[1] != trie.bits.shape[1] or rank.shape != words.shape:
         raise ValueError(
             f"{op}: filters must be made for this trie, with {trie.bits.shape[1]} words per bitmap "
@@ -269,6 +294,14 @@ def check_tensor(
     dtypes: tuple[torch.dtype, ...],
     ndim: int | None,
 ) -> None:
+    if (
+        isinstance(tensor, torch.Tensor)
+        and tensor.dtype in dtypes
+        and (tensor.ndim == ndim or ndim is None)
+        and tensor.layout is torch.strided
+        and tensor.device == beside.device
+    ):
+        return  # every step asks
     if not isinstance(tensor, torch.Tensor):
         raise ValueError(f"{op}: {name} must be a torch tensor (got {type(tensor).__name__})")
     if tensor.dtype not in dtypes:
@@ -282,8 +315,6 @@ def check_tensor(
         raise ValueError(
             f"{op}: {name} must be on the trie's device {beside.device} (got {tensor.device})"
         )
-    if tensor.device.type not in _DEVICES:
-        raise ValueError(f"{op}: {name} must be on the CPU or on CUDA (got {tensor.device})")
 
 
 def check_range(op: str, name: str, positions: torch.Tensor, size: int, lowest: int = 0) -> None:

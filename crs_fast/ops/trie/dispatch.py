@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from crs_fast import _native
 
+from ..checked import Guard
 from ..library import register
 from . import native as kernels
 from . import reference
@@ -73,11 +74,14 @@ def rows(trie: TrieTensors, items: torch.Tensor | None, out: torch.Tensor) -> No
     out.copy_(reference.trie_rows(trie, items))
 
 
-def step(logits: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
+def step(guard: Guard | None, logits: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
     """`torch.ops.crs_fast.trie_step`, without its 10 microseconds where nobody traces the call."""
     if torch.compiler.is_compiling() or type(logits) is not torch.Tensor or logits.is_meta:
         return torch.ops.crs_fast.trie_step(logits, *rest)
-    return _step(logits, *rest)
+    if guard is None:
+        return _step(logits, *rest)
+    with guard:
+        return _step(logits, *rest)
 
 
 def _kernels(op: str, tensor: torch.Tensor) -> Any:
@@ -109,7 +113,7 @@ def _adjacent(logits: torch.Tensor) -> torch.Tensor:
     return logits if logits.stride(1) == 1 or logits.shape[1] <= 1 else logits.contiguous()
 
 
-def _guard(trie: TrieTensors) -> AbstractContextManager[Any]:
+def _guard(trie: TrieTensors) -> Guard:
     """What to hold while the CPU reads the trie: a `TrieSlot` may be loaded meanwhile."""
     known = TRIES.find(trie)
     return _NO_GUARD if known is None or known.guard is None else known.guard
@@ -186,18 +190,19 @@ def _step(
         return reference.trie_step(
             logits, scores, nodes, trie, tokens, num_beams, normalize, temperature, filters
         )
-    with _guard(trie):
-        return kernels.step(
-            native, _adjacent(logits), scores, nodes, trie, tokens, filters, num_beams, normalize,
-            temperature,
-        )  # fmt: skip
+    return kernels.step(
+        native, _adjacent(logits), scores, nodes, trie, tokens, filters, num_beams, normalize,
+        temperature,
+    )  # fmt: skip
 
 
 def _checked_step(
     logits: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    check_step("trie_step", logits, scores, nodes, *_bundles(rest[:-3]), *rest[-3:])
-    return _step(logits, scores, nodes, *rest)
+    bundles = _bundles(rest[:-3])
+    guard = check_step("trie_step", logits, scores, nodes, *bundles, *rest[-3:])
+    with guard or _NO_GUARD:
+        return _step(logits, scores, nodes, *rest)
 
 
 def _fits(beams: int, num_beams: int, tokens: TokenTensors) -> bool:
