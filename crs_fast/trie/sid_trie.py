@@ -311,13 +311,20 @@ class SidTrie:
         return read_metadata(path)
 
     @staticmethod
-    def load(path: str | PathLike[str]) -> SidTrie:
+    def load(path: str | PathLike[str], *, mmap: bool = False) -> SidTrie:
         """Read a trie written by `save`.
+
+        Args:
+            path: the file.
+            mmap: keep the trie in the file instead of reading it into memory, so that processes
+                share it. Then the file must stay as it is: what is copied over it changes this
+                trie unchecked, and cutting it off ends the process (SIGBUS). `save` replaces a file
+                by renaming, which a mapped trie survives.
 
         Raises:
             ValueError: the file is damaged, of another version, or inconsistent.
         """
-        return SidTrie(*load_trie(path))
+        return SidTrie(*load_trie(path, mmap))
 
     def __repr__(self) -> str:
         return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from os import PathLike
 from pathlib import Path
@@ -44,15 +45,12 @@ def save_trie(path: str | PathLike[str], trie: TrieTensors, ids: ItemIds) -> Non
         save_file(tensors, str(partial), metadata=metadata)
 
 
-def load_trie(path: str | PathLike[str]) -> tuple[TrieTensors, ItemIds]:
+def load_trie(path: str | PathLike[str], mmap: bool = False) -> tuple[TrieTensors, ItemIds]:
     """See `SidTrie.load`."""
     from safetensors import SafetensorError
 
     try:
-        with _opened(path) as file:
-            metadata = _checked_metadata(file, path)
-            # On the CPU these are views of the mapped file, read as they are used.
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata, tensors = _mapped(path) if mmap else _in_memory(path)
     except SafetensorError as error:
         raise ValueError(f"SidTrie.load: {path} is damaged ({error})") from None
     if checksum(tensors) != metadata.get("sha256"):
@@ -73,13 +71,35 @@ def load_trie(path: str | PathLike[str]) -> tuple[TrieTensors, ItemIds]:
     return trie, ids
 
 
+def _mapped(path: str | PathLike[str]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors; on the CPU, tensors are views of the mapped file, read as they are
+    used."""
+    with _opened(path) as file:
+        metadata = _checked_metadata(file.metadata(), path)
+        return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _in_memory(path: str | PathLike[str]) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """The same, read once; what happens to the file afterwards changes nothing."""
+    from safetensors.torch import load
+
+    raw = _existing(path).read_bytes()
+    try:
+        tensors = load(raw)  # it checks the header, so that the next lines can trust it
+    except KeyError as error:
+        raise ValueError(f"SidTrie.load: {path} is damaged (dtype {error})") from None
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    return _checked_metadata(header.get("__metadata__"), path), tensors
+
+
 def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
     """See `SidTrie.metadata`."""
     from safetensors import SafetensorError
 
     try:
         with _opened(path) as file:
-            return _checked_metadata(file, path)
+            return _checked_metadata(file.metadata(), path)
     except SafetensorError as error:
         raise ValueError(f"SidTrie.load: {path} is damaged ({error})") from None
 
@@ -87,13 +107,17 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, str]:
 def _opened(path: str | PathLike[str]) -> Any:
     from safetensors import safe_open
 
+    return safe_open(os.fspath(_existing(path)), framework="pt")
+
+
+def _existing(path: str | PathLike[str]) -> Path:
     if not Path(path).is_file():
         raise FileNotFoundError(f"SidTrie.load: no file {os.fspath(path)}")
-    return safe_open(os.fspath(path), framework="pt")
+    return Path(path)
 
 
-def _checked_metadata(file: Any, path: str | PathLike[str]) -> dict[str, str]:
-    metadata = file.metadata() or {}
+def _checked_metadata(metadata: dict[str, str] | None, path: str | PathLike[str]) -> dict[str, str]:
+    metadata = metadata or {}
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise ValueError(
             f"SidTrie.load: {path} must be {FORMAT} version {VERSION} "

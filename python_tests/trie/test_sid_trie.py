@@ -154,19 +154,37 @@ def test_filters_of_another_catalogue_are_refused(tmp_path, ids):
                 refused()
 
 
+@pytest.mark.parametrize("mmap", [False, True])
 @pytest.mark.parametrize("ids", [None, "text"])
-def test_saved_and_loaded_tries_are_equal(tmp_path, ids):
+def test_saved_and_loaded_tries_are_equal(tmp_path, ids, mmap):
     sids = random_sids(3, 50, 4, 5, ragged=True)
     names = None if ids is None else [f"é{i}" for i in range(50)]
     trie = SidTrie.from_sids(sids, item_ids=names)
     trie.save(tmp_path / "trie.safetensors")
-    loaded = SidTrie.load(tmp_path / "trie.safetensors")
+    loaded = SidTrie.load(tmp_path / "trie.safetensors", mmap=mmap)
     for mine, theirs in zip(trie.tensors, loaded.tensors, strict=True):
         assert torch.equal(mine, theirs)
     assert loaded.item_ids.tolist() == trie.item_ids.tolist()
     assert list(tmp_path.iterdir()) == [tmp_path / "trie.safetensors"]
     with safe_open(tmp_path / "trie.safetensors", framework="pt") as file:
         assert file.metadata()["num_items"] == "50"
+
+
+@pytest.mark.parametrize("names", [None, [f"é{i}" for i in range(50)]])
+def test_a_loaded_trie_does_not_change_with_its_file(tmp_path, names):
+    path, sids = tmp_path / "trie.safetensors", random_sids(3, 50, 4, 5)
+    trie = SidTrie.from_sids(sids, names)
+    trie.save(path)
+    loaded, size = SidTrie.load(path), path.stat().st_size
+    with open(path, "rb+") as file:  # as `cp` writes: into the same file
+        file.write(b"\xff" * size)
+        file.truncate(8)
+    assert loaded.sids().tolist() == trie.sids().tolist()
+    assert loaded.item_ids.tolist() == trie.item_ids.tolist()
+    trie.save(path)
+    mapped = SidTrie.load(path, mmap=True)
+    SidTrie.from_sids([[1, 2]]).save(path)  # by renaming
+    assert mapped.sids().tolist() == trie.sids().tolist()
 
 
 def test_a_save_that_breaks_leaves_the_earlier_file(tmp_path, monkeypatch):
