@@ -98,11 +98,11 @@ crs::TrieArrays arrays(Address codes, Address bits, Address rank, Address starts
 // reports progress. What either raises ends the build.
 class Poll {
  public:
-  explicit Poll(py::function report) : report_(std::move(report)) {}
+  Poll(py::function report, double seconds) : report_(std::move(report)), seconds_(seconds) {}
 
   void operator()() const {
     const auto now = std::chrono::steady_clock::now();
-    if (now - last_ < std::chrono::milliseconds(50)) return;
+    if (now - last_ < std::chrono::duration<double>(seconds_)) return;
     last_ = now;
     const py::gil_scoped_acquire locked;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -111,6 +111,7 @@ class Poll {
 
  private:
   py::function report_;
+  double seconds_;
   mutable std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
@@ -127,12 +128,13 @@ void bind_builder(py::module_& m) {
            arg("level"));
   py::class_<TrieBuilder>(m, "TrieBuilder")
       .def(py::init([](Address sids, int64_t num_items, int64_t levels, int64_t num_sorted,
-                       int threads, py::function poll) {
+                       int threads, py::function poll, double poll_seconds) {
              return std::make_unique<TrieBuilder>(as<const int64_t>(sids), num_items, levels,
-                                                  num_sorted, threads, Poll(std::move(poll)));
+                                                  num_sorted, threads,
+                                                  Poll(std::move(poll), poll_seconds));
            }),
            py::kw_only(), arg("sids"), arg("num_items"), arg("levels"), arg("num_sorted"),
-           arg("threads"), arg("poll"))
+           arg("threads"), arg("poll"), arg("poll_seconds"))
       .def(
           "sort", [](TrieBuilder& b, Address order) { b.sort(as<int32_t>(order)); }, py::kw_only(),
           arg("order"), unlocked)

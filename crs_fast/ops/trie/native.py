@@ -14,6 +14,9 @@ import torch
 from ..dtypes import native_dtype
 from .tensors import FilterTensors, TokenTensors, TrieTensors
 
+# A change of more than one item in so many costs less as a new build of all rows.
+_REBUILD = 4
+_POLL_SECONDS = 0.05
 _CODES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
 
 
@@ -34,6 +37,7 @@ def build(
         num_sorted=num_sorted,
         threads=torch.get_num_threads(),
         poll=report,
+        poll_seconds=_POLL_SECONDS,
     )
     order = torch.empty(items, dtype=torch.int32, device="cpu")
     builder.sort(order=order.data_ptr())
@@ -48,12 +52,18 @@ def insert(
     native: Any, trie: TrieTensors, sids: torch.Tensor
 ) -> tuple[TrieTensors, torch.Tensor, torch.Tensor]:
     _, order = build(native, sids, 0, None)  # checks the rows too
-    rows = sids[order.long()]
-    size, levels = rows.shape
+    size, levels = sids.shape
+    items = int(trie.level[-1, 1])
+    if size * _REBUILD > items:
+        old = torch.nn.functional.pad(_rows(native, trie), (0, levels - trie.num_levels), value=-1)
+        made, both = build(native, torch.cat([old, sids]), 0, None)
+        positions = (both >= items).nonzero().squeeze(1)
+        return made, order, positions - torch.arange(size, device="cpu")
+    ordered = sids[order.long()]
     at = torch.empty(size, dtype=torch.int64, device="cpu")
     change = native.TrieInsertion(
         trie=_trie(native, trie),
-        rows=rows.data_ptr(),
+        rows=ordered.data_ptr(),
         size=size,
         levels=levels,
         threads=torch.get_num_threads(),
@@ -64,6 +74,11 @@ def insert(
 
 def remove(native: Any, trie: TrieTensors, items: torch.Tensor) -> TrieTensors:
     items = items.contiguous()
+    if items.numel() * _REBUILD > int(trie.level[-1, 1]):
+        keep = torch.ones(int(trie.level[-1, 1]), dtype=torch.bool, device="cpu")
+        keep[items] = False
+        rest = _rows(native, trie, keep.nonzero().squeeze(1))
+        return build(native, rest, rest.shape[0], None)[0]
     change = native.TrieRemoval(
         trie=_trie(native, trie),
         items=items.data_ptr(),
@@ -72,6 +87,13 @@ def remove(native: Any, trie: TrieTensors, items: torch.Tensor) -> TrieTensors:
     )
     change.plan()
     return _filled(native, change, trie.num_levels)
+
+
+def _rows(native: Any, trie: TrieTensors, items: torch.Tensor | None = None) -> torch.Tensor:
+    size = int(trie.level[-1, 1]) if items is None else items.numel()
+    out = torch.empty(size, trie.num_levels, dtype=torch.int64, device="cpu")
+    rows(native, trie, items, out)
+    return out
 
 
 def _filled(native: Any, change: Any, levels: int) -> TrieTensors:

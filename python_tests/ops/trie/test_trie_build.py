@@ -97,7 +97,9 @@ def test_without_the_native_module(monkeypatch):
     assert trie.remove([0]).add(sids[:1], [0]).sids([0, 5]).tolist() == sids[[0, 5]].tolist()
 
 
-def test_what_progress_raises_ends_the_build():
+def test_what_progress_raises_ends_the_build(monkeypatch):
+    monkeypatch.setattr("crs_fast.ops.trie.native._POLL_SECONDS", 0.001)
+
     class Enough(Exception):
         pass
 
@@ -106,7 +108,7 @@ def test_what_progress_raises_ends_the_build():
         if len(seen) == 2:
             raise Enough
 
-    sids = torch.randint(100, (1_000_000, 4), generator=torch.Generator().manual_seed(0))
+    sids = torch.randint(100, (300_000, 4), generator=torch.Generator().manual_seed(0))
     seen = []
     with pytest.raises(Enough):
         trie_build(sids, progress=report)
@@ -126,6 +128,7 @@ def test_ctrl_c_ends_the_build(threads):
         num_sorted=0,
         threads=threads,
         poll=lambda: None,
+        poll_seconds=0.01,
     )
     timer = threading.Timer(0.02, signal.raise_signal, [signal.SIGINT])
     timer.start()

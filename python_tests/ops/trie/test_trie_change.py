@@ -2,14 +2,17 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from crs_fast import _native
 from crs_fast.ops import TrieTensors, trie_build, trie_insert, trie_remove, trie_rows
-from crs_fast.ops.trie import reference
+from crs_fast.ops.trie import native, reference
 from crs_fast.trie import SidTrie, TrieSlot
 from python_tests.helpers import random_sids
+
+# The fixture sets the same for every example.
+FIXTURES = [HealthCheck.function_scoped_fixture]
 
 
 def same(trie, other) -> None:
@@ -42,6 +45,12 @@ def check_remove(trie, items) -> None:
     same(made, reference.trie_remove(trie, items))
 
 
+@pytest.fixture(autouse=True, params=[0, 4], ids=["runs", "runs or rebuilt"])
+def _largest_change(request, monkeypatch):
+    """Large changes rebuild the trie; here they go by runs too."""
+    monkeypatch.setattr(native, "_REBUILD", request.param)
+
+
 ROWS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), max_size=140)
 
 
@@ -50,7 +59,7 @@ def tensor_of(rows, levels=4):
     return torch.tensor(padded, dtype=torch.int64).reshape(-1, levels)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=FIXTURES)
 @given(ROWS, ROWS, st.integers(4, 6))
 def test_any_rows_are_inserted(old, new, levels):
     """Few codes: SIDs repeat, end within others, and take over the beginnings of nodes."""
@@ -58,7 +67,7 @@ def test_any_rows_are_inserted(old, new, levels):
     check_insert(trie_build(old)[0], old, new)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=FIXTURES)
 @given(ROWS, st.data())
 def test_any_items_are_removed(rows, data):
     trie = trie_build(tensor_of(rows))[0]
@@ -66,7 +75,7 @@ def test_any_items_are_removed(rows, data):
     check_remove(trie, torch.tensor(chosen, dtype=torch.bool).nonzero().squeeze(1))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=FIXTURES)
 @given(ROWS, st.integers(0, 140), st.integers(0, 140))
 def test_whole_runs_of_items_are_removed(rows, first, size):
     """Nodes lose all of their items, up to the whole trie."""
@@ -121,15 +130,15 @@ def test_nothing_is_changed():
     same(trie_insert(trie_build(none)[0], none)[0], trie_build(none)[0])
 
 
-@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("built", [True, False])
 @pytest.mark.parametrize(
     "sids", [[[0, -2]], [[-1, -1]], [[0, 1], [1, 2], [-1, 2]], [[0, 2**31]], [[0] * 128]]
 )
-def test_rows_are_refused_in_the_words_of_trie_build(sids, native, monkeypatch):
+def test_rows_are_refused_in_the_words_of_trie_build(sids, built, monkeypatch):
     trie = trie_build(torch.tensor([[0, 1]]))[0]
     with pytest.raises(ValueError, match="trie_build: ") as expected:
         trie_build(torch.tensor(sids))
-    if not native:
+    if not built:
         monkeypatch.setattr(_native, "load", lambda: None)
     with pytest.raises(ValueError, match="trie_build: ") as got:
         trie_insert(trie, torch.tensor(sids))
