@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=120.0, help="of each run")
     parser.add_argument("--baseline-seconds", type=float, default=30.0)
     parser.add_argument("--swap", type=float, default=1.0, help="seconds between swaps; 0: none")
+    parser.add_argument("--cache-mib", type=float, default=16.0, help="for past conversations")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--url", help="of a running server, in place of an engine")
@@ -103,7 +104,8 @@ def _on_engine(
     def is_right(answer: Answered) -> bool:
         return versions[str(answer.version)] >= {*answer.item_ids, *answer.named}
 
-    with Engine(recommender, max_queue=1024) as engine:
+    cache_bytes = int(args.cache_mib * 2**20)
+    with Engine(recommender, max_queue=1024, cache_bytes=cache_bytes) as engine:
         swap = _swapper(engine, recommender, versions)
         record, method = Record(is_right), by_engine(engine)
         closed_loop(method, Record(is_right), max(1, clients), 1.0)  # warm

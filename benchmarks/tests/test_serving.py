@@ -49,7 +49,7 @@ def test_memory_is_noted_beside_a_run():
     memory = Memory()
     with every(0.01, memory.note):
         closed_loop(lambda c: Answered("", [], [], 0), Record(lambda a: True), 1, 0.1)
-    assert memory.row()["peak_mib"] >= memory.row()["end_mib"] > 0
+    assert min(memory.row().values()) > 0
 
 
 def test_a_table_has_the_columns_that_there_are():
