@@ -65,6 +65,13 @@ def test_limits():
     )
 
 
+@pytest.mark.parametrize("missing", ["fastapi", "uvicorn", "prometheus_client"])
+def test_what_is_missing_is_named(missing, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["serve"]) == 2
+    assert f"needs {missing}: pip install 'crs_fast[serve]'" in capsys.readouterr().err
+
+
 def test_the_command_serves_and_ends_when_told(tmp_path):
     """Some seconds: a process of its own loads everything, as it does for a user."""
     model, tokenizer, trie, vocab, control, _ = system()

@@ -93,13 +93,14 @@ def _whole(text: str) -> int:
 def run(args: Namespace) -> int:
     """Serve until interrupted; turns in progress are finished first."""
     try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
         import uvicorn
-
-        from crs_fast.serve.app import create_app
     except ImportError as error:
         raise ImportError(
             f"needs {error.name}: pip install 'crs_fast[serve]'", name=error.name
         ) from error
+    from crs_fast.serve.app import create_app
     from crs_fast.serve.catalogue import CatalogueStore
     from crs_fast.serve.engine import Engine
 
