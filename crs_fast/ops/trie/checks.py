@@ -136,8 +136,10 @@ def check_step(
 
 
 def check_temperature(op: str, temperature: Any) -> None:
-    if not isinstance(temperature, (float, int)) or not 0 < temperature < math.inf:
-        raise ValueError(f"{op}: temperature must be above 0 and finite (got {temperature!r})")
+    if not isinstance(temperature, (float, int)) or not temperature > 0:
+        raise ValueError(f"{op}: temperature must be above 0 (got {temperature!r})")
+    if temperature == math.inf:
+        raise ValueError(f"{op}: temperature must be finite (got {temperature!r})")
 
 
 def check_trie(op: str, trie: TrieTensors) -> Guard | None:
