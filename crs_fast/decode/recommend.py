@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
-from crs_fast.trie.typed import as_catalogue
+from crs_fast.trie.typed import TypedVocab, as_catalogue
 
 from .attempt import Attempts, give_up
 from .graph import GraphShape, search_in_graph
@@ -96,7 +96,7 @@ def recommend(
     """
     ids, mask = checked_inputs("recommend", input_ids, attention_mask)
     trie, vocab = as_catalogue(trie, vocab)
-    if vocab is not None and vocab.opens_with_code:
+    if isinstance(vocab, TypedVocab):
         ids, mask, filters = without_begins(ids, mask, trie, vocab, filters)
     request = SearchRequest(
         trie=trie,
