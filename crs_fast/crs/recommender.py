@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -71,6 +72,7 @@ class Recommender:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         groups_of: GroupsOf = genres_of,
+        trust_remote_code: bool = False,
     ) -> Recommender:
         """Load a directory that training wrote; `load_bundle` lists the errors.
 
@@ -81,14 +83,24 @@ class Recommender:
             dtype, device: as in `load_bundle`.
             groups_of: names the groups of an item, by which requests may filter; its genres if
                 left out.
+            trust_remote_code: as in `load_bundle`.
         """
         folder = local_folder(directory, revision)
-        return cls(load_bundle(folder, dtype=dtype, device=device), groups_of)
+        bundle = load_bundle(
+            folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
+        return cls(bundle, groups_of)
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write the directory that `from_pretrained` loads, completely or not at all;
-        `save_bundle` says what it replaces, and lists the errors."""
+        `save_bundle` says what it replaces, and lists the errors. A quantizer that this recommender
+        was loaded with goes along."""
         bundle = self.bundle
+
+        def copy_quantizer(folder: Path) -> None:
+            if bundle.folder is not None and (bundle.folder / QUANTIZER).is_dir():
+                shutil.copytree(bundle.folder / QUANTIZER, folder / QUANTIZER)
+
         return save_bundle(
             directory,
             (bundle.model, bundle.tokenizer),
@@ -98,6 +110,7 @@ class Recommender:
             bundle.items,
             quantizer=bundle.quantizer,
             max_length=bundle.builder.max_length,
+            more=copy_quantizer,
         )
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
