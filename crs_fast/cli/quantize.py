@@ -10,6 +10,8 @@ from typing import Any
 from .arguments import data_arguments, sid_arguments
 from .inputs import read_dataset
 
+_WRITTEN = ("quantizer", "trie.safetensors", "report.json", "report.png")
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("quantize", help="give a catalogue semantic IDs, and a report")
@@ -27,7 +29,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: Namespace) -> int:
-    from crs_fast._files import replacing, write_text
+    from crs_fast._files import replacing_folder, write_text
     from crs_fast.quantize import build_sids
     from crs_fast.trie import SidTrie
 
@@ -38,17 +40,18 @@ def run(args: Namespace) -> int:
         x, args.levels, args.codes, args.method, args.seed, progress=True
     )
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
-    quantizer.save_pretrained(out / "quantizer")
-    SidTrie.from_sids(sids, ids).save(out / "trie.safetensors")
-    write_text(out / "report.json", json.dumps(report, indent=1) + "\n")
-    try:
-        from crs_fast.quantize.plot import plot_report
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # All in one step: SIDs of one run and the quantizer of another give wrong items unnoticed.
+    with replacing_folder(out, kept=lambda name: name not in _WRITTEN) as partial:
+        quantizer.save_pretrained(partial / "quantizer")
+        SidTrie.from_sids(sids, ids).save(partial / "trie.safetensors")
+        write_text(partial / "report.json", json.dumps(report, indent=1) + "\n")
+        try:
+            from crs_fast.quantize.plot import plot_report
 
-        with replacing(out / "report.png") as partial:
-            plot_report(quantizer.encode(x), report, partial)
-    except ImportError as error:
-        print(f"no picture: {error}")
+            plot_report(quantizer.encode(x), report, partial / "report.png")
+        except ImportError as error:
+            print(f"no picture: {error}")
     print_report(report)
     print(json.dumps({"out": str(out), **report}))
     return 0

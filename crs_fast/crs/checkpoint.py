@@ -4,7 +4,8 @@ other.
     config.json, model.safetensors, tokenizer*   the model; `AutoModelForCausalLM` loads it too
     sids/trie.safetensors                        the catalogue's SIDs, or titles (`SidTrie.save`)
     items.jsonl                                  the item table
-    crs_fast.json                                the manifest: token ids and checksums to compare
+    crs_fast.json                                the manifest: token ids, and sizes and checksums of
+                                                 weights, trie and items
     chat_template.jinja, README.md               for servers and the hub
 
 A LoRA adapter is merged into the model before saving, so that loading needs no PEFT. The adapter
@@ -13,25 +14,22 @@ itself is in the training checkpoints.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from crs_fast._files import umask
+from crs_fast._files import replacing_folder
 from crs_fast._version import __version__
 from crs_fast.crs import chat_template, model_card
 from crs_fast.crs.backbones import merge_lora
 from crs_fast.crs.control_tokens import ControlTokens, new_tokens
 from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.data.jsonl import read_items, write_items
+from crs_fast.crs.manifest import check_files, checksums, read_manifest, refuse_pickles
 from crs_fast.crs.sequence import SequenceBuilder, trie_sids
 from crs_fast.trie import SidTrie, Vocabulary, vocabulary_from_dict
 
@@ -44,6 +42,16 @@ FORMAT_VERSION = 1
 MANIFEST = "crs_fast.json"
 TRIE = "sids/trie.safetensors"
 ITEMS = "items.jsonl"
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "format_version": int,
+    "vocab": dict,
+    "control": dict,
+    "max_length": int,
+    "tokens": dict,
+    "tokenizer_size": int,
+    "quantizer": (str, type(None)),
+    "sha256": dict,
+}
 KEPT = ("training",)  # a folder of the training run, which saving must not delete
 
 
@@ -73,9 +81,11 @@ def save_bundle(
     *,
     quantizer: str | None = None,
     max_length: int = 768,
+    more: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write a model directory, either completely or not at all. An earlier bundle there is
-    replaced, but its folder `training/` is kept.
+    replaced in one step, but its folder `training/` is kept (see `replacing_folder` for systems
+    that can't do it in one).
 
     Args:
         path: the directory.
@@ -83,6 +93,7 @@ def save_bundle(
         items: the catalogue; the trie must hold the same items.
         quantizer: `fingerprint()` of the quantizer that made the SIDs, or None.
         max_length: maximum length of the sequences that the model was trained on.
+        more: writes what else belongs to the model into the directory before it takes its place.
 
     Raises:
         ValueError: the parts do not fit together, or `path` holds something other than a bundle.
@@ -94,13 +105,14 @@ def save_bundle(
     _check_model("save_bundle", model, vocab, control)
     check_folder("save_bundle: path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with replacing_folder(path, KEPT.__contains__) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / TRIE).parent.mkdir()
         trie.save(partial / TRIE)
         write_items(partial / ITEMS, items)
+        if more is not None:
+            more(partial)
         manifest = {
             "format_version": FORMAT_VERSION,
             "crs_fast": __version__,
@@ -110,7 +122,7 @@ def save_bundle(
             "tokens": _token_names(tokenizer, vocab, control),
             "tokenizer_size": len(tokenizer),
             "quantizer": quantizer,
-            "sha256": {name: sha256_of(partial / name) for name in (TRIE, ITEMS)},
+            **checksums(partial, _checked_files(partial)),
         }
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         builder = SequenceBuilder(tokenizer, vocab, control, {})
@@ -124,13 +136,6 @@ def save_bundle(
             chat_template.agrees(tokenizer, builder),
         )
         (partial / model_card.FILE).write_text(card)
-        # mkdtemp and safetensors create files that only their owner may read.
-        mask = umask()
-        for entry in (partial, *partial.rglob("*")):
-            entry.chmod((0o777 if entry.is_dir() else 0o666) & ~mask)
-        _swap_in(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return path
 
 
@@ -148,48 +153,42 @@ def check_folder(argument: str, path: Path) -> None:
         raise ValueError(f"{argument} must be empty or hold a bundle (got {path})")
 
 
-def _swap_in(partial: Path, path: Path) -> None:
-    if not path.is_dir():
-        os.replace(partial, path)
-        return
-    old = partial.with_name(partial.name + ".old")
-    os.replace(path, old)
-    os.replace(partial, path)
-    for name in KEPT:
-        if (old / name).exists():
-            os.replace(old / name, path / name)
-    shutil.rmtree(old)
-
-
 def load_bundle(
     path: str | Path,
     *,
     quantizer: str | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    trust_remote_code: bool = False,
 ) -> Bundle:
-    """Read a model directory; refuse it if its parts do not belong together.
+    """Read a model directory; refuse it if its parts do not belong together. All weights are hashed
+    before they are loaded (see docs/reliability.md for what that costs).
 
     Args:
         quantizer: `fingerprint()` of the quantizer that must have made the SIDs; None accepts any.
         dtype: dtype of the weights; None keeps the saved one.
         device: where the model goes, the CPU if None. The trie stays on the CPU.
+        trust_remote_code: run Python files that the directory brings along for its model. Say so
+            only of a directory that you trust; without it, such a model is refused.
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the format version is another, a file was changed or exchanged, the tokenizer
-            has other ids, the embedding lacks the new rows, or the SIDs are of another quantizer.
+        ValueError: the format version is another, the manifest is malformed, a file was changed or
+            exchanged, the weights are pickles, the tokenizer has other ids, the embedding lacks the
+            new rows, or the SIDs are of another quantizer.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = Path(path)
     manifest = _manifest(path, quantizer)
-    vocab, control = vocabulary_from_dict(manifest["vocab"]), ControlTokens(**manifest["control"])
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    vocab, control = manifest["vocab"], manifest["control"]
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     _check_tokenizer(path, tokenizer, manifest)
     trie, items = SidTrie.load(path / TRIE), read_items(path / ITEMS)
     check_items_of("load_bundle", trie, items)
-    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=trust_remote_code
+    )
     _check_model("load_bundle", model, vocab, control)
     sids = trie_sids(trie, vocab)
     builder = SequenceBuilder(tokenizer, vocab, control, sids, manifest["max_length"])
@@ -210,26 +209,35 @@ def load_catalogue(path: str | Path) -> tuple[SidTrie, Vocabulary]:
     Raises:
         FileNotFoundError, ValueError: as `load_bundle`.
     """
-    manifest = _manifest(Path(path), None)
-    return SidTrie.load(Path(path) / TRIE), vocabulary_from_dict(manifest["vocab"])
+    vocab: Vocabulary = _manifest(Path(path), None, weights=False)["vocab"]
+    return SidTrie.load(Path(path) / TRIE), vocab
 
 
-def _manifest(path: Path, quantizer: str | None) -> dict[str, Any]:
+def _manifest(path: Path, quantizer: str | None, weights: bool = True) -> dict[str, Any]:
+    refuse_pickles("load_bundle", path)
     for name in (MANIFEST, TRIE, ITEMS, "config.json", "tokenizer_config.json"):
         if not (path / name).is_file():
             raise FileNotFoundError(f"load_bundle: {path} must hold {name} (got no such file)")
-    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
-    if manifest.get("format_version") != FORMAT_VERSION:
+    manifest: dict[str, Any] = read_manifest("load_bundle", path / MANIFEST, _KINDS)
+    if manifest["format_version"] != FORMAT_VERSION:
         raise ValueError(
             f"load_bundle: {path / MANIFEST} must have format_version {FORMAT_VERSION} "
-            f"(got {manifest.get('format_version')})"
+            f"(got {manifest['format_version']})"
         )
-    for name, expected in manifest["sha256"].items():
-        if (got := sha256_of(path / name)) != expected:
-            raise ValueError(
-                f"load_bundle: {path / name} must be the file saved with this model, sha256 "
-                f"{expected[:12]}… (got {got[:12]}…)"
-            )
+    try:
+        manifest["vocab"] = vocabulary_from_dict(manifest["vocab"])
+        manifest["control"] = ControlTokens(**manifest["control"])
+        needed = max(new_tokens(manifest["vocab"], manifest["control"])) + 1
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"load_bundle: {path / MANIFEST} must be a whole manifest (got {error})"
+        ) from None
+    if weights:
+        _check_config(path, needed)
+    else:
+        for key in ("bytes", "sha256"):
+            manifest[key] = {n: v for n, v in manifest[key].items() if n in (TRIE, ITEMS)}
+    check_files("load_bundle", path, manifest)
     if quantizer is not None and quantizer != manifest["quantizer"]:
         raise ValueError(
             f"load_bundle: {path} must hold SIDs of quantizer {quantizer} "
@@ -238,9 +246,27 @@ def _manifest(path: Path, quantizer: str | None) -> dict[str, Any]:
     return manifest
 
 
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _check_config(path: Path, needed: int) -> None:
+    """Refuse a model that is too small by its configuration, before its weights are read."""
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+        rows = config.get("vocab_size", config.get("text_config", {}).get("vocab_size"))
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"load_bundle: {path / 'config.json'} must be a JSON object (got {error})"
+        ) from None
+    if isinstance(rows, int) and rows < needed:
+        _refuse_embedding("load_bundle", needed, rows)
+
+
+def _checked_files(folder: Path) -> list[str]:
+    """Files whose contents decide what the recommender says, and which nobody edits by hand."""
+    names = {ITEMS} | {
+        file.relative_to(folder).as_posix()
+        for pattern in ("*.safetensors", "*.safetensors.index.json")
+        for file in folder.rglob(pattern)
+    }
+    return sorted(names)
 
 
 def _token_names(
@@ -281,4 +307,8 @@ def _check_model(op: str, model: Any, vocab: Vocabulary, control: ControlTokens)
     needed = max(new_tokens(vocab, control)) + 1
     got = model.get_input_embeddings().weight.shape[0]
     if got < needed:
-        raise ValueError(f"{op}: the model's embedding must have {needed} rows (got {got})")
+        _refuse_embedding(op, needed, got)
+
+
+def _refuse_embedding(op: str, needed: int, got: int) -> NoReturn:
+    raise ValueError(f"{op}: the model's embedding must have {needed} rows (got {got})")

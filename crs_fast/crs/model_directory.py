@@ -74,7 +74,12 @@ def make_model_directory(
     # It refuses a tokenizer or a max_length that no recommender can use, before files are written.
     SequenceBuilder(tokenizer, tokens, control, trie_sids(named, tokens), max_length)
     fingerprint = None if quantizer is None else quantizer.fingerprint()
-    folder = save_bundle(
+
+    def write_quantizer(folder: Path) -> None:
+        if quantizer is not None:
+            save_quantizer(folder, quantizer, encoder_record(encoder, ("text",)))
+
+    return save_bundle(
         path,
         (model, tokenizer),
         named,
@@ -83,10 +88,8 @@ def make_model_directory(
         rows,
         quantizer=fingerprint,
         max_length=max_length,
+        more=write_quantizer,
     )
-    if quantizer is not None:
-        save_quantizer(folder, quantizer, encoder_record(encoder, ("text",)))
-    return folder
 
 
 def _framed(vocab: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:

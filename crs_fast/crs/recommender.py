@@ -71,6 +71,7 @@ class Recommender:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         groups_of: GroupsOf = genres_of,
+        trust_remote_code: bool = False,
     ) -> Recommender:
         """Load a directory that training wrote; `load_bundle` lists the errors.
 
@@ -81,16 +82,25 @@ class Recommender:
             dtype, device: as in `load_bundle`.
             groups_of: names the groups of an item, by which requests may filter; its genres if
                 left out.
+            trust_remote_code: as in `load_bundle`.
         """
         folder = local_folder(directory, revision)
-        return cls(load_bundle(folder, dtype=dtype, device=device), groups_of)
+        bundle = load_bundle(
+            folder, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
+        return cls(bundle, groups_of)
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write the directory that `from_pretrained` loads, completely or not at all;
         `save_bundle` says what it replaces, and lists the errors. The quantizer that encodes new
         items comes along, if the recommender has one."""
         bundle, encoder = self.bundle, self._item_encoder or self._read_item_encoder()
-        path = save_bundle(
+
+        def save_encoder(folder: Path) -> None:
+            if encoder is not None:
+                save_quantizer(folder, encoder.quantizer, encoder.record)
+
+        return save_bundle(
             directory,
             (bundle.model, bundle.tokenizer),
             bundle.trie,
@@ -99,10 +109,8 @@ class Recommender:
             bundle.items,
             quantizer=bundle.quantizer,
             max_length=bundle.builder.max_length,
+            more=save_encoder,
         )
-        if encoder is not None:
-            save_quantizer(path, encoder.quantizer, encoder.record)
-        return path
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None) -> str:
         """Upload what `save_pretrained` writes to the hub's repository of that name, which is made

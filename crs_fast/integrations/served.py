@@ -49,7 +49,9 @@ def served_catalogue(
         index = files[0]
     from transformers import AutoTokenizer
 
-    loaded = load_index(index, AutoTokenizer.from_pretrained(tokenizer or folder))
+    loaded = load_index(
+        index, AutoTokenizer.from_pretrained(tokenizer or folder, trust_remote_code=False)
+    )
     assert loaded.vocab is not None  # a tokenizer was given
     return loaded.trie, loaded.vocab
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from crs_fast._files import replacing_folder
 from crs_fast.ops.codebook import beam_lookup, residual_codes
 from crs_fast.ops.host import as_integers, as_tensor
 from crs_fast.quantize.sources import Source, batch_of, open_source
@@ -250,23 +249,24 @@ class ResidualQuantizer(PreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: Any, **kwargs: Any
     ) -> None:
-        """Write config.json and model.safetensors. Each appears only when it is complete."""
+        """Write config.json and model.safetensors, both or none of them; other files in the
+        directory stay."""
         target = Path(save_directory)
         self._fitted("save_pretrained")
-        target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as temporary:
-            super().save_pretrained(temporary, **kwargs)
-            for path in sorted(Path(temporary).iterdir()):
-                os.replace(path, target / path.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing_folder(target, kept=lambda name: True) as partial:
+            super().save_pretrained(partial, **kwargs)
 
     @classmethod
     def from_pretrained(cls, directory: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Load what `save_pretrained` wrote; the codes of every item are exactly the same.
 
         Raises:
-            ValueError: weights are missing or unknown, so the codes would be wrong.
+            ValueError: weights are missing or unknown, so the codes would be wrong, or they are a
+                pickle.
             OSError: the directory or a file in it does not exist.
         """
+        kwargs.setdefault("use_safetensors", True)  # a pickle can run any code
         loaded: Any = super().from_pretrained(directory, output_loading_info=True, **kwargs)
         model, info = loaded
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):

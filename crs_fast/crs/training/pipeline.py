@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from crs_fast._files import replacing, write_text
+from crs_fast._files import replacing_folder, write_text
 from crs_fast.crs.checkpoint import Bundle, check_folder, save_bundle
 from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.dialogue import CrsDataset, Item, need_splits
@@ -121,24 +121,38 @@ def _signal(name: str, dataset: CrsDataset, texts: torch.Tensor) -> torch.Tensor
 
 
 def save_catalogue(folder: Path, catalogue: Catalogue) -> None:
-    """Write a catalogue's embeddings, SIDs and quantizer."""
+    """Write a catalogue's embeddings, SIDs and quantizer, all or none of them."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    save_quantizer(folder, catalogue.quantizer, catalogue.record)
-    write_text(folder / "report.json", json.dumps(catalogue.report, indent=1) + "\n")
-    with replacing(folder / "sids.safetensors") as partial:
-        save_file({"embeddings": catalogue.embeddings, "sids": catalogue.sids}, partial)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    quantizer = {"quantizer": catalogue.quantizer.fingerprint()}
+    with replacing_folder(folder, kept=lambda name: True) as partial:
+        save_quantizer(partial, catalogue.quantizer, catalogue.record)
+        write_text(partial / "report.json", json.dumps(catalogue.report, indent=1) + "\n")
+        tensors = {"embeddings": catalogue.embeddings, "sids": catalogue.sids}
+        save_file(tensors, partial / "sids.safetensors", metadata=quantizer)
 
 
 def load_catalogue(folder: Path, method: str) -> Catalogue:
-    """Read what `save_catalogue` wrote; `method` is that of its quantizer."""
-    from safetensors.torch import load_file
+    """Read what `save_catalogue` wrote; `method` is that of its quantizer.
+
+    Raises:
+        ValueError: the SIDs are of another quantizer than the one beside them.
+    """
+    from safetensors import safe_open
 
     from crs_fast.quantize import RQVAE, RQKMeans
 
     quantizer = (RQVAE if method == "rqvae" else RQKMeans).from_pretrained(folder / "quantizer")
-    tensors = load_file(folder / "sids.safetensors")
+    with safe_open(folder / "sids.safetensors", framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name).clone() for name in ("embeddings", "sids")}
+    got, expected = metadata.get("quantizer"), quantizer.fingerprint()
+    if got not in (None, expected):
+        raise ValueError(
+            f"load_catalogue: {folder} must hold SIDs of its quantizer, {expected[:12]}… "
+            f"(got {got[:12]}…)"
+        )
     report = json.loads((folder / "report.json").read_text())
     record = read_record(folder)
     return Catalogue(tensors["embeddings"], tensors["sids"], quantizer, report, record)
@@ -213,7 +227,12 @@ def train_recommender(
         resume=resume,
         progress=progress,
     )
-    path = save_bundle(
+
+    def write_quantizer(folder: Path) -> None:
+        if catalogue is not None:
+            save_quantizer(folder, catalogue.quantizer, catalogue.record)
+
+    save_bundle(
         output_dir,
         (result.model, bundle.tokenizer),
         bundle.trie,
@@ -222,9 +241,8 @@ def train_recommender(
         dataset.items,
         quantizer=bundle.quantizer,
         max_length=training.max_length,
+        more=write_quantizer,
     )
-    if catalogue is not None:
-        save_quantizer(path, catalogue.quantizer, catalogue.record)
     return result
 
 

@@ -307,7 +307,6 @@ def _arguments(folder: Path, config: TrainConfig, progress: bool) -> TrainingArg
         logging_first_step=True,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 500,
-        save_total_limit=2,
         seed=config.seed,
         data_seed=config.seed,
         disable_tqdm=not progress,

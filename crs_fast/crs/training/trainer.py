@@ -20,10 +20,14 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from crs_fast._files import replacing
 from crs_fast.crs.data.lines import write_lines
 from crs_fast.crs.training.packing import PAD, next_token_loss
+from crs_fast.crs.training.resume import begin_checkpoint, drop_old, mark_whole
+
+KEPT_CHECKPOINTS = 2
 
 
 class Clock(TrainerCallback):
@@ -213,6 +217,19 @@ class PackedTrainer(Trainer):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save a checkpoint, mark it when all processes have written their parts, and only then
+        delete old ones. (`save_total_limit` would delete them before the mark.)"""
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        checkpoint = Path(self._get_output_dir(trial=trial)) / name
+        if self.is_world_process_zero():
+            begin_checkpoint(checkpoint)
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            mark_whole(checkpoint)
+            drop_old(checkpoint, KEPT_CHECKPOINTS)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         if "loss" in logs:
