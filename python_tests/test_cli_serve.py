@@ -65,6 +65,13 @@ def test_limits():
     )
 
 
+def test_replicas_need_a_port(capsys):
+    assert main(["serve", "--replicas", "2", "--port", "0"]) == 2
+    assert "--port must be above 0 with --replicas (got 0)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parsed("--replicas", "0")
+
+
 def test_the_command_serves_and_ends_when_told(tmp_path):
     """Some seconds: a process of its own loads everything, as it does for a user."""
     model, tokenizer, trie, vocab, control, _ = system()
