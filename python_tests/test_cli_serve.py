@@ -69,7 +69,16 @@ def test_limits():
 def test_what_is_missing_is_named(missing, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, missing, None)
     assert main(["serve"]) == 2
-    assert f"needs {missing}: pip install 'crs_fast[serve]'" in capsys.readouterr().err
+    assert (
+        f"needs {missing}: pip install fastapi uvicorn prometheus-client" in capsys.readouterr().err
+    )
+
+
+def test_replicas_need_a_port(capsys):
+    assert main(["serve", "--replicas", "2", "--port", "0"]) == 2
+    assert "--port must be above 0 with --replicas (got 0)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parsed("--replicas", "0")
 
 
 def test_the_command_serves_and_ends_when_told(tmp_path):

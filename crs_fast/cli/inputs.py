@@ -6,6 +6,8 @@ from argparse import Namespace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from crs_fast.crs.data.dialogue import CrsDataset
     from crs_fast.crs.recommender import Recommender
 
@@ -29,15 +31,20 @@ def read_dataset(args: Namespace) -> CrsDataset:
 
 def read_model(args: Namespace) -> Recommender:
     """The recommender that the arguments name, on the device they name."""
-    import torch
-
     from crs_fast.crs.recommender import Recommender
 
-    dtype = getattr(torch, args.dtype) if args.dtype else None
-    return Recommender.from_pretrained(args.model, dtype=dtype, device=_device(args))
+    return Recommender.from_pretrained(args.model, dtype=dtype_of(args), device=device_of(args))
 
 
-def _device(args: Namespace) -> str:
+def dtype_of(args: Namespace) -> torch.dtype | None:
+    """The data type that `--dtype` names; None for the weights' own."""
+    import torch
+
+    return getattr(torch, args.dtype) if args.dtype else None
+
+
+def device_of(args: Namespace) -> str:
+    """The device that `--device` names; without it a GPU, if there is one."""
     import torch
 
     if args.device is None:

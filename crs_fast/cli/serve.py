@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import above_zero, model_arguments
-from .inputs import read_model
+from .inputs import device_of, dtype_of, read_model
 
 if TYPE_CHECKING:
     from crs_fast.serve.http.guard import Access
@@ -30,6 +30,13 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8000, help="0 takes any free port")
+    parser.add_argument(
+        "--replicas",
+        type=_whole,
+        metavar="N",
+        help="serve N copies of the model with Ray Serve, on this machine or on the Ray cluster "
+        "that it belongs to; they share --catalogue",
+    )
     _access_arguments(parser.add_argument_group("who may use it (docs/serving.md)"))
     _engine_arguments(parser.add_argument_group("load"))
     _limit_arguments(parser.add_argument_group("limits of one request"))
@@ -92,13 +99,15 @@ def _whole(text: str) -> int:
 
 def run(args: Namespace) -> int:
     """Serve until interrupted; turns in progress are finished first."""
+    if args.replicas is not None:
+        return _run_replicas(args)
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
         import uvicorn
     except ImportError as error:
         raise ImportError(
-            f"needs {error.name}: pip install 'crs_fast[serve]'", name=error.name
+            f"needs {error.name}: pip install fastapi uvicorn prometheus-client", name=error.name
         ) from error
     from crs_fast.serve.app import create_app
     from crs_fast.serve.catalogue import CatalogueStore
@@ -124,6 +133,40 @@ def run(args: Namespace) -> int:
         limit_concurrency=args.max_connections,
         timeout_graceful_shutdown=int(limits.max_seconds) + 1,
     )
+    return 0
+
+
+def _run_replicas(args: Namespace) -> int:
+    """Serve with Ray until interrupted."""
+    if args.port == 0:
+        raise ValueError("serve: --port must be above 0 with --replicas (got 0)")
+    access, limits = access_of(args), limits_of(args)
+    try:
+        from ray import serve
+
+        from crs_fast.serve.replicas import application
+    except ImportError as error:
+        raise ImportError(
+            f"needs {error.name}: pip install 'ray[serve,data]'", name=error.name
+        ) from error
+    from crs_fast.crs.hub import local_folder
+
+    app = application(
+        local_folder(args.model, None),
+        catalogue=args.catalogue,
+        name=args.name or Path(args.model).resolve().name,
+        device=device_of(args),
+        dtype=dtype_of(args),
+        access=access,
+        limits=limits,
+        engine=_engine_options(args),
+        num_replicas=args.replicas,
+    )
+    serve.start(http_options={"host": args.host, "port": args.port})
+    try:
+        serve.run(app, blocking=True)
+    except RuntimeError as error:  # a replica could not be made
+        raise ValueError(f"serve: {error}") from error
     return 0
 
 

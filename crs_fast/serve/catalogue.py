@@ -133,8 +133,18 @@ class CatalogueStore:
             return self._current
 
     def refresh(self) -> Catalogue:
-        """Follow the directory where another process made another version current."""
-        return self.rollback(self._pointer())
+        """Follow the directory where another process made another version current. Nothing is
+        written: that process may have gone on meanwhile.
+
+        Raises:
+            FileNotFoundError: that version is not there (any more).
+            ValueError: it is damaged. In either case nothing has changed.
+        """
+        with self._changing:
+            version = self._pointer()
+            if version != self._current.version:
+                self._serve(self._read(version))
+            return self._current
 
     @property
     def _folders(self) -> Path:
@@ -162,6 +172,9 @@ class CatalogueStore:
         if self.directory is not None:
             pointer = {"version": catalogue.version, "base": self._base}
             write_text(self.directory / "current.json", json.dumps(pointer) + "\n")
+        self._serve(catalogue)
+
+    def _serve(self, catalogue: Catalogue) -> None:
         self._current = catalogue
         if self._on_swap is not None:
             self._on_swap(catalogue)
