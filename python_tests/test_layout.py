@@ -41,7 +41,14 @@ ANYONE = {"_version", "__init__"}
 # Files of crs, each of which may import those of its own line and of the lines before.
 CRS_ORDER = (
     ("data",),
-    ("control_tokens", "text_tokens", "sequence", "title_sids", "item_encoder"),
+    (
+        "control_tokens",
+        "text_tokens",
+        "sequence",
+        "title_sids",
+        "item_encoder",
+        "catalogue_encoding",
+    ),
     ("backbones", "chat_template", "manifest", "model_card", "hub", "checkpoint"),
     ("model_directory",),
     ("sampling", "reply", "sequential_reply", "turn"),

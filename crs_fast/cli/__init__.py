@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from crs_fast import __version__
 
-from . import bench, chat, evaluate, info, quantize, quickstart, score, serve, train
+from . import bench, chat, encode, evaluate, info, quantize, quickstart, score, serve, train
 
 COMMANDS = (
     quickstart,
+    encode,
     quantize,
     train,
     evaluate,

@@ -18,7 +18,8 @@ def add(commands: Any) -> None:
     data_arguments(parser, required=False)
     parser.add_argument(
         "--embeddings",
-        help="instead of --data: a .npy, .safetensors or .parquet file, floats [N, D]",
+        help="instead of --data: a .npy, .safetensors or .parquet file, floats [N, D], or a folder "
+        "of .parquet files, as `crs-fast encode` writes it",
     )
     parser.add_argument("--key", help="tensor (.safetensors) or list column (.parquet) to take")
     parser.add_argument("--ids", help="column of item ids (.parquet; default: row numbers)")

@@ -12,10 +12,12 @@ import torch
 def load_embeddings(
     path: str | Path, key: str | None = None, ids: str | None = None
 ) -> tuple[Any, list[Any] | None]:
-    """Read embeddings [N, D] from a .npy, .safetensors or .parquet file.
+    """Read embeddings [N, D] from a .npy, .safetensors or .parquet file, or from a folder of
+    .parquet files.
 
     Args:
-        path: the file; a .npy file is memory-mapped, so it may be larger than memory.
+        path: the file; a .npy file is memory-mapped, so it may be larger than memory. Of a folder,
+            all .parquet files count as one, in the order of their names.
         key: name of the tensor in a .safetensors file, or of the list column in a .parquet file.
             None takes the only one; it is an error if there are several.
         ids: name of the column in a .parquet file that holds item ids.
@@ -28,10 +30,11 @@ def load_embeddings(
         ValueError: the file's ending or the key is unknown, `key` is None and there are several,
             the embeddings are not float [N, D], or `ids` is given for another format.
         ImportError: a .parquet file is given and pyarrow is missing.
-        OSError: the file does not exist.
+        OSError: the file does not exist, or the folder holds no .parquet files.
     """
     path = Path(path)
-    if ids is not None and path.suffix != ".parquet":
+    is_parquet = path.suffix == ".parquet" or path.is_dir()
+    if ids is not None and not is_parquet:
         raise ValueError(f"load_embeddings: ids come from .parquet files only (got {path.name})")
     item_ids = None
     if path.suffix == ".npy":
@@ -46,7 +49,7 @@ def load_embeddings(
 
         with safe_open(path, framework="pt") as file:
             x = file.get_tensor(_only(path, list(file.keys()), key))
-    elif path.suffix == ".parquet":
+    elif is_parquet:
         x, item_ids = _parquet(path, key, ids)
     else:
         raise ValueError(
@@ -66,7 +69,8 @@ def _parquet(path: Path, key: str | None, ids: str | None) -> tuple[Any, list[An
         from pyarrow import parquet, types
     except ImportError as error:
         raise ImportError("load_embeddings: .parquet needs `pip install pyarrow`") from error
-    schema = parquet.read_schema(path)
+    files = _parquet_files(path)
+    schema = parquet.read_schema(files[0])
     list_columns = [
         field.name
         for field in schema
@@ -79,7 +83,7 @@ def _parquet(path: Path, key: str | None, ids: str | None) -> tuple[Any, list[An
         raise ValueError(
             f"load_embeddings: ids must be one of {schema.names} in {path.name} (got {ids!r})"
         )
-    table = parquet.read_table(path, columns=[key] if ids is None else [key, ids])
+    table = parquet.read_table(files, columns=[key] if ids is None else [key, ids])
     column = table[key].combine_chunks()
     gaps = column.is_null().to_numpy(zero_copy_only=False).nonzero()[0]
     if len(gaps):
@@ -98,6 +102,16 @@ def _parquet(path: Path, key: str | None, ids: str | None) -> tuple[Any, list[An
         )
     item_ids = None if ids is None else table[ids].to_pylist()
     return torch.from_numpy(np.array(values)).view(len(lengths), -1), item_ids
+
+
+def _parquet_files(path: Path) -> list[Path]:
+    """The file, or those of the folder; names that begin with a dot are of half-written files."""
+    if not path.is_dir():
+        return [path]
+    files = [file for file in sorted(path.glob("*.parquet")) if not file.name.startswith(".")]
+    if not files:
+        raise FileNotFoundError(f"load_embeddings: {path} must hold .parquet files (got none)")
+    return files
 
 
 def _only(path: Path, names: list[str], key: str | None) -> str:

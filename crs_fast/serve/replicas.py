@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from ray import serve
-from ray.serve.handle import DeploymentHandle  # noqa: F401  makes a missing ray[serve] an ImportError
 
 from crs_fast.crs.recommender import Recommender
 
@@ -75,8 +74,7 @@ def application(
         **deployment,
         "ray_actor_options": {**actor, **(deployment.get("ray_actor_options") or {})},
     }
-    deployed: Any = serve.deployment(serve.ingress()(Replica), name="crs_fast", **options)
-    return deployed.bind(
+    return serve.deployment(name="crs_fast", **options)(serve.ingress()(Replica)).bind(
         # Replicas run in folders of their own.
         str(Path(model).resolve() if Path(model).exists() else model),
         catalogue=None if catalogue is None else str(Path(catalogue).resolve()),
