@@ -10,6 +10,7 @@ from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
 from crs_fast.crs.data.dialogue import Turn
 from crs_fast.crs.exposure import ExposedList, fill_lists, stacked
+from crs_fast.crs.sequence import SequenceBuilder
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
 
@@ -194,9 +195,10 @@ def reply_prefix(bundle: Bundle, item_ids: Sequence[str]) -> list[int]:
 
 
 def response_of(
-    bundle: Bundle, titles: Mapping[str, str], ranking: Ranking, reply: Sequence[int]
+    builder: SequenceBuilder, titles: Mapping[str, str], ranking: Ranking, reply: Sequence[int]
 ) -> Response:
-    """The turn whose reply has these tokens."""
-    named, invalid = bundle.builder.sid_fragments(reply)
-    text = bundle.builder.decode(reply, titles)
+    """The turn whose reply has these tokens. `builder` is the request's own, see
+    `SequenceBuilder.naming`."""
+    named, invalid = builder.sid_fragments(reply)
+    text = builder.decode(reply, titles)
     return Response(ranking.mode, ranking.items, text, ranking.rec_probability, named, invalid)

@@ -198,6 +198,12 @@ class Exposure:
             made = of_groups if made is None else made & of_groups
         return made
 
+    def may_name(self, item_id: str, catalogue: ItemGroups) -> bool:
+        """Whether `reply_filter` allows this item."""
+        if item_id in self.exclude or (self.allow is not None and item_id not in self.allow):
+            return False
+        return not self.groups or not set(self.groups).isdisjoint(catalogue.of(item_id))
+
     def limit(self, group: str) -> int | None:
         """The most items of this group in a list; None for any number."""
         limits = self.max_per_group
@@ -275,6 +281,10 @@ class ExposedList:
     def filter(self) -> ItemFilter | None:
         """The items that may still come into the list; None for all."""
         return self._filter
+
+    def may_name(self, item_id: str) -> bool:
+        """Whether the reply may show this item."""
+        return self.exposure.may_name(item_id, self.catalogue)
 
     def take(self, ranking: Iterable[Scored], exhausted: bool) -> None:
         """Take what may be taken of a ranking of the items that `filter` allows, best first.

@@ -273,8 +273,8 @@ class Recommender:
             filters=begun.filters,
         )
         responses = [
-            response_of(self.bundle, self.titles, *parts)
-            for parts in zip(begun.rankings, replies, strict=True)
+            response_of(self.bundle.builder.naming(one.may_name), self.titles, ranking, reply)
+            for one, ranking, reply in zip(lists, begun.rankings, replies, strict=True)
         ]
         return responses[0] if single else responses
 
@@ -330,14 +330,15 @@ class Recommender:
         begun = begin_turns(turns, lists, options, self.titles)
         (ranking,), tokens = begun.rankings, list[int]()
         yield ranking
-        text = ReplyText(self.bundle.builder, self.titles)
+        builder = self.bundle.builder.naming(lists[0].may_name)
+        text = ReplyText(builder, self.titles)
         sampling = Sampling(do_sample, temperature, top_p)
         for (tokens,) in turns.write_steps(begun.prefixes, max_new_tokens, sampling, begun.filters):
             if delta := text.push(tokens):
                 yield delta
         if delta := text.finish(tokens):
             yield delta
-        yield response_of(self.bundle, self.titles, ranking, tokens)
+        yield response_of(builder, self.titles, ranking, tokens)
 
     def rank(
         self,

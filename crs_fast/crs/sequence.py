@@ -13,7 +13,7 @@ the next turn can reuse the cache of this context.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -69,11 +69,11 @@ def _line(text: str) -> str:
     return text.replace("\r", " ").replace("\n", " ")
 
 
-def _first_items(codes: Mapping[str, tuple[int, ...]]) -> dict[tuple[int, ...], str]:
-    """The item of each SID, the first of those that share it."""
-    items: dict[tuple[int, ...], str] = {}
+def _items_of(codes: Mapping[str, tuple[int, ...]]) -> dict[tuple[int, ...], list[str]]:
+    """The items of each SID, in the catalogue's order."""
+    items: dict[tuple[int, ...], list[str]] = {}
     for item_id, tokens in codes.items():
-        items.setdefault(tokens, item_id)
+        items.setdefault(tokens, []).append(item_id)
     return items
 
 
@@ -116,7 +116,8 @@ class SequenceBuilder:
         self._before_codes = [] if vocab.opens_with_code else list(vocab.begins)
         self._sid_tokens = {*self.begins, self.end, *vocab.code_tokens().tolist()}
         self._codes = self._code_tokens(sids)
-        self._items = _first_items(self._codes)
+        self._items = _items_of(self._codes)
+        self._may_name: Callable[[str], bool] | None = None
         reserved = {self.eos, *control.tokens, *self._sid_tokens}
         self._pieces = TextTokens(tokenizer, reserved)
         self._labels = {role: self.text(label) for role, label in LABELS.items()}
@@ -148,7 +149,14 @@ class SequenceBuilder:
         gone = set(remove)
         kept = {item_id: codes for item_id, codes in self._codes.items() if item_id not in gone}
         other._codes = {**kept, **self._code_tokens(add)}
-        other._items = _first_items(other._codes)
+        other._items = _items_of(other._codes)
+        return other
+
+    def naming(self, may_name: Callable[[str], bool]) -> SequenceBuilder:
+        """The same builder for the reply to one request: of items that share a SID, it names the
+        first one for which `may_name(item_id)` is true, and none if there is none."""
+        other = copy.copy(self)
+        other._may_name = may_name
         return other
 
     def with_layout(self, layout: Layout) -> SequenceBuilder:
@@ -191,10 +199,13 @@ class SequenceBuilder:
 
     def item_of(self, tokens: Sequence[int]) -> str | None:
         """The item whose `[begin, codes..., end]` these tokens are, or None. If several items share
-        their codes, it is the first of them."""
+        their codes, it is the first of them that may be named (see `naming`)."""
         whole = len(tokens) > 2 and tokens[0] in self.begins and tokens[-1] == self.end
         codes = tokens[len(self._before_codes) : -1]
-        return self._items.get(tuple(codes)) if whole else None
+        items = self._items.get(tuple(codes), []) if whole else []
+        if len(items) > 1 and self._may_name is not None:
+            items = list(filter(self._may_name, items))
+        return items[0] if items else None
 
     def utterance(self, turn: Turn) -> list[int]:
         """The turn's text after one space, with SIDs in place of the mentions whose position in the

@@ -76,7 +76,8 @@ class Turn:
         self.context = context_tokens(bundle, turns, options)
         self.room = room_behind(bundle, options)
         self.sampling = Sampling(request.do_sample, request.temperature, request.top_p)
-        self.ticket = Ticket(request, lambda: ReplyText(bundle.builder, recommender.titles))
+        self.builder = bundle.builder.naming(self.exposed.may_name)
+        self.ticket = Ticket(request, lambda: ReplyText(self.builder, recommender.titles))
         self.ranking = Ranking(CHAT, [], 0.0)
         self.cached_tokens = 0
         self.reply: Reply | None = None

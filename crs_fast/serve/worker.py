@@ -233,10 +233,8 @@ class Worker:
 
     def _finish(self, turn: Turn) -> None:
         assert turn.reply is not None
-        recommender = turn.catalogue.recommender
-        response = response_of(
-            recommender.bundle, recommender.titles, turn.ranking, turn.reply.tokens
-        )
+        titles = turn.catalogue.recommender.titles
+        response = response_of(turn.builder, titles, turn.ranking, turn.reply.tokens)
         self.statistics.answered(turn.finish(response, len(turn.reply.tokens)))
 
 

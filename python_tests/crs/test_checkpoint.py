@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from crs_fast.crs.backbones import load_backbone, tiny_backbone
-from crs_fast.crs.checkpoint import load_bundle, save_bundle
+from crs_fast.crs.checkpoint import load_bundle, load_catalogue, save_bundle
 from crs_fast.crs.data.dialogue import CrsDataset
+from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.training.pipeline import train_recommender
 from crs_fast.trie import SidTrie, SidVocab
 
@@ -126,6 +127,74 @@ def test_refuses_another_version(saved):
     file.write_text(json.dumps({**json.loads(file.read_text()), "format_version": 99}))
     with pytest.raises(ValueError, match=r"format_version 1 \(got 99\)"):
         load_bundle(saved[0])
+
+
+def test_refuses_other_weights(saved):
+    path, *_ = saved
+    file = path / "model.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"model\.safetensors must be the file saved .* sha256"):
+        load_bundle(path)
+    file.write_bytes(raw[:-1])
+    with pytest.raises(ValueError, match=rf"must be the file saved .* {len(raw)} bytes \(got"):
+        load_bundle(path)
+    load_catalogue(path)  # needs no weights
+    file.rename(path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"load_bundle: .*got pytorch_model\.bin, a pickle"):
+        load_bundle(path)
+    with pytest.raises(ValueError, match=r"load_backbone: .*got pytorch_model\.bin, a pickle"):
+        load_backbone(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": {"../items.jsonl": "0"}},
+        {"sha256": {"/etc/passwd": "0"}},
+        {"sha256": {"C:\\items": "0"}},
+        {"sha256": {"items.jsonl": 5}},
+        {"sha256": []},
+        {"bytes": {"other": 5}},
+        {"vocab": {"kind": "sids"}},
+        {"vocab": {"kind": "nothing"}},
+        {"vocab": None},
+        {"control": {"resp": "x"}},
+        {"tokens": []},
+        {"max_length": "9"},
+        "[1]",
+        "{",
+        pytest.param("[" * 100_000, id="deep"),
+    ],
+    ids=str,
+)
+def test_malformed_manifests_get_one_clear_error(saved, change):
+    file = saved[0] / "crs_fast.json"
+    whole = json.loads(file.read_text())
+    file.write_text(change if isinstance(change, str) else json.dumps({**whole, **change}))
+    with pytest.raises(ValueError, match=r"load_bundle: .*crs_fast\.json must be a whole manifest"):
+        load_bundle(saved[0])
+
+
+def test_a_directory_runs_no_code_unless_the_caller_says_so(saved, monkeypatch):
+    path, *_ = saved
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked on stdin"))
+    (path / "code.py").write_text("raise SystemExit('it ran')\n")
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "ours", "auto_map": {"AutoConfig": "code.C"}}
+    (path / "config.json").write_text(json.dumps(config))
+    for load in (load_bundle, load_backbone):
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            load(path)
+
+
+def test_saving_again_takes_the_quantizer_along(saved, tmp_path):
+    (saved[0] / "quantizer").mkdir()
+    (saved[0] / "quantizer/config.json").write_text("{}")
+    recommender = Recommender.from_pretrained(saved[0])
+    for path in (saved[0], tmp_path / "other"):
+        assert (recommender.save_pretrained(path) / "quantizer/config.json").exists()
 
 
 def test_refuses_to_save_what_does_not_fit(tmp_path):

@@ -11,11 +11,13 @@ from crs_fast.crs import turn as turn_module
 from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.control_tokens import CHAT, REC
 from crs_fast.crs.recommender import Recommender
+from crs_fast.crs.sequence import SequenceBuilder, trie_sids
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.decode import Capability, SidLogitsProcessor, capability, recommend
 from crs_fast.decode.lm.cache import GrowingLayer
+from crs_fast.trie import SidTrie
 
-from .tiny_system import ITEMS, system
+from .tiny_system import ITEMS, SIDS, system
 
 ASK = [{"role": "user", "content": "I like Film 3, any more?"}]
 LONGER = [
@@ -124,6 +126,33 @@ def test_a_reply_names_no_excluded_item(recommender, mode, do_sample):
     assert [set(turn.named) for turn in turns[::2]] == [{"i4"}, set()]
     assert set(turns[1].named) - {"i4"}
     assert {turn.invalid_items for turn in turns} == {0}
+
+
+def test_a_reply_shows_no_excluded_item_that_shares_its_sid(recommender):
+    old = recommender.bundle
+    codes = {item.item_id: sid for item, sid in zip(ITEMS, SIDS, strict=True)}
+    codes["i1"] = codes["i0"]  # i0 is the first of the two
+    trie = SidTrie.from_sids(list(codes.values()), list(codes))
+    builder = SequenceBuilder(old.tokenizer, old.vocab, old.control, trie_sids(trie))
+    shared = Recommender(dataclasses.replace(old, trie=trie, builder=builder))
+
+    def opens(module, inputs, logits):
+        logits[..., old.vocab.begin] = 1e4
+        return logits
+
+    hook = old.model.lm_head.register_forward_hook(opens)
+    try:
+        for limits in ({"exclude": ["i0"]}, {"allow": ["i1"]}, {"exclude": ["i1"]}):
+            kwargs = {"allow": ["i0", "i1"], "mode": CHAT, "max_new_tokens": 6, **limits}
+            kept = "i0" if limits == {"exclude": ["i1"]} else "i1"
+            turn = shared.respond(ASK, **kwargs)
+            *_, streamed = shared.stream(ASK, **kwargs)
+            assert set(turn.named) == {kept}
+            assert shared.titles[kept] in turn.text
+            assert len(set(turn.text.replace(shared.titles[kept], "").split())) == 0
+            assert streamed == turn
+    finally:
+        hook.remove()
 
 
 def test_a_batch_answers_as_each_alone(recommender):

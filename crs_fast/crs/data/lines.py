@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 from collections import Counter
@@ -12,10 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from crs_fast._files import replacing
+from crs_fast._gzip import DAMAGED, UnpacksToTooMuchError, open_gzip
 from crs_fast._text import well_formed
 
 T = TypeVar("T")
 OnError = Literal["raise", "skip"]
+LONGEST_LINE = 16 << 20  # bytes
 _HALF = "\\ud"  # how JSON may write half of a surrogate pair
 LOST_HALF = "half of a surrogate pair, replaced"
 _YEAR_AT_END = re.compile(r"\s*\((\d{4})?(?: film)?\)?\s*$")
@@ -53,17 +54,20 @@ def need_file(folder: Path, *names: str) -> Path:
 
 
 def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    return open_gzip(path) if path.suffix == ".gz" else open(path, "rb")
 
 
 def read_text(path: Path) -> str:
     """A whole UTF-8 file, plain or gzipped.
 
     Raises:
-        ValueError: it is not UTF-8, with the line number.
+        ValueError: it is not UTF-8, with the line number, or no whole gzip file.
     """
-    with _open(path) as file:
-        raw = file.read()
+    try:
+        with _open(path) as file:
+            raw = file.read()
+    except (*DAMAGED, UnpacksToTooMuchError) as error:
+        raise _not_whole(path, error) from error
     try:
         text: str = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -79,20 +83,28 @@ def read_json(path: Path) -> Any:
     text = read_text(path)
     try:
         return _well_formed(json.loads(text)) if _HALF in text.lower() else json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"load_dataset: {path} must be JSON (got {error})") from error
 
 
+def _not_whole(path: Path, error: Exception, line: int | None = None) -> ValueError:
+    after = "" if line is None else f" after line {line}"
+    return ValueError(f"load_dataset: {path} must be a whole gzip file (got {error}{after})")
+
+
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file, from 1. Of one that is longer than `LONGEST_LINE` so much comes as is
+    needed to see that, and the rest is passed over."""
     with _open(path) as file:
         number = 0
         try:
-            for number, raw in enumerate(file, 1):
+            while raw := file.readline(LONGEST_LINE + 1):
+                number += 1
                 yield number, raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
-        except (EOFError, gzip.BadGzipFile) as error:
-            raise ValueError(
-                f"load_dataset: {path} must be a whole gzip file (got {error} after line {number})"
-            ) from error
+                while len(raw) > LONGEST_LINE and not raw.endswith(b"\n"):
+                    raw = file.readline(LONGEST_LINE + 1)
+        except (*DAMAGED, UnpacksToTooMuchError) as error:
+            raise _not_whole(path, error, number) from error
 
 
 def read_lines(
@@ -104,8 +116,10 @@ def read_lines(
     """`parse` of every line that is not blank.
 
     Raises:
-        ValueError: a broken line (not UTF-8, or `parse` fails), with file and line number, where
-            `on_error` is "raise"; with "skip" the line is left out and noted in `report`.
+        ValueError: a broken line (not UTF-8, longer than `LONGEST_LINE`, nested too deeply, or
+            `parse` fails), with file and line number, where `on_error` is "raise"; with "skip" the
+            line is left out and noted in `report`. In any case, a gzip file that is damaged or
+            unpacks to too much (see `open_gzip`).
     """
     report = ReadReport() if report is None else report
     parsed = []
@@ -114,8 +128,10 @@ def read_lines(
             continue
         report.lines += 1
         try:
+            if len(raw) > LONGEST_LINE:
+                raise ValueError(f"it is longer than {LONGEST_LINE >> 20} MiB")
             parsed.append(parse(raw.decode("utf-8").rstrip("\r\n")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             why = f"no key {error}" if isinstance(error, KeyError) else str(error)
             message = f"load_dataset: {path}, line {number} must be readable: {why}"
             if on_error == "raise":

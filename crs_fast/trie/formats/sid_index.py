@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from crs_fast._gzip import DAMAGED
 from crs_fast.trie.sid_trie import SidTrie
 from crs_fast.trie.storage import FORMAT as OWN_FORMAT
 from crs_fast.trie.token_ids import TokenIds
@@ -255,12 +256,12 @@ def _json_format(path: Path) -> str:
     with open_text(path) as file:
         try:
             start = file.read(4096).lstrip()
-        except (UnicodeDecodeError, EOFError, OSError):
+        except (UnicodeDecodeError, OSError, *DAMAGED):
             return "index.json"  # whose reader says what is wrong
     inside = start.removeprefix("{").lstrip()
     try:
         key, end = json.JSONDecoder().raw_decode(inside)
-    except ValueError:
+    except (ValueError, RecursionError):
         return "index.json"
     if key == "item_id":
         return "jsonl"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
+import io
 import json
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from crs_fast._gzip import DAMAGED, UnpacksToTooMuchError, open_gzip
 
 from .rows import broken
 
@@ -24,7 +25,7 @@ def open_text(path: Path) -> TextIO:
     if not path.is_file():
         raise FileNotFoundError(f"load_index: no file {path}")
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
+        return io.TextIOWrapper(open_gzip(path), encoding="utf-8")
     return path.open(encoding="utf-8")
 
 
@@ -32,14 +33,15 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     """The numbers, from 1, and texts of the lines that are not blank.
 
     Raises:
-        ValueError: text that is not UTF-8, or a gzip file that is damaged or cut off.
+        ValueError: text that is not UTF-8, or a gzip file that is damaged, cut off, or unpacks to
+            too much (see `open_gzip`).
     """
     try:
         with open_text(path) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, line.rstrip("\r\n")
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+    except (UnicodeDecodeError, UnpacksToTooMuchError, *DAMAGED) as error:
         raise broken(path, f"is damaged or cut off ({error})") from None
 
 
@@ -60,7 +62,7 @@ def read_json(path: Path) -> dict[str, Any]:
             parsed = json.load(file, object_pairs_hook=_without_repeats)
         except _RepeatedKey as error:
             raise broken(path, f"must name every key once (got {error.args[0]!r} twice)") from None
-        except (ValueError, EOFError, gzip.BadGzipFile, zlib.error, RecursionError) as error:
+        except (ValueError, RecursionError, *DAMAGED) as error:
             raise broken(path, f"is no whole JSON file; it may be cut off ({error})") from None
     if not isinstance(parsed, dict):
         raise broken(path, f"must hold a JSON object (got {type(parsed).__name__})")

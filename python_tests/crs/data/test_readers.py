@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from crs_fast import load_index
 from crs_fast.crs.data import (
     ReadReport,
     load_dataset,
@@ -147,6 +148,41 @@ def test_line_that_is_not_utf8_and_cut_gzip(redial, tmp_path):
     Path(f"{path}.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(ValueError, match=r"test_data\.jsonl\.gz must be a whole gzip file"):
         load_dataset("redial", tmp_path, on_error="skip")
+
+
+def test_deep_and_long_lines_are_skipped_or_refused(redial, tmp_path, monkeypatch):
+    monkeypatch.setattr("crs_fast.crs.data.lines.LONGEST_LINE", 5000)
+    write(
+        redial / "test_data.jsonl",
+        "\n".join(["[" * 4000, redial_line("30"), "x" * 20_000, '{"a":' * 900, redial_line("31")]),
+    )
+    with pytest.raises(ValueError, match=r"test_data\.jsonl, line 1 must be readable: .*recursion"):
+        load_dataset("redial", tmp_path)
+    report = ReadReport()
+    data = load_dataset("redial", tmp_path, on_error="skip", report=report)
+    assert len(data.splits["test"]) == 2
+    for line, message in zip((1, 3, 4), report.skipped, strict=True):
+        assert f"test_data.jsonl, line {line} must be readable" in message
+
+
+def test_gzip_files_that_are_corrupt_or_unpack_to_too_much(redial, tmp_path):
+    path = redial / "test_data.jsonl"
+    path.unlink()
+    packed = bytearray(gzip.compress((redial_line("30") + "\n").encode() * 500))
+    packed[40:60] = b"\xff" * 20
+    bomb = gzip.compress(b"\0" * (80 << 20), 6)  # 80 KB
+    for raw, message in (
+        (packed, "whole gzip file"),
+        (bomb, "(unpacks to more than 64|longer than 16) MiB"),
+    ):
+        Path(f"{path}.gz").write_bytes(raw)
+        for on_error in ("raise", "skip"):
+            with pytest.raises(ValueError, match=rf"test_data\.jsonl\.gz .*{message}"):
+                load_dataset("redial", tmp_path, on_error=on_error)
+        index = tmp_path / "index.json.gz"
+        index.write_bytes(raw)
+        with pytest.raises(ValueError, match=r"load_index: .*index\.json\.gz"):
+            load_index(index)
 
 
 def test_bad_catalogue_row(redial, tmp_path):
