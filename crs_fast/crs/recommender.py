@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -94,11 +95,13 @@ class Recommender:
         """Write the directory that `from_pretrained` loads, completely or not at all;
         `save_bundle` says what it replaces, and lists the errors. The quantizer that encodes new
         items comes along, if the recommender has one."""
-        bundle, encoder = self.bundle, self._item_encoder or self._read_item_encoder()
+        bundle, encoder = self.bundle, self._item_encoder
 
         def save_encoder(folder: Path) -> None:
             if encoder is not None:
                 save_quantizer(folder, encoder.quantizer, encoder.record)
+            elif bundle.folder is not None and (bundle.folder / QUANTIZER).is_dir():
+                shutil.copytree(bundle.folder / QUANTIZER, folder / QUANTIZER)
 
         return save_bundle(
             directory,
