@@ -42,7 +42,7 @@ ANYONE = {"_version", "__init__"}
 CRS_ORDER = (
     ("data",),
     ("control_tokens", "text_tokens", "sequence", "title_sids", "item_encoder"),
-    ("backbones", "chat_template", "model_card", "hub", "checkpoint"),
+    ("manifest", "backbones", "chat_template", "model_card", "hub", "checkpoint"),
     ("model_directory",),
     ("sampling", "reply", "sequential_reply", "turn"),
     ("conversation", "exposure", "catalogue_change", "catalogue_files", "reply_text"),
