@@ -49,7 +49,7 @@ CRS_ORDER = (
         "item_encoder",
         "catalogue_encoding",
     ),
-    ("backbones", "chat_template", "manifest", "model_card", "hub", "checkpoint"),
+    ("manifest", "backbones", "chat_template", "model_card", "hub", "checkpoint"),
     ("model_directory",),
     ("sampling", "reply", "sequential_reply", "turn"),
     ("conversation", "exposure", "catalogue_change", "catalogue_files", "reply_text"),

@@ -177,7 +177,7 @@ def test_gzip_files_that_are_corrupt_or_unpack_to_too_much(redial, tmp_path):
     ):
         Path(f"{path}.gz").write_bytes(raw)
         for on_error in ("raise", "skip"):
-            with pytest.raises(ValueError, match=rf"test_data\.jsonl\.gz .*{message}"):
+            with pytest.raises(ValueError, match=rf"test_data\.jsonl\.gz.*{message}"):
                 load_dataset("redial", tmp_path, on_error=on_error)
         index = tmp_path / "index.json.gz"
         index.write_bytes(raw)
