@@ -84,7 +84,7 @@ def test_replicas_need_a_port(capsys):
 def test_replicas_need_ray(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["serve", "--replicas", "2"]) == 2
-    assert "needs ray: pip install 'crs_fast[ray]'" in capsys.readouterr().err
+    assert "needs ray: pip install 'ray[serve,data]'" in capsys.readouterr().err
 
 
 def test_the_command_serves_and_ends_when_told(tmp_path):

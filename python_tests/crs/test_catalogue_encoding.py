@@ -130,7 +130,7 @@ def test_the_command(sources, tmp_path, monkeypatch, capsys):
 
 def test_workers_need_ray(sources, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"workers need ray: pip install 'crs_fast\[ray\]'"):
+    with pytest.raises(ImportError, match=r"workers need ray: pip install 'ray\[data\]'"):
         run(sources, tmp_path / "out", workers=2)
 
 
