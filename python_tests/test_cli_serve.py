@@ -81,6 +81,12 @@ def test_replicas_need_a_port(capsys):
         parsed("--replicas", "0")
 
 
+def test_replicas_need_ray(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert main(["serve", "--replicas", "2"]) == 2
+    assert "needs ray: pip install 'ray[serve,data]'" in capsys.readouterr().err
+
+
 def test_the_command_serves_and_ends_when_told(tmp_path):
     """Some seconds: a process of its own loads everything, as it does for a user."""
     model, tokenizer, trie, vocab, control, _ = system()

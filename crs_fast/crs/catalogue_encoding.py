@@ -124,7 +124,7 @@ def _by_ray(
         from ray import data
     except ImportError as error:
         raise ImportError(
-            f"encode_catalogue: workers need {error.name}: pip install 'crs_fast[ray]'",
+            f"encode_catalogue: workers need {error.name}: pip install 'ray[data]'",
             name=error.name,
         ) from error
     device = arguments[-1]

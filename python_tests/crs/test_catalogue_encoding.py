@@ -2,7 +2,7 @@
 
 import gzip
 import json
-import os
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -128,24 +128,18 @@ def test_the_command(sources, tmp_path, monkeypatch, capsys):
     assert "1 of the files could not be encoded, the first" in capsys.readouterr().err
 
 
+def test_workers_need_ray(sources, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"workers need ray: pip install 'ray\[data\]'"):
+        run(sources, tmp_path / "out", workers=2)
+
+
 @pytest.mark.ray
-def test_ray_writes_the_same(sources, tmp_path):
-    ray = pytest.importorskip("ray")
+def test_ray_writes_the_same(sources, tmp_path, local_ray):
     (sources / "d.jsonl").write_text("")
     run(sources, tmp_path / "alone")
     run(sources / "a.jsonl", tmp_path / "out")
-    path = f"{Path(crs_fast.__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
-    try:
-        results = run(sources, tmp_path / "out", workers=2)
-    finally:
-        ray.shutdown()
+    results = run(sources, tmp_path / "out", workers=2)
     states = {Path(r["source"]).name: r.get("kept", "error") for r in results}
     assert states == {"a.jsonl": True, "b.jsonl.gz": False, "c.parquet": False, "d.jsonl": "error"}
     for name in ("a", "b", "c"):

@@ -1,15 +1,12 @@
 """Two replicas on a local Ray answer, follow the catalogue of each other, and keep the rules of
 who may come in."""
 
-import os
 import re
 import socket
-from pathlib import Path
 
 import httpx
 import pytest
 
-import crs_fast
 from crs_fast.serve.http.guard import Access
 
 from .doubles import wait_until
@@ -32,8 +29,8 @@ def recommender():
 
 
 @pytest.fixture(scope="module")
-def url(recommender, tmp_path_factory):
-    ray, serve = pytest.importorskip("ray"), pytest.importorskip("ray.serve")
+def url(recommender, tmp_path_factory, local_ray):
+    serve = pytest.importorskip("ray.serve")
     from crs_fast.serve.replicas import application
 
     folder = tmp_path_factory.mktemp("replicas")
@@ -41,14 +38,6 @@ def url(recommender, tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    path = f"{Path(crs_fast.__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": path}},
-    )
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     app = application(
         folder / "films",
@@ -61,7 +50,6 @@ def url(recommender, tmp_path_factory):
     serve.run(app)
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
-    ray.shutdown()
 
 
 def answers(url, count=12):
