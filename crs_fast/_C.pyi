@@ -17,6 +17,7 @@ class Normalize(enum.Enum):
 Address = int
 
 class TrieSizes:
+    def __init__(self) -> None: ...
     @property
     def codes(self) -> int: ...
     @property

@@ -119,6 +119,7 @@ void bind_builder(py::module_& m) {
   using crs::TrieArrays, crs::TrieBuilder, crs::TrieInsertion, crs::TrieRemoval, crs::TrieSizes;
   const py::call_guard<py::gil_scoped_release> unlocked;
   py::class_<TrieSizes>(m, "TrieSizes")
+      .def(py::init<>())
       .def_property_readonly("codes", &TrieSizes::num_codes)
       .def_property_readonly("starts", &TrieSizes::num_starts)
       .def_property_readonly("words", &TrieSizes::words)
@@ -220,8 +221,8 @@ void bind_cuda(py::module_& m) {
 }  // namespace
 
 void bind_trie(py::module_& m) {
-  bind_builder(m);
   bind_arguments(m);
+  bind_builder(m);
   m.def(
       "trie_walk",
       [](const Trie& trie, Address codes, int64_t rows, int64_t length, Address nodes,

@@ -148,11 +148,11 @@ def check_trie(op: str, trie: TrieTensors) -> Guard | None:
         raise ValueError(
             f"{op}: trie must be TrieTensors, such as SidTrie.tensors (got {type(trie).__name__})"
         )
+    if torch.compiler.is_compiling():  # what is traced can't be looked up
+        return None
     known = TRIES.find(trie)
     if known is not None:
         return known.guard
-    if torch.compiler.is_compiling():
-        return None
     for name, tensor in trie._asdict().items():
         beside = tensor if name == "codes" else trie.codes
         ndim = 1 if name in ("codes", "starts") else 2
@@ -198,7 +198,8 @@ def check_tokens(op: str, vocab: int, trie: TrieTensors, tokens: TokenTensors) -
         )
     column, denied, terminator, num_columns = tokens
     if (
-        TOKENS.find((column, denied), (num_columns,)) is not None
+        not torch.compiler.is_compiling()
+        and TOKENS.find((column, denied), (num_columns,)) is not None
         and num_columns <= vocab
         and -1 <= terminator < num_columns
         and column.shape[0] >= trie.bits.shape[0]
@@ -262,7 +263,8 @@ def check_filters(op: str, filters: FilterTensors | None, trie: TrieTensors) -> 
         )
     words, rank = filters
     if (
-        FILTERS.find(filters) is not None
+        not torch.compiler.is_compiling()
+        and FILTERS.find(filters) is not None
         and words.shape[1] == trie.bits.shape[1]
         and words.device == trie.codes.device
     ):
