@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Mention, Turn, merge_turns
-from crs_fast.crs.data.entity_linking import MAX_CHARACTERS, TitleIndex
+from crs_fast.crs.data.entity_linking import MAX_CHARACTERS
 
 ROLES = {"user": SEEKER, "assistant": RECOMMENDER, SEEKER: SEEKER, RECOMMENDER: RECOMMENDER}
 Message = Mapping[str, Any]
@@ -39,12 +39,16 @@ def as_batch(messages: Any, op: str) -> tuple[list[Messages], bool]:
     return batch, single
 
 
-def turns_of(messages: Messages, index: TitleIndex) -> tuple[Turn, ...]:
-    """The messages as turns, with titles linked to items."""
-    return merge_turns([_turn(message, index) for message in messages])
+def turns_of(messages: Messages, link: Callable[[str], Iterable[Mention]]) -> tuple[Turn, ...]:
+    """The messages as turns, with the mentions of items that `link` finds in a text.
+
+    Raises:
+        ValueError: a message of an unknown role, without text, or with too much of it.
+    """
+    return merge_turns([_turn(message, link) for message in messages])
 
 
-def _turn(message: Message, index: TitleIndex) -> Turn:
+def _turn(message: Message, link: Callable[[str], Iterable[Mention]]) -> Turn:
     role, text = message.get("role"), message.get("content")
     if not isinstance(role, str) or role not in ROLES or not isinstance(text, str):
         raise ValueError(
@@ -57,7 +61,7 @@ def _turn(message: Message, index: TitleIndex) -> Turn:
         )
     given = message.get("items")
     if given is None:
-        return Turn(ROLES[role], text, tuple(index.link(text)))
+        return Turn(ROLES[role], text, tuple(link(text)))
     mentions = [Mention(m["item_id"], m.get("start"), m.get("end")) for m in given]
     return Turn(ROLES[role], text, tuple(mentions))
 

@@ -23,16 +23,14 @@ def local_folder(name: str | PathLike[str], revision: str | None = None) -> Path
         or not all(parts)
         or parts[0] in (".", "..", "~")
     ):
-        raise FileNotFoundError(
-            f"from_pretrained: {name} must be a directory (got no such directory)"
-        )
+        raise FileNotFoundError(f"load_bundle: {name} must be a directory (got no such directory)")
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, revision=revision))
     except (OSError, ValueError) as error:  # offline, or no such repository
         raise FileNotFoundError(
-            f"from_pretrained: {name} must be a directory or a repository on the hub (got no "
+            f"load_bundle: {name} must be a directory or a repository on the hub (got no "
             f"directory, and from the hub: {str(error).strip().splitlines()[0]})"
         ) from error
 

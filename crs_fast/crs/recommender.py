@@ -384,7 +384,7 @@ class Recommender:
 
     def turns(self, messages: Messages) -> tuple[Turn, ...]:
         """The messages as turns, with titles linked to items."""
-        return turns_of(messages, self.index)
+        return turns_of(messages, lambda text: self.index.link(text))
 
     def _read(
         self,

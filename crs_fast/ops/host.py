@@ -58,3 +58,23 @@ def check_integer(what: str, value: Any, least: int, below: int = 1 << 31) -> No
     if isinstance(value, bool) or not hasattr(value, "__index__") or not least <= value < below:
         limit = "" if below == 1 << 31 else f" and below {below}"
         raise ValueError(f"{what} must be an integer, at least {least}{limit} (got {value!r})")
+
+
+def check_vector(
+    op: str, name: str, tensor: Any, dtypes: tuple[torch.dtype, ...], size: int | None = None
+) -> None:
+    """
+    Raises:
+        ValueError: `tensor` is no dense tensor [size] on the CPU of one of the dtypes.
+    """
+    expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    axes = "n" if size is None else size
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+        kind = type(tensor).__name__
+        raise ValueError(f"{op}: {name} must be a dense tensor {expected} [{axes}] (got {kind})")
+    wrong_shape = tensor.ndim != 1 or (size is not None and tensor.numel() != size)
+    if tensor.dtype not in dtypes or wrong_shape or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{op}: {name} must be {expected} [{axes}] on the CPU "
+            f"(got {tensor.dtype} {list(tensor.shape)} on {tensor.device})"
+        )

@@ -152,10 +152,7 @@ class ItemIds:
         return positions
 
     def _text_positions(self, ids: Iterable[int | str] | torch.Tensor, once: bool) -> torch.Tensor:
-        try:
-            wanted = _plain_list(ids)
-        except ValueError as error:
-            raise KeyError(f"SidTrie: this catalogue's item ids are str ({error})") from None
+        wanted = _plain_list(ids)
         places = [place for place, one in enumerate(wanted) if isinstance(one, str)]
         positions = torch.full((len(wanted),), -1, dtype=torch.int64, device="cpu")
         find = self._find_texts_once if once else self._find_texts

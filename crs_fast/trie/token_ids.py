@@ -34,8 +34,13 @@ class TokenIds(Vocabulary):
         end: int | None = None,
         eos: int | None = None,
     ) -> None:
-        check_integer(f"{type(self).__name__}: num_levels", num_levels, 1)
-        check_integer(f"{type(self).__name__}: size", size, 1)
+        whose = type(self).__name__
+        check_integer(f"{whose}: num_levels", num_levels, -(1 << 31))
+        check_integer(f"{whose}: size", size, -(1 << 31))
+        if min(num_levels, size) < 1:
+            raise ValueError(
+                f"{whose}: num_levels and size must be at least 1 (got {num_levels}, {size})"
+            )
         self.size = size
         super().__init__([torch.arange(size, device="cpu")] * num_levels, begin, end, eos)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from crs_fast import ops
-from crs_fast.ops import FilterTensors, TokenTensors, TrieTensors
+from crs_fast.ops import LEAVE, FilterTensors, TokenTensors, TrieTensors
 from crs_fast.ops.codebook import reference as codebook_reference
 from crs_fast.ops.text_table import reference as text_reference
 from crs_fast.ops.tree_attention import reference as attention_reference
@@ -74,12 +74,12 @@ def of(depth: int, begin: int, end: int) -> int:
     return depth << 56 | (end - begin) << 28 | begin
 
 
-def node_changes(at: tuple[int, ...]) -> list[Change]:
+def node_changes(at: tuple[int, ...], lowest: int = -1) -> list[Change]:
     """What a node can be wrong in. One that names items of this trie, though another trie's, is
-    what it names."""
+    what it names. From `lowest` to -1 a node has a meaning."""
     items = TRIE.num_items
     wrong = {
-        "-2": -2,
+        "below the lowest": lowest - 1,
         "most negative": -(1 << 63),
         "largest": (1 << 63) - 1,
         "random": 0x5DEECE66D1234567,
@@ -94,6 +94,7 @@ def node_changes(at: tuple[int, ...]) -> list[Change]:
         "empty range": of(1, 5, 5),
         "last item": of(LEVELS, items - 1, items),
         "no node": -1,
+        "lowest": lowest,
     }
     return [Change(f"{k}", ERROR, filled(v, at)) for k, v in wrong.items()] + [
         Change(f"{k}", REFERENCE, filled(v, at)) for k, v in right.items()
@@ -331,7 +332,7 @@ def trie_calls() -> list[Call]:
     }
     mask = {
         "logits": logit_changes(),
-        "nodes": [*int64, *node_changes((0,)), Change("one more", ERROR, longer(0))],
+        "nodes": [*int64, *node_changes((0,), LEAVE), Change("one more", ERROR, longer(0))],
         "trie": trie_changes(),
         "tokens": token_changes(),
         "filters": filter_changes(),
@@ -490,6 +491,22 @@ def more_trie_calls(int64: list[Change]) -> list[Call]:
     return [
         Call("trie_build", ops.trie_build, lambda: dict(sids=sids.clone(), num_sorted=0), build,
              trie_reference.trie_build),
+        Call("trie_insert", lambda **a: ops.trie_insert(**a)[1],
+             lambda: dict(trie=trie_tensors(), sids=sids[:3].clone()),
+             {"trie": trie_changes(),
+              "sids": [*tensor_changes([torch.int64]),
+                       Change("a negative code", ERROR, filled(-2, (0, 0))),
+                       Change("a level less", ERROR, shorter(1)),
+                       Change("a huge code", ERROR, filled(1 << 40, (0, 0)))]},
+             aliases=aliases),
+        Call("trie_remove", lambda **a: ops.trie_remove(**a).codes,
+             lambda: dict(trie=trie_tensors(), items=torch.tensor([0, 3, 7])),
+             {"trie": trie_changes(),
+              "items": [*tensor_changes([torch.int64]),
+                        Change("negative", ERROR, filled(-1, (0,))),
+                        Change("past the items", ERROR, filled(1 << 40)),
+                        Change("twice", ERROR, filled(3))]},
+             aliases=aliases),
         Call("trie_rows", ops.trie_rows,
              lambda: dict(trie=trie_tensors(), items=torch.tensor([3, 0, 7, 39]), out=None), rows,
              lambda trie, items, out: trie_reference.trie_rows(trie, items), aliases),
@@ -693,6 +710,31 @@ def text_calls() -> list[Call]:
              {"text": [*text, Change("another", ERROR, lambda t: t.flip(0))], "offsets": offsets,
               "table": table, "wanted": [*text, Change("longer", ERROR, longer(0))],
               "wanted_offsets": offsets}, aliases={**names, **wanted}),
+    ]  # fmt: skip
+
+
+def item_id_calls() -> list[Call]:
+    """The ops that change the ids beside a trie."""
+    int64 = tensor_changes([torch.int64])
+    any_dtype = [c for c in tensor_changes([]) if not c.label.startswith("dtype")]
+    ranges = [
+        Change("negative", ERROR, filled(-1, (0,))),
+        Change("past the values", ERROR, filled(1 << 40)),
+        Change("one more", ERROR, longer(0)),
+    ]
+    return [
+        Call("number_find", ops.number_find,
+             lambda: dict(numbers=torch.tensor([7, 3, 5]), wanted=torch.tensor([5, 6])),
+             {"numbers": tensor_changes([torch.int32, torch.int64]), "wanted": int64}),
+        Call("splice", ops.splice,
+             lambda: dict(values=torch.arange(6), begin=torch.tensor([1, 4]),
+                          end=torch.tensor([2, 4]), added=torch.tensor([8, 9]),
+                          bounds=torch.tensor([0, 0, 2]), shift=torch.tensor([0, 1, 2])),
+             {"values": int64, "added": any_dtype, "begin": [*int64, *ranges],
+              "end": [*int64, *ranges], "bounds": [*int64, *ranges],
+              "shift": [c for c in int64 if c.label != "None"]},
+             aliases={name: ("begin and end", "bounds", "end", "added", "values")
+                      for name in ("begin", "end", "bounds")}),
     ]  # fmt: skip
 
 

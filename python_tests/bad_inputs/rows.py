@@ -24,6 +24,7 @@ _CALLS = [
     *ops_rows.codebook_calls(),
     *ops_rows.collision_calls(),
     *ops_rows.text_calls(),
+    *ops_rows.item_id_calls(),
     *ops_rows.attention_calls(),
     *public_rows.calls(),
 ]

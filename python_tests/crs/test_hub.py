@@ -78,7 +78,7 @@ def test_to_the_hub_and_back(saved, hub):
 
 def test_names_that_are_nowhere(hub):
     for name in ("nobody/nothing", "no_such_folder", "./no/such", "/no/such/folder", Path("a/b")):
-        with pytest.raises(FileNotFoundError, match=rf"from_pretrained: {name} must be a direct"):
+        with pytest.raises(FileNotFoundError, match=rf"load_bundle: {name} must be a direct"):
             Recommender.from_pretrained(name)
 
 

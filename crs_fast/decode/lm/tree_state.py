@@ -45,8 +45,11 @@ class TreeState:
         elsewhere, [B, 1, M, S]."""
         batch, beams, _ = self.ancestors.shape
         visible = torch.zeros(batch, beams, length, dtype=torch.bool, device=self.ancestors.device)
-        prompt_visible = True if self.prompt_mask is None else self.prompt_mask[:, None]
-        visible[..., : self.prompt_length] = prompt_visible
+        prompt = visible[..., : self.prompt_length]
+        if self.prompt_mask is None:
+            prompt.fill_(True)
+        else:
+            prompt.copy_(self.prompt_mask[:, None])
         visible.scatter_(2, self.ancestors + self.prompt_length, True)
         return _bias(visible, dtype)[:, None]
 

@@ -6,10 +6,9 @@ import torch
 
 from crs_fast import _native
 
+from ..host import check_vector
 from . import native as kernel
 from . import reference
-
-_DTYPES = (torch.int32, torch.int64)
 
 
 def number_find(numbers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -27,13 +26,8 @@ def number_find(numbers: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: another dtype, shape or device.
     """
-    for name, tensor, dtypes in (("numbers", numbers, _DTYPES), ("wanted", wanted, _DTYPES[1:])):
-        if tensor.dtype not in dtypes or tensor.ndim != 1 or tensor.device.type != "cpu":
-            expected = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-            raise ValueError(
-                f"number_find: {name} must be {expected} [n] on the CPU "
-                f"(got {tensor.dtype} {list(tensor.shape)} on {tensor.device})"
-            )
+    check_vector("number_find", "numbers", numbers, (torch.int32, torch.int64))
+    check_vector("number_find", "wanted", wanted, (torch.int64,))
     native = _native.load()
     if native is None:
         return reference.number_find(numbers, wanted)

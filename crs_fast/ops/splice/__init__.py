@@ -6,6 +6,7 @@ import torch
 
 from crs_fast import _native
 
+from ..host import check_vector
 from . import native as kernel
 from . import reference
 
@@ -38,15 +39,16 @@ def splice(
         ValueError: tensors of another dtype, shape or device, ranges that overlap or leave
             `values`, or bounds that leave `added`.
     """
-    _check_plain("values", values, values.dtype)
-    _check_plain("added", added, values.dtype)
+    any_dtype = (values.dtype,) if isinstance(values, torch.Tensor) else ()
+    int64 = (torch.int64,)
+    check_vector("splice", "values", values, any_dtype if shift is None else int64)
+    check_vector("splice", "added", added, any_dtype)
+    check_vector("splice", "begin", begin, int64)
     count = begin.numel()
-    for name, tensor, size in (("begin", begin, count), ("end", end, count)):
-        _check_plain(name, tensor, torch.int64, size)
-    _check_plain("bounds", bounds, torch.int64, count + 1)
+    check_vector("splice", "end", end, int64, count)
+    check_vector("splice", "bounds", bounds, int64, count + 1)
     if shift is not None:
-        _check_plain("shift", shift, torch.int64, count + 1)
-        _check_plain("values", values, torch.int64)
+        check_vector("splice", "shift", shift, int64, count + 1)
     edges = torch.stack([begin, end], 1).flatten()
     if count and not (
         int(edges[0]) >= 0 and int(edges[-1]) <= values.numel() and bool((edges.diff() >= 0).all())
@@ -64,14 +66,3 @@ def splice(
     if native is None:
         return reference.splice(values, begin, end, added, bounds, shift)
     return kernel.splice(native, values, begin, end, added, bounds, shift)
-
-
-def _check_plain(
-    name: str, tensor: torch.Tensor, dtype: torch.dtype, size: int | None = None
-) -> None:
-    wrong_size = tensor.ndim != 1 or (size is not None and tensor.numel() != size)
-    if tensor.dtype != dtype or wrong_size or tensor.device.type != "cpu":
-        raise ValueError(
-            f"splice: {name} must be {dtype} [{'n' if size is None else size}] on the CPU "
-            f"(got {tensor.dtype} {list(tensor.shape)} on {tensor.device})"
-        )

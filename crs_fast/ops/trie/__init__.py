@@ -391,7 +391,7 @@ def token_tensors(
 
 
 def _check_change(op: str, name: str, tensor: torch.Tensor, ndim: int, trie: TrieTensors) -> None:
+    if isinstance(trie, TrieTensors) and trie.codes.device.type != "cpu":
+        raise ValueError(f"{op}: the trie must be on the CPU (got {trie.codes.device})")
     check_trie(op, trie)
     check_tensor(op, name, tensor, trie.codes, (torch.int64,), ndim)
-    if trie.codes.device.type != "cpu":
-        raise ValueError(f"{op}: the trie must be on the CPU (got {trie.codes.device})")

@@ -41,7 +41,7 @@ def check_mask(
     check_tensor(op, "nodes", nodes, trie.codes, (torch.int64,), 1)
     if nodes.shape[0] != logits.shape[0]:
         raise ValueError(
-            f"{op}: nodes must have one entry per row of logits, {logits.shape[0]} "
+            f"{op}: nodes must have one entry a row of logits, {logits.shape[0]} "
             f"(got {nodes.shape[0]})"
         )
     check_tokens(op, logits.shape[1], trie, tokens)

@@ -228,7 +228,7 @@ def test_a_node_that_the_trie_cannot_hold_leads_nowhere(device):
     """Nobody waits for a GPU to hear of an error: the row is -inf, the beam dead."""
     trie, tokens = SidTrie.from_sids(random_sids(0, 100, 3, 6, ragged=True)), vocab_of(3, 6, end=3)
     tokens = tokens.tensors()
-    wrong = [-2, -(1 << 63), (1 << 63) - 1, 4 << 56 | 1 << 28, 1 << 56 | 11 << 28 | 90, 2 << 28]
+    wrong = [-3, -(1 << 63), (1 << 63) - 1, 4 << 56 | 1 << 28, 1 << 56 | 11 << 28 | 90, 2 << 28]
     nodes = torch.tensor([0, -1, *wrong])
     logits, scores = torch.randn(nodes.numel(), 40), torch.zeros(1, nodes.numel())
     there, known = moved(trie.tensors, device), moved(tokens, device)
