@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from crs_fast.ops.host import as_integers, as_numbers
+from crs_fast.ops.host import as_numbers
 
 from .capability import capability
 from .stand_in import unwrapped
@@ -179,7 +179,7 @@ def checked_inputs(
     Raises:
         ValueError: ids are no integers, shapes disagree, or a row has no token.
     """
-    input_ids = as_integers(f"{op}: input_ids", input_ids)
+    input_ids = as_numbers(f"{op}: input_ids", input_ids)
     if input_ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{op}: input_ids must be int64 or int32 (got {input_ids.dtype})")
     if input_ids.ndim != 2 or 0 in input_ids.shape:

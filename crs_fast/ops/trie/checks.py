@@ -68,7 +68,7 @@ def check_mask_inplace(
     filter_of_row: torch.Tensor | None = None,
 ) -> Guard | None:
     guard = check_mask(op, logits, nodes, trie, tokens, filters, filter_of_row)
-    if logits.is_neg():
+    if not torch.compiler.is_compiling() and logits.is_neg():
         raise ValueError(f"{op}: logits must be memory to write to (got a negative view)")
     (rows, vocab), (down, across) = logits.shape, logits.stride()
     shared = (vocab > 1 and across == 0) or (rows > 1 and down == 0)
