@@ -85,7 +85,7 @@ def _four_bit(name: str | Path) -> dict[str, Any]:
     if not (installed and gpu):
         raise ImportError(
             "load_backbone: 4-bit weights (QLoRA) need bitsandbytes, "
-            "`pip install bitsandbytes`, and a CUDA GPU "
+            "`pip install bitsandbytes` (the extra qlora), and a CUDA GPU "
             f"(got bitsandbytes: {'yes' if installed else 'no'}, GPU: {'yes' if gpu else 'no'})"
         )
     from transformers import BitsAndBytesConfig

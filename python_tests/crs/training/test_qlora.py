@@ -59,7 +59,9 @@ def test_the_request_for_four_bits_reaches_transformers(pretend, monkeypatch):
         return "model"
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name: "tokenizer")
+    monkeypatch.setattr(
+        transformers.AutoTokenizer, "from_pretrained", lambda name, **_: "tokenizer"
+    )
     assert load_backbone("some/path", four_bit=True) == ("model", "tokenizer")
     config = asked["quantization_config"]
     assert (config.load_in_4bit, config.bnb_4bit_quant_type) == (True, "nf4")
