@@ -73,6 +73,14 @@ class BruteForce:
         return {sid[:n] for sid in self.sids for n in range(len(sid) + 1)}
 
 
+@torch.no_grad()
+def sharpen(model):
+    """Default initialisation gives nearly uniform logits, whose ties say nothing."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(6.0)
+
+
 def tiny_model(kind: str, vocab_size: int, seed: int = 0, **extra):
     """A random float32 decoder of one architecture, in eval mode."""
     import transformers
@@ -115,11 +123,7 @@ def tiny_model(kind: str, vocab_size: int, seed: int = 0, **extra):
     config = getattr(transformers, name)(**{"vocab_size": vocab_size, **shape, **special, **extra})
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        # Default initialisation gives nearly uniform logits, whose ties say nothing.
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)
+    sharpen(model)
     return model
 
 

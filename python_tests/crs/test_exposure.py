@@ -3,12 +3,12 @@
 import dataclasses
 
 import pytest
-import torch
 
 from crs_fast.cli.chat import answer
 from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.exposure import Exposure, ItemGroups, genres_of
 from crs_fast.crs.recommender import Recommender
+from python_tests.helpers import sharpen
 
 from .tiny_system import ITEMS, system
 
@@ -29,10 +29,7 @@ def groups_of(item):
 @pytest.fixture(scope="module")
 def recommender():
     model, tokenizer, trie, vocab, control, builder = system()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)  # default initialisation is nearly uniform
+    sharpen(model)
     # Films 0 and 7 are one film with two entries.
     items = tuple(
         dataclasses.replace(item, imdb_id="tt1") if item.item_id in ("i0", "i7") else item

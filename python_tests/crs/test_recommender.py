@@ -16,6 +16,7 @@ from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.decode import Capability, SidLogitsProcessor, capability, recommend
 from crs_fast.decode.lm.cache import GrowingLayer
 from crs_fast.trie import SidTrie
+from python_tests.helpers import sharpen
 
 from .tiny_system import ITEMS, SIDS, system
 
@@ -30,10 +31,7 @@ LONGER = [
 @pytest.fixture(scope="module")
 def recommender():
     model, tokenizer, trie, vocab, control, builder = system()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)  # default initialisation is nearly uniform
+    sharpen(model)
     return Recommender(Bundle(model, tokenizer, trie, vocab, control, ITEMS, builder, None))
 
 

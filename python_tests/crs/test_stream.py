@@ -11,6 +11,7 @@ from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.recommender import Ranking, Recommender, Response
 from crs_fast.crs.reply_text import ReplyText
 from crs_fast.decode import Capability
+from python_tests.helpers import sharpen
 
 from .tiny_system import ITEMS, system
 
@@ -20,10 +21,7 @@ ASK = [{"role": "user", "content": "I like Film 3, any more?"}]
 @pytest.fixture(scope="module")
 def recommender():
     model, tokenizer, trie, vocab, control, builder = system()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)  # default initialisation is nearly uniform
+    sharpen(model)
     return Recommender(Bundle(model, tokenizer, trie, vocab, control, ITEMS, builder, None))
 
 

@@ -8,6 +8,7 @@ from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.turn import TurnCache
 from crs_fast.trie import SidTrie, typed_catalogue
 from crs_fast.trie.sid_vocab import add_special_tokens
+from python_tests.helpers import sharpen
 
 from .tiny_system import ITEMS, SIDS, system
 
@@ -20,10 +21,7 @@ BOOK_SIDS = [[n % 4, 3, n % 3] for n in range(5)]
 def directory(tmp_path_factory):
     model, tokenizer, trie, vocab, _, _ = system()
     (book,) = add_special_tokens(tokenizer, model, ["<BOB>"])
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)  # default initialisation is nearly uniform
+    sharpen(model)
     tries = {vocab.begin: trie, book: SidTrie.from_sids(BOOK_SIDS, [b.item_id for b in BOOKS])}
     path = tmp_path_factory.mktemp("typed") / "model"
     return make_model_directory(path, model, tokenizer, tries, vocab, [*ITEMS, *BOOKS])

@@ -15,6 +15,7 @@ from crs_fast.crs.training.titles import with_titles
 from crs_fast.crs.turn import TurnCache
 from crs_fast.quantize import RQKMeans, resolve_collisions
 from crs_fast.trie import SidTrie
+from python_tests.helpers import sharpen
 
 from .tiny_system import ITEMS, SIDS, system
 
@@ -34,10 +35,7 @@ def embed(texts):
 @pytest.fixture(scope="module")
 def parts():
     model, tokenizer, trie, vocab, control, builder = system()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)  # default initialisation is nearly uniform
+    sharpen(model)
     texts = embed([item.text() for item in ITEMS])
     quantizer = RQKMeans(levels=3, codes=4).fit(torch.nn.functional.normalize(texts, dim=1))
     bundle = Bundle(model, tokenizer, trie, vocab, control, ITEMS, builder, quantizer.fingerprint())

@@ -3,10 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from crs_fast.crs.checkpoint import save_bundle
 from python_tests.crs.tiny_system import ITEMS, SEEKER, say, system
+from python_tests.helpers import sharpen
 
 
 @pytest.fixture(scope="module")
@@ -14,10 +14,7 @@ def served(tmp_path_factory):
     """model, tokenizer, trie, vocab, prompts and the directory. Half of the prompts end in the
     begin token."""
     model, tokenizer, trie, vocab, control, builder = system()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)
+    sharpen(model)
     folder = tmp_path_factory.mktemp("served") / "model"
     save_bundle(folder, (model, tokenizer), trie, vocab, control, ITEMS)
     prompts = []

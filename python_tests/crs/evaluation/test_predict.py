@@ -15,6 +15,7 @@ from crs_fast.crs.evaluation.predict import predict, predict_in_words
 from crs_fast.crs.sequence import GCRS, Layout
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
+from python_tests.helpers import sharpen
 
 from ..tiny_system import DIALOGUE, ITEMS, dialogues, say, system
 
@@ -45,10 +46,8 @@ def bundle(architecture, max_length=768, layout=GCRS):
         window = 120 if architecture == "mistral" else None
         config = MistralConfig(**size, intermediate_size=64, sliding_window=window)
         model = MistralForCausalLM(config)
+    sharpen(model)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)
         model.get_output_embeddings().weight[vocab.begin] *= 3  # some replies name items
     builder = builder.with_layout(layout)
     return Bundle(model.eval(), tokenizer, trie, vocab, control, ITEMS, builder, None)

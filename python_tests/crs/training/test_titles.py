@@ -16,6 +16,7 @@ from crs_fast.crs.training.titles import with_titles
 from crs_fast.crs.training.train import train
 from crs_fast.crs.turn import TurnBatch
 from crs_fast.decode import SidLogitsProcessor
+from python_tests.helpers import sharpen
 
 from ..tiny_system import DIALOGUE, ITEMS, TEXTS, dialogues, system
 
@@ -35,10 +36,7 @@ DATASET = CrsDataset("tiny", ITEMS, {"train": tuple(dialogues(6))})
 def bundle():
     backbone = tiny_backbone(TEXTS, hidden_size=32, layers=2, heads=2, vocab_size=300)
     bundle = with_titles(backbone, FILMS)
-    with torch.no_grad():
-        for parameter in bundle.model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)  # default initialisation is nearly uniform
+    sharpen(bundle.model)
     return bundle
 
 
