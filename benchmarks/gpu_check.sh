@@ -69,17 +69,11 @@ timeout --kill-after=10 "$seconds" python3 benchmarks/run.py --device cuda --unm
 sed '$d' "$log" # the last line holds the rows, which are in the file too
 echo "timed after $SECONDS s; rows: $out"
 
-echo "== memory errors"
+seconds=$(budget 90 5)
+echo "== memory errors, at most $seconds s"
 if command -v compute-sanitizer >/dev/null; then
-  for tool in memcheck racecheck initcheck; do
-    seconds=$(budget 30 5)
-    # A small catalogue and every kernel of the trie; torch's own kernels are not looked at.
-    timeout --kill-after=5 "$seconds" compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      --kernel-name kernel_substring=crs python3 benchmarks/sanitize_gpu.py || {
-      code=$?
-      if [ "$code" -ge 124 ]; then echo "$tool: not ended in $seconds s"; else status=1; fi
-    }
-  done
+  timeout --kill-after=5 "$seconds" bash benchmarks/sanitize.sh cuda ||
+    { status=1; echo "memory errors: found, or not all looked for when time was up"; }
 else
   echo "memory errors: not looked for, compute-sanitizer is not on PATH"
 fi

@@ -6,7 +6,7 @@
 #                                     ops and tries, and the bad-input table
 #   benchmarks/sanitize.sh thread     ThreadSanitizer: the threaded kernels in a program without
 #                                     Python (python_tests/ops/native_driver)
-#   benchmarks/sanitize.sh cuda       compute-sanitizer: the GPU tests of the trie ops
+#   benchmarks/sanitize.sh cuda       compute-sanitizer: every CUDA kernel, on small calls
 #
 # Needs gcc with its sanitizers, cmake, ninja, pybind11 and what the tests need.
 set -euo pipefail
@@ -58,8 +58,8 @@ END
 cuda() {
   for tool in memcheck racecheck initcheck; do
     echo "== cuda: $tool"
-    timeout 180 compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      "$python" -m pytest -q -x -m gpu -p no:cacheprovider python_tests/ops/trie/test_trie_gpu.py
+    compute-sanitizer --tool "$tool" --error-exitcode 1 --kernel-name kernel_substring=crs \
+      "$python" benchmarks/sanitize_gpu.py
   done
 }
 

@@ -1,4 +1,4 @@
-"""Small calls of every CUDA kernel, for compute-sanitizer to watch (see gpu_check.sh).
+"""Small calls of every CUDA kernel, for compute-sanitizer to watch (see sanitize.sh).
 
 Each tensor is an allocation of its own here, so that an access past its end is seen.
 """
