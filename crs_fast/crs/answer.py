@@ -9,10 +9,11 @@ from typing import NamedTuple
 from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
 from crs_fast.crs.data.dialogue import Turn
-from crs_fast.crs.exposure import ExposedList, fill_lists, stacked
+from crs_fast.crs.exposure import ExposedList, fill_lists
 from crs_fast.crs.sequence import SequenceBuilder
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
+from crs_fast.trie.item_filter import stacked
 
 RankedItem = tuple[str, str, float]
 

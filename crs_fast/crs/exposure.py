@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from crs_fast.crs.data.dialogue import Item, Turn
 from crs_fast.trie import ItemFilter, SidTrie
+from crs_fast.trie.item_filter import stacked
 
 if TYPE_CHECKING:
     from crs_fast.crs.turn import TurnBatch
@@ -361,8 +362,3 @@ def fill_lists(
 def named_items(turns: Iterable[Turn], shown: Iterable[str] = ()) -> list[str]:
     """The distinct items that a conversation has named, by either side, or shown."""
     return list(dict.fromkeys([*(i for turn in turns for i in turn.item_ids()), *shown]))
-
-
-def stacked(filters: Sequence[ItemFilter | None]) -> ItemFilter | None:
-    """The filters of all requests as one; None if no request has a filter."""
-    return None if all(f is None for f in filters) else ItemFilter.stack(filters)

@@ -41,7 +41,7 @@ from crs_fast.crs.item_encoder import QUANTIZER, ItemEncoder, save_quantizer
 from crs_fast.crs.reply import placed
 from crs_fast.crs.reply_text import ReplyText
 from crs_fast.crs.sampling import Sampling
-from crs_fast.crs.turn import TurnCache
+from crs_fast.crs.turn import TurnBatch, TurnCache
 
 __all__ = ["Messages", "RankedItem", "Ranking", "Recommender", "Response"]
 
@@ -264,8 +264,7 @@ class Recommender:
             max_new_tokens=max_new_tokens,
         )
         limits = Exposure((), None, groups, max_per_group, repeat_named)
-        contexts, lists = self._read("respond", batch, single, options, limits, exclude, allow)
-        turns = read_contexts(self.bundle, contexts, options, cache)
+        turns, lists = self._read("respond", batch, single, options, limits, exclude, allow, cache)
         begun = begin_turns(turns, lists, options, self.titles)
         replies = turns.write(
             begun.prefixes,
@@ -328,8 +327,7 @@ class Recommender:
             max_new_tokens=max_new_tokens,
         )
         limits = Exposure((), None, groups, max_per_group, repeat_named)
-        contexts, lists = self._read("stream", batch, single, options, limits, exclude, allow)
-        turns = read_contexts(self.bundle, contexts, options, cache)
+        turns, lists = self._read("stream", batch, single, options, limits, exclude, allow, cache)
         begun = begin_turns(turns, lists, options, self.titles)
         (ranking,), tokens = begun.rankings, list[int]()
         yield ranking
@@ -377,8 +375,7 @@ class Recommender:
             max_new_tokens=0,
         )
         limits = Exposure((), None, groups, max_per_group, repeat_named)
-        contexts, lists = self._read("rank", batch, single, options, limits, exclude, allow)
-        turns = read_contexts(self.bundle, contexts, options, cache)
+        turns, lists = self._read("rank", batch, single, options, limits, exclude, allow, cache)
         items = rank_items(turns, range(len(batch)), lists, options, self.titles)
         return items[0] if single else items
 
@@ -395,8 +392,9 @@ class Recommender:
         limits: Exposure,
         exclude: Any,
         allow: Any,
-    ) -> tuple[list[tuple[Turn, ...]], list[ExposedList]]:
-        """The turns of each request and its empty list, after all checks."""
+        cache: TurnCache | None,
+    ) -> tuple[TurnBatch, list[ExposedList]]:
+        """The conversations, read by the model after all checks, and an empty list for each."""
         options.check(op, self.titles)
         one_each = None if single else len(batch)
         exposures = exposures_of(op, self.groups, limits, one_each, exclude, allow)
@@ -407,7 +405,7 @@ class Recommender:
             )
             for one, turns, exposure in zip(batch, contexts, exposures, strict=True)
         ]
-        return contexts, lists
+        return read_contexts(self.bundle, contexts, options, cache), lists
 
 
 def _as_tuple(item: str | Sequence[str] | None) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.sampling import GREEDY, Sampling, choose
 from crs_fast.decode import Prompt, SidLogitsProcessor, TreeModel
 from crs_fast.trie import ItemFilter, SidTrie
+from crs_fast.trie.item_filter import stacked
 
 
 @dataclass(eq=False)
@@ -154,9 +155,8 @@ class ReplyBatch:
 
 def _constraint(replies: Sequence[Reply], device: torch.device) -> SidLogitsProcessor:
     """The constraint of replies from one catalogue."""
-    bundle, filters = replies[0].bundle, [reply.filter for reply in replies]
-    stacked = None if all(f is None for f in filters) else ItemFilter.stack(filters)
-    return SidLogitsProcessor(placed(bundle.trie, device), bundle.vocab, stacked, inplace=True)
+    bundle, filters = replies[0].bundle, stacked([reply.filter for reply in replies])
+    return SidLogitsProcessor(placed(bundle.trie, device), bundle.vocab, filters, inplace=True)
 
 
 # Each catalogue's copy on the model's device, kept because every turn needs it.

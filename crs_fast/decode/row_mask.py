@@ -44,7 +44,8 @@ class RowMask:
         if self.vocab.opens_with_code:
             raise ValueError("RowMask: vocab must have one begin token (got a typed catalogue's)")
         self.trie = trie.to(device)
-        self._stacked: tuple[list[ItemFilter], FilterTensors | None] = ([], None)
+        # The filters of the last step, their bitmaps, and which of them allow nothing, bool [F].
+        self._stacked: tuple[list[ItemFilter], FilterTensors, torch.Tensor] | None = None
         self.tokens = self.vocab.tensors(torch.device(device), eos_token_id)
         self.begins_by_token = self.vocab.begin is not None
         self._begin = _OPENS if self.vocab.begin is None else self.vocab.begin
@@ -98,31 +99,34 @@ class RowMask:
             nodes = self.grammar.read(self._opened(windows, written)).nodes
             if filters is None or all(f is None for f in filters):
                 return trie_mask_(logits, nodes, self.trie.tensors, self.tokens)
-            bitmaps, of_row = self._bitmaps(filters)
+            bitmaps, is_empty, of_row = self._bitmaps(filters)
             legal = allowed(self.trie.tensors, bitmaps, of_row, nodes.clamp(min=0))
             nodes = torch.where((nodes > 0) & ~legal, -1, nodes)
             trie_mask_(logits, nodes, self.trie.tensors, self.tokens, bitmaps, of_row)
         if self.vocab.begin is not None:
             # Where the filter allows nothing, a SID that begins could only end at once.
-            empty = ~bitmaps.words.bool().any(1)[of_row.clamp(min=0)] & (of_row >= 0)  # [R]
+            empty = is_empty[of_row.clamp(min=0)] & (of_row >= 0)  # [R]
             logits[:, self.vocab.begin].masked_fill_(empty & (nodes < 0), -torch.inf)
         return logits
 
-    def _bitmaps(self, filters: Sequence[ItemFilter | None]) -> tuple[FilterTensors, torch.Tensor]:
-        """The bitmaps of the filters, each once, and which of them each row takes, int64 [R], -1
-        for none. Those of the last step are kept: most batches stay as they are."""
+    def _bitmaps(
+        self, filters: Sequence[ItemFilter | None]
+    ) -> tuple[FilterTensors, torch.Tensor, torch.Tensor]:
+        """The bitmaps of the filters, each once, which of them allow nothing, and which of them
+        each row takes, int64 [R], -1 for none. Those of the last step are kept: most batches stay
+        as they are."""
         places: dict[int, int] = {}
         different: list[ItemFilter] = []
         for one in filters:
             if one is not None and id(one) not in places:
                 places[id(one)] = len(different)
                 different.append(one)
-        if [id(one) for one in different] != [id(one) for one in self._stacked[0]]:
-            self._stacked = different, ItemFilter.stack(different).over(self.trie).tensors
+        if self._stacked is None or list(map(id, different)) != list(map(id, self._stacked[0])):
+            bitmaps = ItemFilter.stack(different).over(self.trie).tensors
+            self._stacked = different, bitmaps, ~bitmaps.words.bool().any(1)
+        _, bitmaps, is_empty = self._stacked
         of_row = [-1 if one is None else places[id(one)] for one in filters]
-        bitmaps = self._stacked[1]
-        assert bitmaps is not None
-        return bitmaps, torch.tensor(of_row, device=bitmaps.words.device)
+        return bitmaps, is_empty, torch.tensor(of_row, device=bitmaps.words.device)
 
     def _opened(self, windows: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
         """The windows with a begin token where `written` says that a SID opens."""

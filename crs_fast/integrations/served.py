@@ -92,6 +92,15 @@ class RequestOptions(NamedTuple):
         allow, deny = (_ids(name, given.get(name)) for name in ("sid_allow", "sid_deny"))
         return cls(state == _ON, allow, deny, prefix)
 
+    def opened(self, begins_by_token: bool) -> RequestOptions:
+        """These options, where a SID begins right after the prompt if no begin token says so."""
+        return self._replace(prefix=0) if self.prefix is None and not begins_by_token else self
+
+    def written(self, num_output: int) -> int:
+        """How many tokens of the announced SID stand at the end of a row that has so many tokens
+        behind its prompt; -1 where none was announced."""
+        return -1 if self.prefix is None else self.prefix + num_output
+
 
 class RequestFilters:
     """The items that requests may name, as filters over one trie. Requests that ask for the same

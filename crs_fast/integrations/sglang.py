@@ -107,12 +107,10 @@ def _masked(
             warnings.warn(f"{error}; the request's answer is ended", stacklevel=2)
             options = RequestOptions()
             refused.append(row)
-        prefix = options.prefix
-        if prefix is None and not mask.begins_by_token:
-            prefix = 0
+        options = options.opened(mask.begins_by_token)
         prompt, output = list(request.origin_input_ids), list(request.output_ids)
         windows.append(mask.window(prompt, output))
-        written.append(-1 if prefix is None else prefix + len(output))
+        written.append(options.written(len(output)))
         filters.append(request_filters.of(options))
     device = logits.device
     masked = mask.apply_(

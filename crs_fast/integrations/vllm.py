@@ -122,9 +122,7 @@ class SidLogitsProcessor(*_interfaces()):  # type: ignore[misc]
         self, index: int, params: Any, prompt: Sequence[int] = (), output: Sequence[int] = ()
     ) -> None:
         self._requests.pop(index, None)
-        options = RequestOptions.read(params.extra_args)
-        if options.prefix is None and not self._mask.begins_by_token:
-            options = options._replace(prefix=0)
+        options = RequestOptions.read(params.extra_args).opened(self._mask.begins_by_token)
         if options.is_on:
             allowed = self._filters.of(options)
             self._requests[index] = _Request(options, allowed, prompt, output)
@@ -159,10 +157,7 @@ class SidLogitsProcessor(*_interfaces()):  # type: ignore[misc]
                 "an entry point, or set async_scheduling=False"
             )
         windows = [self._mask.window(request.prompt, request.output) for request in requests]
-        written = [
-            -1 if request.options.prefix is None else request.options.prefix + len(request.output)
-            for request in requests
-        ]
+        written = [request.options.written(len(request.output)) for request in requests]
         return (
             torch.tensor(windows, device=self._device),
             torch.tensor(written, device=self._device),

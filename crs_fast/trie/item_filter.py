@@ -230,3 +230,8 @@ def _ranked(words: torch.Tensor) -> FilterTensors:
     made = FilterTensors(words, (count.cumsum(1) - count).to(torch.int32))
     FILTERS.remember(made)
     return made
+
+
+def stacked(filters: Sequence[ItemFilter | None]) -> ItemFilter | None:
+    """The filters of all requests as one; None if no request has a filter."""
+    return None if all(f is None for f in filters) else ItemFilter.stack(filters)
