@@ -8,8 +8,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
-SOURCES = ["codebook", "dispatch", "isa", "threads", "trie_build", "trie_mask", "trie_rows"]
-SOURCES += ["trie_step", "trie_walk"]
+SOURCES = ["codebook", "dispatch", "isa", "threads", "trie_build", "trie_change"]
+SOURCES += ["trie_mask", "trie_rows", "trie_step", "trie_walk"]
 
 
 def compiler() -> str | None:

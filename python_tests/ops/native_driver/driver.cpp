@@ -12,6 +12,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -20,6 +21,7 @@
 #include "collisions.h"
 #include "text_table.h"
 #include "trie_build.h"
+#include "trie_change.h"
 #include "trie_ops.h"
 
 namespace {
@@ -95,20 +97,43 @@ void digest(uint64_t& sum, const std::vector<T>& values) {
   for (size_t i = 0; i < values.size() * sizeof(T); ++i) sum = (sum ^ bytes[i]) * 1099511628211u;
 }
 
+// What `made`, whose sizes are known, writes.
+template <typename Made>
+void write(Made& made, Trie& trie) {
+  const crs::TrieSizes& sizes = made.sizes();
+  trie.codes.resize(sizes.num_codes());
+  trie.bits.resize(kLevels * sizes.words());
+  trie.rank.resize(kLevels * sizes.words());
+  trie.starts.resize(sizes.num_starts());
+  trie.level.resize(2 * (kLevels + 1));
+  made.fill({trie.codes.data(), trie.bits.data(), trie.rank.data(), trie.starts.data(),
+             trie.level.data()});
+  trie.view = {trie.codes.data(), trie.bits.data(), trie.rank.data(), trie.starts.data(),
+               trie.level.data(), kLevels,          sizes.words(),    1};
+}
+
 void build(const Inputs& in, int threads, Trie& trie) {
   const auto items = static_cast<int64_t>(in.sids.size()) / kLevels;
-  crs::TrieBuilder builder(in.sids.data(), items, kLevels, 0, threads);
-  builder.sort();
-  trie.codes.resize(builder.num_codes());
-  trie.bits.resize(kLevels * builder.words());
-  trie.rank.resize(kLevels * builder.words());
-  trie.starts.resize(builder.num_starts());
+  crs::TrieBuilder builder(in.sids.data(), items, kLevels, 0, threads, [] {});
   trie.order.resize(items);
-  trie.level.resize(2 * (kLevels + 1));
-  builder.fill({trie.codes.data(), trie.bits.data(), trie.rank.data(), trie.starts.data(),
-                trie.level.data(), trie.order.data()});
-  trie.view = {trie.codes.data(), trie.bits.data(), trie.rank.data(), trie.starts.data(),
-               trie.level.data(), kLevels,          builder.words(),  1};
+  builder.sort(trie.order.data());
+  write(builder, trie);
+}
+
+// The trie again, after every seventh item was removed and inserted.
+void change(const Trie& trie, int threads, Trie& changed) {
+  std::vector<int64_t> items;
+  for (int64_t i = 0; i < static_cast<int64_t>(trie.order.size()); i += 7) items.push_back(i);
+  const auto size = static_cast<int64_t>(items.size());
+  std::vector<int64_t> rows(size * kLevels), at(size);
+  crs::trie_rows_cpu(trie.view, items.data(), size, rows.data(), threads);
+  Trie smaller;
+  crs::TrieRemoval removal(trie.view, items.data(), size, threads);
+  removal.plan();
+  write(removal, smaller);
+  crs::TrieInsertion insertion(smaller.view, rows.data(), size, kLevels, threads);
+  insertion.plan(at.data());
+  write(insertion, changed);
 }
 
 // All kernels in turn; a number that stands for all their results.
@@ -117,6 +142,10 @@ uint64_t run(const Inputs& in, int threads) {
   Trie trie;
   build(in, threads, trie);
   digest(sum, trie.codes), digest(sum, trie.bits), digest(sum, trie.rank), digest(sum, trie.order);
+  Trie changed;
+  change(trie, threads, changed);
+  if (changed.codes != trie.codes || changed.bits != trie.bits || changed.rank != trie.rank)
+    throw std::logic_error("what was removed and inserted must give the same trie");
 
   const crs::TokenView tokens{in.column.data(), kCodes,
                               kCodes,           3,
@@ -149,6 +178,7 @@ uint64_t run(const Inputs& in, int threads) {
                       {nullptr, nullptr, 0},
                       tokens,
                       kBatch * kBeams,
+                      nullptr,
                       in.logits.data(),
                       masked.data(),
                       in.nodes.data(),
