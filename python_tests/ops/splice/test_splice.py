@@ -69,13 +69,13 @@ def test_other_arguments_are_refused():
         ([2], [1], [0, 0], "begin and end"),
         ([1], [1], [0, 2], "bounds must ascend from 0 to the 0 added values"),
         ([1], [1], [1, 0], "bounds"),
-        ([1], [1], [0], "bounds must be torch.int64 \\[2\\]"),
-        ([1], [1, 2], [0, 0], "end must be torch.int64 \\[1\\]"),
+        ([1], [1], [0], "bounds must be int64 \\[2\\]"),
+        ([1], [1, 2], [0, 0], "end must be int64 \\[1\\]"),
     ):
         with pytest.raises(ValueError, match=f"splice: {message}"):
             splice(values, *tensors(begin, end, bounds)[:2], values[:0], torch.tensor(bounds))
     one = tensors([0], [0], [0, 0])
-    with pytest.raises(ValueError, match=r"splice: added must be torch\.int64"):
+    with pytest.raises(ValueError, match=r"splice: added must be int64"):
         splice(values, *one[:2], torch.zeros(0), one[2])
-    with pytest.raises(ValueError, match=r"splice: values must be torch\.int64"):
+    with pytest.raises(ValueError, match=r"splice: values must be int64"):
         splice(values.int(), *one[:2], values[:0].int(), one[2], torch.zeros(2, dtype=torch.int64))
