@@ -115,6 +115,37 @@ CRS_INLINE Floats maximum(Floats a, Floats b) {
 #endif
 }
 
+// from[at], lane by lane, where the instruction set has a load for it.
+#if defined(__AVX2__)
+constexpr bool kCanGather = true;
+#else
+constexpr bool kCanGather = false;
+#endif
+CRS_INLINE Floats gather(const float* from, Ints at) {
+#if defined(__AVX512F__)
+  return _mm512_mask_i32gather_ps(Floats{}, -1, bit_cast<__m512i>(at), from, sizeof(float));
+#elif defined(__AVX2__)
+  return _mm256_i32gather_ps(from, bit_cast<__m256i>(at), sizeof(float));
+#else
+  Floats to;
+  for (int i = 0; i < kLanes; ++i) to[i] = from[at[i]];
+  return to;
+#endif
+}
+
+// The lanes above `limit` as bits; NaN is not above.
+CRS_INLINE uint32_t lanes_above(Floats x, float limit) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(x, all(limit), _CMP_GT_OQ);
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(x, all(limit), _CMP_GT_OQ));
+#else
+  uint32_t lanes = 0;
+  for (int i = 0; i < kLanes; ++i) lanes |= uint32_t{x[i] > limit} << i;
+  return lanes;
+#endif
+}
+
 // Lane i takes lane i ^ Step, so log2(kLanes) of these reduce a vector.
 template <int Step, typename Vector>
 CRS_INLINE Vector exchange(Vector from) {
@@ -146,19 +177,18 @@ CRS_INLINE int32_t lowest_lane(Ints x) {
   return x[0];
 }
 
-// 2^x for x <= 0, relative error below 2e-7; 2^-126 below that. 2^n by its bits, the rest of
-// |r| <= 1/2 by a polynomial (Cephes exp2f).
-CRS_INLINE Floats exp2_nonpositive(Floats x) {
-  x = maximum(all(-126.0f), x);     // NaN stays NaN
-  const float magic = 12582912.0f;  // adding it rounds to the nearest integer
-  const Floats shifted = x + magic;
-  const Floats r = x - (shifted - magic);
-  Floats p = fma(r, all(1.535336188319500e-4f), all(1.339887440266574e-3f));
-  p = fma(p, r, all(9.618437357674640e-3f));
-  p = fma(p, r, all(5.550332471162809e-2f));
-  p = fma(p, r, all(2.402264791363012e-1f));
-  p = fma(p, r, all(6.931472028550421e-1f));
-  p = fma(p, r, all(1.0f));
+// 2^(x * scale) where that is at most 1 and scale > 0, relative error below 2e-7; 2^-126 below
+// that. 2^n by its bits, the rest of |r| <= 1/2 by a polynomial (degree 5, least relative error).
+CRS_INLINE Floats exp2_nonpositive(Floats x, float scale) {
+  x = maximum(all(-126.0f / scale), x);   // NaN stays NaN
+  const Floats magic = all(12582912.0f);  // adding it rounds to the nearest integer
+  const Floats shifted = fma(x, all(scale), magic);
+  const Floats r = fma(x, all(scale), magic - shifted);
+  Floats p = fma(r, all(1.327647199253398e-3f), all(9.675541334453752e-3f));
+  p = fma(p, r, all(5.550713273497850e-2f));
+  p = fma(p, r, all(2.402211972383997e-1f));
+  p = fma(p, r, all(6.931469670647609e-1f));
+  p = fma(p, r, all(1.000000071654685f));
   // The low bits of `shifted` hold n.
   return p * bit_cast<Floats>((bit_cast<Unsigned>(shifted) + 127u) << 23);
 }

@@ -54,9 +54,8 @@ CRS_HD int64_t legal_column(const StepArgs& args, const Children& children, int6
 
 // The level whose codes Normalize::kLevel sums over. A whole SID has no next level; nothing is
 // scored there.
-CRS_HD int64_t scored_level(const StepArgs& args, const Children& children) {
-  const int64_t depth = children.parent.depth;
-  return depth < args.trie.levels ? depth : args.trie.levels - 1;
+CRS_HD int64_t scored_level(const StepArgs& args, const Node& node) {
+  return node.depth < args.trie.levels ? node.depth : args.trie.levels - 1;
 }
 
 // The score of a beam that goes on with a token; `normalizer` is the row's log-sum-exp.

@@ -2,6 +2,7 @@
 // Compiled once per instruction set.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "buffer.h"
@@ -23,10 +24,11 @@ constexpr int64_t kLogitsPerThread = 1 << 18;
 
 // Where a depth's codes stand among the logits.
 struct Columns {
-  const int64_t* table;
-  int64_t width;
-  int64_t first;  // column of code 0 where the codes' columns are adjacent, else -1
+  const int64_t* table = nullptr;
+  int64_t width = 0;
+  int64_t first = -1;  // column of code 0 where the codes' columns are adjacent, else -1
 
+  Columns() = default;
   Columns(const TokenView& tokens, int64_t depth)
       : table(tokens.column + depth * tokens.stride), width(tokens.width), first(-1) {
     if (width == 0 || table[0] < 0) return;
@@ -36,12 +38,21 @@ struct Columns {
   }
 };
 
-// The children whose logit is above `limit`, as offsets from the first: their number. Without a
-// branch: the logits of codes that are not adjacent come one by one in any case.
+// The children whose logit is above `limit`, as offsets from the first: their number. Few are, so a
+// vector of them costs one branch; one by one they are kept without a branch.
 template <typename T, typename Code>
 int64_t above(const T* logits, const Code* codes, int64_t size, float limit, int32_t* out) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < size; ++i) {
+  int64_t count = 0, i = 0;
+  if constexpr (kCanGather && std::is_same_v<T, float>) {
+    typedef Code Codes __attribute__((vector_size(kLanes * sizeof(Code))));
+    for (; i + kLanes <= size; i += kLanes) {
+      const Ints columns = __builtin_convertvector(read<Codes>(codes + i), Ints);
+      uint64_t lanes = lanes_above(gather(logits, columns), limit);
+      for (; lanes != 0; lanes &= lanes - 1)
+        out[count++] = static_cast<int32_t>(i + lowest_bit(lanes));
+    }
+  }
+  for (; i < size; ++i) {
     out[count] = static_cast<int32_t>(i);
     count += to_float(logits[codes[i]]) > limit;
   }
@@ -90,12 +101,14 @@ class Best {
 template <typename T>
 struct Step {
   const StepArgs& args;
-  std::vector<Columns> columns;  // [levels]
+  std::vector<Columns> columns;  // [levels], of the depths where beams stand
 
-  explicit Step(const StepArgs& a) : args(a) {
-    const int64_t levels = args.trie.levels;
-    for (int64_t l = 0; l < levels; ++l)
-      columns.push_back(l > 0 && args.tokens.stride == 0 ? columns[0] : Columns(args.tokens, l));
+  explicit Step(const StepArgs& a) : args(a), columns(a.trie.levels) {
+    for (int64_t r = 0; r < args.batch * args.beams; ++r) {
+      const int64_t level = scored_level(args, args.trie.node(args.nodes[r]));
+      if (!is_dead(args, r) && columns[level].table == nullptr)
+        columns[level] = Columns(args.tokens, level);
+    }
   }
 
   const T* row(int64_t r) const { return static_cast<const T*>(args.logits) + r * args.row_stride; }
@@ -104,7 +117,7 @@ struct Step {
     const T* logits = row(r);
     if (args.normalize == Normalize::kVocab)
       return logsumexp(logits, args.vocab, args.inverse_temperature);
-    const Columns& level = columns[scored_level(args, children)];
+    const Columns& level = columns[scored_level(args, children.parent)];
     const bool of_level = args.normalize == Normalize::kLevel;
     if (of_level && level.first >= 0)
       return logsumexp(logits + level.first, level.width, args.inverse_temperature);

@@ -105,7 +105,7 @@ __device__ float normalizer_of(const StepArgs& args, const Children& children, i
   if (args.normalize == Normalize::kVocab) {
     part = over_row(row, args.vocab, scale);
   } else if (args.normalize == Normalize::kLevel) {
-    const int64_t level = scored_level(args, children);
+    const int64_t level = scored_level(args, children.parent);
     for (int64_t c = threadIdx.x; c < args.tokens.width; c += blockDim.x) {
       const int64_t column = args.tokens.at(level, c);
       if (column >= 0) part.add(to_float(row[column]) * scale);
