@@ -1,14 +1,16 @@
-"""Write the tables of docs/benchmarks.md: `python benchmarks/tables.py`.
+"""Write the tables of docs/benchmarks.md and docs/serving.md: `python benchmarks/tables.py`.
 
-They come from the files in benchmarks/results/, which run.py and redial_quantizers.py wrote.
+They come from the files in benchmarks/results/, which run.py, redial_quantizers.py and
+`python -m benchmarks.serving` wrote.
 
-The page marks where each table stands:
+A page marks where each table stands:
 
     <!-- table cpu: beams20 beams50 -->   one table per case, from rows that run.py measured there
     <!-- table quantizers -->             from what redial_quantizers.py measured
+    <!-- table serving -->            from what `python -m benchmarks.serving` measured
     <!-- end of table -->
 
-Everything else on the page is written by hand. A row whose code has changed since it was measured
+Everything else on a page is written by hand. A row whose code has changed since it was measured
 (see fingerprint.py) gives no figure, only what it was at which commit.
 """
 
@@ -27,6 +29,7 @@ from benchmarks.cases import CASES
 from benchmarks.fingerprint import ROOT, fingerprint
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+SERVING_PAGE = ROOT / "docs" / "serving.md"
 RESULTS = ROOT / "benchmarks" / "results"
 _TABLE = re.compile(r"(<!-- table ([^>]+?) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
 _QUANTIZER_COLUMNS = {
@@ -43,8 +46,9 @@ Row = dict[str, Any]
 
 
 def load(folder: Path = RESULTS) -> dict[str, list[Row]]:
-    """All stored records: "rows" of run.py and "quantizers" of redial_quantizers.py."""
-    records: dict[str, list[Row]] = {"rows": [], "quantizers": []}
+    """All stored records: "rows" of run.py, "quantizers" of redial_quantizers.py and "serving" of
+    benchmarks.serving."""
+    records: dict[str, list[Row]] = {"rows": [], "quantizers": [], "serving": []}
     for path in sorted(folder.glob("*.json")):
         stored = json.loads(path.read_text())
         for kind in records:
@@ -69,6 +73,8 @@ def render(page: str, records: dict[str, list[Row]]) -> str:
 def _table(what: str, records: dict[str, list[Row]]) -> str:
     if what == "quantizers":
         return quantizer_table(records["quantizers"])
+    if what == "serving":
+        return serving_table(records["serving"])
     device, _, names = what.partition(":")
     cases = {case.name: case for case in CASES}
     unknown = set(names.split()) - cases.keys()
@@ -146,6 +152,46 @@ def quantizer_table(rows: list[Row]) -> str:
     return "\n".join([*(f"{text}." for text in descriptions), "", *lines])
 
 
+def serving_table(rows: list[Row]) -> str:
+    """A table for each model and machine. Speed-up is over one `respond` at a time."""
+    runs: dict[str, list[Row]] = {}
+    for row in rows:
+        runs.setdefault(json.dumps([row["model"], _run(row)]), []).append(row)
+    headings = ["", "clients", "turns/s", "speed-up", "p50 ms", "p95 ms", "p99 ms", "turns"]
+    headings += ["errors", "wrong items", "catalogue swaps", "MiB, warm to end"]
+    paragraphs = []
+    for run in runs.values():
+        first, baseline = run[0], run[0]["turns_per_second"]
+        lines = [_line(headings), _line(["---", *["---:"] * (len(headings) - 1)])]
+        lines += [_line(_serving_cells(row, baseline)) for row in run]
+        paragraphs.append(
+            f"**{first['model']}** ({first['parameters'] / 1e6:.1f} million parameters). "
+            f"{_machine(first)}, {_versions(first)}, commit {_commit(first)}."
+        )
+        paragraphs.append("\n".join(lines))
+    devices = {row["device"] for row in rows}
+    for name, device in (("CPU", "cpu"), ("GPU", "cuda")):
+        if device not in devices:
+            paragraphs.append(f"On a {name}: not measured.")
+    return "\n\n".join(paragraphs)
+
+
+def _serving_cells(row: Row, baseline: float) -> list[str]:
+    is_engine = "swaps" in row
+    return [
+        row["method"],
+        str(row["clients"] or "open"),
+        _figure(row["turns_per_second"]),
+        f"{_figure(row['turns_per_second'] / baseline)}×",
+        *(_figure(row[f"p{percent}_ms"]) for percent in (50, 95, 99)),
+        str(row["turns"]),
+        str(row["failures"] + row["busy"]),
+        str(row["wrong_items"]),
+        str(row["swaps"]) if is_engine else "",
+        f"{row['warm_mib']:,.0f} to {row['end_mib']:,.0f}" if "warm_mib" in row else "",
+    ]
+
+
 def _commit(row: Row) -> str:
     """The commit that was measured, or the one whose docs have the figure."""
     if row.get("docs"):
@@ -183,14 +229,23 @@ def main() -> int:
     )
     parser.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
     arguments = parser.parse_args()
-    page = PAGE.read_text()
-    rendered = render(page, load())
-    if arguments.check:
-        if rendered != page:
-            print("docs/benchmarks.md is out of date: run python benchmarks/tables.py")
-        return int(rendered != page)
-    PAGE.write_text(rendered)
-    return 0
+    if not arguments.check:
+        write(PAGE, SERVING_PAGE)
+        return 0
+    records, status = load(), 0
+    for path in (PAGE, SERVING_PAGE):
+        page = path.read_text()
+        if render(page, records) != page:
+            print(f"docs/{path.name} is out of date: run python benchmarks/tables.py")
+            status = 1
+    return status
+
+
+def write(*pages: Path) -> None:
+    """Make the tables of these pages anew."""
+    records = load()
+    for path in pages:
+        path.write_text(render(path.read_text(), records))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,26 @@ from crs_fast.serve import Engine, TurnRequest
 
 from .seekers import Conversation
 
-BEAMS, ITEMS, WORDS = 50, 10, 64
+BEAMS, ITEMS = 50, 10
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every turn asks for.
+
+    words: the most tokens of a reply
+    forces_mode: the first turn of a conversation is "chat" and the others are "rec", for a model
+        whose own choice means nothing
+    """
+
+    words: int = 64
+    forces_mode: bool = False
+
+    def mode(self, conversation: Conversation) -> str | None:
+        """The mode that a turn asks for; None leaves it to the model."""
+        if not self.forces_mode:
+            return None
+        return CHAT if len(conversation.messages) == 1 else REC
 
 
 @dataclass(frozen=True)
@@ -40,15 +59,16 @@ class Answered:
 Method = Callable[[Conversation], Answered]
 
 
-def by_engine(engine: Engine) -> Method:
+def by_engine(engine: Engine, workload: Workload) -> Method:
     """One request to the engine of this process."""
 
     def answer(conversation: Conversation) -> Answered:
         request = TurnRequest(
             list(conversation.messages),
+            workload.mode(conversation),
             num_items=ITEMS,
             num_beams=BEAMS,
-            max_new_tokens=WORDS,
+            max_new_tokens=workload.words,
             conversation=conversation.name,
         )
         turn = engine.submit(request).result()
@@ -58,7 +78,7 @@ def by_engine(engine: Engine) -> Method:
     return answer
 
 
-def by_http(url: str) -> Method:
+def by_http(url: str, workload: Workload) -> Method:
     """One request to a server (`crs-fast serve`), on a connection for each thread."""
     address, local = urlsplit(url), threading.local()
 
@@ -68,7 +88,8 @@ def by_http(url: str) -> Method:
         body = {
             "messages": conversation.messages,
             "num_items": ITEMS,
-            "max_new_tokens": WORDS,
+            "max_new_tokens": workload.words,
+            "mode": workload.mode(conversation),
             "conversation": conversation.name,
         }
         headers = {"Content-Type": "application/json"}
@@ -83,18 +104,18 @@ def by_http(url: str) -> Method:
     return answer
 
 
-def by_respond(recommender: Recommender) -> Method:
+def by_respond(recommender: Recommender, workload: Workload) -> Method:
     """One `respond` at a time, each conversation with a cache of its own."""
     caches: dict[str, TurnCache] = {}
 
     def answer(conversation: Conversation) -> Answered:
         turn = recommender.respond(
             conversation.messages,
-            None,
+            workload.mode(conversation),
             ITEMS,
             repeat_named=False,
             num_beams=BEAMS,
-            max_new_tokens=WORDS,
+            max_new_tokens=workload.words,
             cache=caches.setdefault(conversation.name, TurnCache()),
         )
         ids = [item_id for item_id, _, _ in turn.items]
@@ -104,12 +125,12 @@ def by_respond(recommender: Recommender) -> Method:
 
 
 @torch.no_grad()
-def by_three_calls(recommender: Recommender) -> Method:
+def by_three_calls(recommender: Recommender, workload: Workload) -> Method:
     """What one does with `model.generate` alone: a call for the mode, one for the items by beam
     search, one for the words, each of which reads the conversation anew."""
     bundle = recommender.bundle
     builder, control, trie, vocab = bundle.builder, bundle.control, bundle.trie, bundle.vocab
-    options = TurnOptions(num_items=ITEMS, num_beams=BEAMS, max_new_tokens=WORDS)
+    options = TurnOptions(num_items=ITEMS, num_beams=BEAMS, max_new_tokens=workload.words)
 
     def generate(tokens: list[int], **how: Any) -> torch.Tensor:
         ids = torch.tensor([tokens], device=bundle.model.device)
@@ -127,11 +148,13 @@ def by_three_calls(recommender: Recommender) -> Method:
         turns = recommender.turns(conversation.messages)
         context = context_tokens(bundle, turns, options)
         modes = list(control.modes.values())
-        mode = generate(
+        likelier = generate(
             context, max_new_tokens=1, prefix_allowed_tokens_fn=lambda batch, ids: modes
         )
+        mode = workload.mode(conversation)
+        chosen = int(likelier[0, 0]) if mode is None else control.modes[mode]
         items: list[str] = []
-        if int(mode[0, 0]) == control.modes[REC]:
+        if chosen == control.modes[REC]:
             named = named_items(turns, shown_items(conversation.messages))
             filters = trie.filter(deny=recommender.groups.entries(named))
             beams = generate(
@@ -146,7 +169,7 @@ def by_three_calls(recommender: Recommender) -> Method:
         prefix = reply_prefix(bundle, items[:1]) if items else builder.prefix(CHAT)
         reply = generate(
             [*context, *prefix],
-            max_new_tokens=WORDS,
+            max_new_tokens=workload.words,
             eos_token_id=builder.eos,
             suppress_tokens=control.tokens,
             logits_processor=[SidLogitsProcessor(trie, vocab)],

@@ -4,9 +4,10 @@ import time
 
 import pytest
 
+from benchmarks import tables
 from benchmarks.serving import __main__ as cli
 from benchmarks.serving.load import Memory, Record, closed_loop, every, open_loop
-from benchmarks.serving.methods import Answered
+from benchmarks.serving.methods import Answered, Workload
 from benchmarks.serving.seekers import conversations
 from crs_fast.serve import Busy
 
@@ -60,3 +61,33 @@ def test_a_table_has_the_columns_that_there_are():
         "| engine | 3.0 |",
         "| respond |  |",
     ]
+
+
+def test_the_docs_compare_with_one_respond_at_a_time():
+    where = {
+        "model": "small", "parameters": 2_000_000, "commit": "abc", "dirty": False, "isa": "avx2",
+        "device": "cpu", "machine": {"cpu": "a CPU", "threads": 2}, "versions": {"torch": "2.13"},
+    }  # fmt: skip
+    seen = {"p50_ms": 5.0, "p95_ms": 6.0, "p99_ms": 7.0, "turns": 9, "failures": 0, "busy": 1}
+    common = {**where, **seen, "wrong_items": 0}
+    rows = [
+        {**common, "method": "respond", "clients": 1, "turns_per_second": 2.0},
+        {**common, "method": "engine", "clients": 8, "turns_per_second": 7.0, "swaps": 3,
+         "warm_mib": 1200, "end_mib": 1201},
+    ]  # fmt: skip
+    text = tables.serving_table(rows)
+    assert "| respond | 1 | 2 | 1× | 5 | 6 | 7 | 9 | 1 | 0 |  |  |" in text
+    assert "| engine | 8 | 7 | 3.5× | 5 | 6 | 7 | 9 | 1 | 0 | 3 | 1,200 to 1,201 |" in text
+    assert "On a GPU: not measured." in text
+    assert "On a CPU" not in text
+
+
+def test_a_model_that_cannot_choose_is_told_its_modes():
+    conversation = next(conversations(0, 4))
+    modes = []
+    while conversation.say():
+        modes.append(Workload(forces_mode=True).mode(conversation))
+        conversation.hear("Film 1", ["i1"])
+    assert modes[0] == "chat"
+    assert set(modes[1:]) <= {"rec"}
+    assert Workload().mode(conversation) is None

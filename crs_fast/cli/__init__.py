@@ -8,7 +8,19 @@ from collections.abc import Sequence
 
 from crs_fast import __version__
 
-from . import bench, chat, encode, evaluate, info, quantize, quickstart, score, serve, train
+from . import (
+    bench,
+    chat,
+    encode,
+    evaluate,
+    info,
+    predict,
+    quantize,
+    quickstart,
+    score,
+    serve,
+    train,
+)
 
 COMMANDS = (
     quickstart,
@@ -16,6 +28,7 @@ COMMANDS = (
     quantize,
     train,
     evaluate,
+    predict,
     score,
     chat,
     serve,

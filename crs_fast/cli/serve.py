@@ -67,6 +67,9 @@ def _engine_arguments(group: Any) -> None:
     group.add_argument(
         "--max-batch-tokens", type=_whole, help="tokens of one forward pass, with padding"
     )
+    group.add_argument(
+        "--max-chunk", type=_whole, help="tokens read between two words of the replies in progress"
+    )
     group.add_argument("--max-wait", type=above_zero, help="seconds that a batch waits for more")
     group.add_argument("--max-queue", type=_whole, help="turns that wait before 503")
     group.add_argument("--max-running", type=_whole, help="replies written at a time")
@@ -208,7 +211,7 @@ def limits_of(args: Namespace) -> Limits:
 
 
 def _engine_options(args: Namespace) -> dict[str, Any]:
-    names = ("max_batch_tokens", "max_wait", "max_queue", "max_running")
+    names = ("max_batch_tokens", "max_chunk", "max_wait", "max_queue", "max_running")
     given = {name: getattr(args, name) for name in names}
     given["cache_bytes"] = None if args.cache_gib is None else int(args.cache_gib * 2**30)
     return {name: value for name, value in given.items() if value is not None}

@@ -3,10 +3,8 @@ machines. What is done already is not done again."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +14,13 @@ from crs_fast._files import replacing
 from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.data.jsonl import read_items
 from crs_fast.crs.data.tables import items_from
+from crs_fast.crs.manifest import sha256_of
+from crs_fast.crs.shards import Shard, do_shards, shards_of
 from crs_fast.quantize import encode_texts
 from crs_fast.quantize.text_encoder import EncoderLike, load_encoder
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz")
 _RECORD = b"crs_fast"
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One file of items and the file of its embeddings."""
-
-    source: str
-    target: str
 
 
 def encode_catalogue(
@@ -73,11 +65,24 @@ def encode_catalogue(
         if value is not None and value < 1:
             raise ValueError(f"encode_catalogue: {name} must be at least 1 (got {value})")
     _parquet()
-    shards = _shards(sources, Path(out))
+    shards = shards_of(
+        "encode_catalogue",
+        sources,
+        Path(out),
+        reads="items",
+        endings=ENDINGS,
+        writes="embeddings",
+        ending=".parquet",
+    )
     Path(out).mkdir(parents=True, exist_ok=True)
-    if workers is None:
-        return map(_ShardEncoder(encoder, batch_size, device), shards)
-    return _by_ray(shards, (encoder, batch_size, device), workers)
+    return do_shards(
+        "encode_catalogue",
+        shards,
+        _ShardEncoder,
+        (encoder, batch_size, device),
+        workers=workers,
+        device=device,
+    )
 
 
 class _ShardEncoder:
@@ -94,7 +99,7 @@ class _ShardEncoder:
             return {"source": shard.source, "error": str(error)}
 
     def _encode(self, source: Path, target: Path) -> dict[str, Any]:
-        record = {"sha256": _sha256(source), "encoder": self.name}
+        record = {"sha256": sha256_of(source), "encoder": self.name}
         count = _items_done(target, record)
         if kept := count is not None:
             return {"target": str(target), "items": count, "kept": kept}
@@ -103,84 +108,6 @@ class _ShardEncoder:
         x = encode_texts([item.text() for item in items], self.encoder, self.batch_size)
         _write(target, [item.item_id for item in items], x, record)
         return {"target": str(target), "items": len(items), "kept": kept}
-
-
-class _RayEncoder:
-    """A Ray Data actor: a batch is one row, which is one file."""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.encode = _ShardEncoder(*arguments)
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        pairs = zip(batch["source"], batch["target"], strict=True)
-        results = [self.encode(Shard(*pair)) for pair in pairs]
-        return {"result": [json.dumps(result) for result in results]}
-
-
-def _by_ray(
-    shards: Sequence[Shard], arguments: tuple[Any, ...], workers: int
-) -> Iterator[dict[str, Any]]:
-    try:
-        from ray import data
-    except ImportError as error:
-        raise ImportError(
-            f"encode_catalogue: workers need {error.name}: pip install 'ray[data]'",
-            name=error.name,
-        ) from error
-    device = arguments[-1]
-    files = data.from_items(
-        [{"source": shard.source, "target": shard.target} for shard in shards],
-        override_num_blocks=len(shards),
-    )
-    done = files.map_batches(
-        _RayEncoder,
-        fn_constructor_args=arguments,
-        batch_size=1,
-        compute=data.ActorPoolStrategy(size=min(workers, len(shards))),
-        num_gpus=1 if device is not None and device.startswith("cuda") else None,
-    )
-    return (json.loads(row["result"]) for row in done.iter_rows())
-
-
-def _shards(sources: str | Path | Sequence[str | Path], out: Path) -> list[Shard]:
-    listed = [sources] if isinstance(sources, str | Path) else list(sources)
-    shards: dict[Path, Shard] = {}
-    for source in (file for path in listed for file in _files(Path(path))):
-        ending = next(ending for ending in ENDINGS if source.name.endswith(ending))
-        target = (out / f"{source.name.removesuffix(ending)}.parquet").resolve()
-        if target in shards:
-            raise ValueError(
-                "encode_catalogue: sources must have different names "
-                f"(got {shards[target].source} and {source})"
-            )
-        if target == source:
-            raise ValueError(f"encode_catalogue: out must not hold a source (got {source})")
-        shards[target] = Shard(str(source), str(target))
-    others = sorted(path.name for path in out.glob("*.parquet") if path.resolve() not in shards)
-    if others:
-        raise ValueError(
-            f"encode_catalogue: out must hold embeddings of these sources only (got {others[0]})"
-        )
-    return list(shards.values())
-
-
-def _files(path: Path) -> Iterable[Path]:
-    """A source's files; their paths are absolute, because Ray's workers run elsewhere."""
-    if path.is_file() and not path.name.endswith(ENDINGS):
-        raise ValueError(
-            f"encode_catalogue: sources must end with {', '.join(ENDINGS)} (got {path.name})"
-        )
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-    files = [
-        file.resolve()
-        for file in files
-        if file.name.endswith(ENDINGS) and not file.name.startswith(".")
-    ]
-    if not files:
-        raise FileNotFoundError(
-            f"encode_catalogue: sources must be files of items or folders of them (got {path})"
-        )
-    return files
 
 
 def _read(source: Path) -> tuple[Item, ...]:
@@ -219,11 +146,6 @@ def _parquet() -> Any:
     except ImportError as error:
         raise ImportError("encode_catalogue: needs `pip install pyarrow`") from error
     return parquet
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _class_name(encoder: Any) -> str:

@@ -29,6 +29,7 @@ class Engine:
 
         loop: group = the waiting turns that fit into one forward pass
               prefill(group), rank(group)                    # joins the replies in progress
+              or: one chunk of a long turn                   # which goes on waiting
               one token of every reply in progress           # replies that have ended leave
 
     Its answers are those of `Recommender.respond` one at a time. The model must not be changed
@@ -37,6 +38,8 @@ class Engine:
     Args:
         recommender: model and catalogue.
         max_batch_tokens: the most tokens that one prefill reads, padding included.
+        max_chunk: the most tokens that are read between two tokens of the replies in progress,
+            padding included. A turn with more new tokens is read in chunks of so many.
         max_wait: seconds that a request may wait for others to share its forward passes. While
             replies are being written it waits as long as the last prefill and ranking took, if that
             is longer.
@@ -51,6 +54,7 @@ class Engine:
         recommender: Recommender,
         *,
         max_batch_tokens: int = 8192,
+        max_chunk: int = 512,
         max_wait: float = 0.004,
         max_queue: int = 256,
         max_running: int = 64,
@@ -59,6 +63,7 @@ class Engine:
     ) -> None:
         for name, value in (
             ("max_batch_tokens", max_batch_tokens),
+            ("max_chunk", max_chunk),
             ("max_queue", max_queue),
             ("max_running", max_running),
         ):
@@ -68,11 +73,14 @@ class Engine:
             if amount < 0:
                 raise ValueError(f"Engine: {name} must be at least 0 (got {amount})")
         self.max_batch_tokens, self.max_wait = max_batch_tokens, max_wait
+        self.max_chunk = min(max_chunk, max_batch_tokens)
         self.max_queue, self.max_running = max_queue, max_running
         self._catalogue = Catalogue(recommender.prepare(), version)
         self._statistics = Statistics()
         self._conversations = Conversations(cache_bytes)
-        self._worker = Worker(recommender.bundle.model, self._conversations, self._statistics)
+        self._worker = Worker(
+            recommender.bundle.model, self._conversations, self._statistics, self.max_chunk
+        )
         self._waiting: list[Turn] = []
         self._changed = threading.Condition()
         self._is_closed = False
@@ -165,7 +173,7 @@ class Engine:
         try:
             while (group := self._next_group()) is not None:
                 if group:
-                    self._worker.admit(group)
+                    self._begin(group)
                 self._worker.step()
         except Exception as problem:
             error = problem
@@ -177,6 +185,13 @@ class Engine:
             self._worker.fail_all(error)
             for turn in waiting:
                 self._worker.fail(turn, error)
+
+    def _begin(self, group: list[Turn]) -> None:
+        if not self._worker.is_long(group[0]):
+            self._worker.admit(group)
+        elif self._worker.read_chunk(group[0]):
+            with self._changed:
+                self._waiting.insert(0, group[0])
 
     def _next_group(self) -> list[Turn] | None:
         """The turns to begin now; none if replies should go on first. None when the engine is
@@ -207,10 +222,12 @@ class Engine:
         return oldest + patience - time.monotonic()
 
     def _take_group(self) -> list[Turn]:
+        is_writing = len(self._worker) > 0
         group = next_group(
             self._waiting,
             self._worker.unread,
-            max_tokens=self.max_batch_tokens,
+            max_tokens=self.max_chunk if is_writing else self.max_batch_tokens,
+            max_chunk=self.max_chunk,
             max_turns=self.max_running - len(self._worker),
             seconds_per_token=self._worker.seconds_per_token,
         )

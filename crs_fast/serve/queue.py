@@ -15,6 +15,7 @@ def next_group(
     unread: Callable[[Turn], int],
     *,
     max_tokens: int,
+    max_chunk: int,
     max_turns: int,
     seconds_per_token: float,
 ) -> list[Turn]:
@@ -26,17 +27,21 @@ def next_group(
     Args:
         waiting: at least one turn.
         unread: tokens of a turn that the model must read.
-        max_tokens: of the forward pass, padding included; a longer turn goes alone.
+        max_tokens: of the forward pass, padding included.
+        max_chunk: a turn with more tokens than these goes alone, because it is read in chunks.
         max_turns: the most turns, at least 1.
         seconds_per_token: how long reading takes.
     """
-    order = sorted(waiting, key=lambda turn: turn.arrived + seconds_per_token * unread(turn))
+    lengths = [(turn, unread(turn)) for turn in waiting]
+    lengths.sort(key=lambda pair: pair[0].arrived + seconds_per_token * pair[1])
+    first, first_tokens = lengths[0]
+    if first_tokens > max_chunk:
+        return [first]
     group: list[Turn] = []
     total = longest = 0
-    for turn in order:
-        if turn.catalogue is not order[0].catalogue:
+    for turn, tokens in lengths:
+        if turn.catalogue is not first.catalogue or tokens > max_chunk:
             continue
-        tokens = unread(turn)
         padded = max(longest, tokens) * (len(group) + 1)
         is_padded_much = padded > max(_PADDING * (total + tokens), _LITTLE)
         if group and (padded > max_tokens or is_padded_much):

@@ -17,7 +17,8 @@ class Statistics:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter(
             answered=0, failed=0, cancelled=0, late=0, busy=0, prompt_tokens=0, cached_tokens=0,
-            completion_tokens=0, illegal_items=0, admissions=0, admitted=0, steps=0, step_rows=0,
+            completion_tokens=0, illegal_items=0, admissions=0, admitted=0, chunks=0, steps=0,
+            step_rows=0,
         )  # fmt: skip
         self._recent: dict[str, deque[float]] = {}
 

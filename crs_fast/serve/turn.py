@@ -22,6 +22,7 @@ from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.reply import Reply
 from crs_fast.crs.reply_text import ReplyText
 from crs_fast.crs.sampling import Sampling
+from crs_fast.decode import Prompt
 
 from .requests import Done, Failed, Ranked, TurnAnswer, TurnRequest
 from .ticket import Ticket, Written
@@ -40,6 +41,7 @@ class Turn:
     context: what the model reads
     exposed: which items may be shown
     cached_tokens: of the context, that the model did not read again
+    beginning: of the context, if it is read in chunks
     ranking: its mode and items, once the engine knows them
 
     Raises:
@@ -80,6 +82,7 @@ class Turn:
         self.ticket = Ticket(request, lambda: ReplyText(self.builder, recommender.titles))
         self.ranking = Ranking(CHAT, [], 0.0)
         self.cached_tokens = 0
+        self.beginning: Prompt | None = None
         self.reply: Reply | None = None
         self._told = 0  # tokens of the reply
         self.arrived = time.monotonic()

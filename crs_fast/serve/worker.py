@@ -13,8 +13,9 @@ from crs_fast.crs.answer import Ranking, response_of
 from crs_fast.crs.exposure import fill_lists
 from crs_fast.crs.reply import ReplyBatch
 from crs_fast.crs.turn import TurnBatch, TurnCache
-from crs_fast.decode import TreeModel, capability, sliding_window, unwrapped
+from crs_fast.decode import Prompt, TreeModel, capability, sliding_window, unwrapped
 from crs_fast.decode.lm.kept_tokens import KeptTokens, resumed
+from crs_fast.decode.lm.prompt import PaddedBatch
 
 from .conversations import Conversations
 from .requests import Cancelled
@@ -35,12 +36,18 @@ class Worker:
         model: of all recommenders whose turns come.
         conversations: what is kept between the turns of a conversation.
         statistics: is told what happens.
+        max_chunk: tokens of a turn that are read in one forward pass; longer turns in several.
     """
 
     def __init__(
-        self, model: torch.nn.Module, conversations: Conversations, statistics: Statistics
+        self,
+        model: torch.nn.Module,
+        conversations: Conversations,
+        statistics: Statistics,
+        max_chunk: int,
     ) -> None:
         self.model, self.conversations, self.statistics = model, conversations, statistics
+        self.max_chunk = max_chunk
         self.seconds_per_token = self.seconds_to_admit = 0.0
         self._running: list[Turn] = []
         plain = unwrapped(model)
@@ -56,8 +63,26 @@ class Worker:
         return len(self._running)
 
     def unread(self, turn: Turn) -> int:
-        """About how many tokens of a turn the model must read."""
-        return max(1, len(turn.context) - self.conversations.length(turn.request.conversation))
+        """The most tokens of a turn that the model must still read."""
+        if turn.beginning is not None:
+            return len(turn.context) - turn.beginning.length
+        name = turn.request.conversation
+        return len(turn.context) - self.conversations.shared_length(name, turn.context)
+
+    def is_long(self, turn: Turn) -> bool:
+        """Whether a turn must be read in chunks before it can be admitted."""
+        return self._lm is not None and self.unread(turn) > self.max_chunk and self._fit([turn])
+
+    @torch.no_grad()
+    def read_chunk(self, turn: Turn) -> bool:
+        """Read the next tokens of a long turn. False if that failed, and the turn with it."""
+        try:
+            self._read_chunk(turn)
+        except Exception as error:
+            self.fail(turn, error)
+            return False
+        self.statistics.counts["chunks"] += 1
+        return True
 
     @torch.no_grad()
     def admit(self, group: Sequence[Turn]) -> None:
@@ -132,7 +157,8 @@ class Worker:
 
     def _admit(self, group: Sequence[Turn]) -> None:
         for turn in group:
-            turn.ended("queue")
+            if turn.beginning is None:
+                turn.ended("queue")
         if self._lm is None or not self._fit(group):
             for turn in group:
                 self._answer_alone(turn)
@@ -155,11 +181,10 @@ class Worker:
         began = time.monotonic()
         assert self._lm is not None
         contexts = [turn.context for turn in group]
-        kept = [self.conversations.find(turn.request.conversation, turn.context) for turn in group]
+        kept = [self._known(turn) for turn in group]
         room = max(turn.room for turn in group)
-        for turn, one in zip(group, kept, strict=True):
-            turn.cached_tokens = 0 if one is None else one[1]
-        new = max(len(turn.context) - turn.cached_tokens for turn in group)
+        known = [0 if one is None else one[1] for one in kept]
+        new = max(len(context) - n for context, n in zip(contexts, known, strict=True))
         cache = None
         if any(kept):
             cache = TurnCache(resumed(self._lm, kept, room + new))
@@ -169,10 +194,40 @@ class Worker:
             if turn.request.conversation is not None and self.conversations.limit:
                 tokens = KeptTokens.of(turns.prompt, row)
                 self.conversations.keep(turn.request.conversation, tokens)
+            turn.beginning = None
             turn.ended("prefill")
-        seconds = (time.monotonic() - began) / (new * len(group))
-        self.seconds_per_token += 0.2 * (seconds - self.seconds_per_token)
+        self._note_speed(new * len(group), began)
         return turns
+
+    def _read_chunk(self, turn: Turn) -> None:
+        began = time.monotonic()
+        assert self._lm is not None
+        if turn.beginning is None:
+            turn.ended("queue")
+            known = self._known(turn)
+            room = len(turn.context) + turn.room
+            turn.beginning = resumed(self._lm, [known], room) if known else None
+        first = 0 if turn.beginning is None else turn.beginning.length
+        tokens = turn.context[first : min(first + self.max_chunk, len(turn.context) - 1)]
+        ids = torch.tensor([tokens], device=self._lm.model.device)
+        if turn.beginning is None:
+            batch = PaddedBatch(ids, torch.ones_like(ids, dtype=torch.bool), False)
+            turn.beginning = Prompt.of(self._lm, batch, room)
+        else:
+            turn.beginning.append(ids)
+        self._note_speed(len(tokens), began)
+
+    def _known(self, turn: Turn) -> tuple[KeptTokens, int] | None:
+        """What needs not be read of a turn's context, and how many tokens these are."""
+        if turn.beginning is not None:
+            return KeptTokens.of(turn.beginning, 0), turn.beginning.length
+        known = self.conversations.find(turn.request.conversation, turn.context)
+        turn.cached_tokens = 0 if known is None else known[1]
+        return known
+
+    def _note_speed(self, tokens: int, began: float) -> None:
+        seconds = (time.monotonic() - began) / tokens
+        self.seconds_per_token += 0.2 * (seconds - self.seconds_per_token)
 
     def _rank(self, turns: TurnBatch, group: Sequence[Turn]) -> None:
         """Choose the modes and find the items of each turn in mode "rec"."""

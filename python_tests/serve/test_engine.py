@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.turn import TurnCache
 from crs_fast.serve import (
@@ -24,7 +25,7 @@ from crs_fast.serve import (
 from crs_fast.serve import turn as turn_module
 from crs_fast.serve.ticket import Written
 from python_tests.crs.evaluation.test_predict import bundle as bundle_of
-from python_tests.crs.tiny_system import ITEMS
+from python_tests.crs.tiny_system import ITEMS, system
 
 ASK = [{"role": "user", "content": "I like Film 3, any more?"}]
 LONGER = [
@@ -79,7 +80,9 @@ def assert_same(answer, expected):
     assert answer.invalid_items == 0
 
 
-@pytest.mark.parametrize("options", [{}, {"max_batch_tokens": 300, "max_running": 3}])
+@pytest.mark.parametrize(
+    "options", [{}, {"max_batch_tokens": 300, "max_running": 3}, {"max_chunk": 64}]
+)
 def test_mixed_requests_at_once_are_answered_as_each_alone(recommender, options):
     requests = mixed_requests()
     with Engine(recommender, max_wait=0.05, **options) as engine:
@@ -106,6 +109,80 @@ def test_requests_that_join_while_others_are_written_change_nothing(recommender)
         answers = [ticket.result(60) for ticket in tickets]
     for request, answer in zip(requests, answers, strict=True):
         assert_same(answer, responded(recommender, request))
+
+
+class ForwardPasses:
+    """The shapes of all that a model reads, in order."""
+
+    def __init__(self, model):
+        self.shapes = []
+        self.handle = model.get_input_embeddings().register_forward_pre_hook(self.note)
+
+    def note(self, module, inputs):
+        self.shapes.append(tuple(inputs[0].shape))
+
+
+@pytest.fixture(scope="module")
+def long_reader():
+    """A recommender of long conversations."""
+    model, tokenizer, trie, vocab, control, builder = system(max_length=3000)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(6.0)
+    return Recommender(Bundle(model, tokenizer, trie, vocab, control, ITEMS, builder, None))
+
+
+def test_a_long_prompt_does_not_stop_the_words_of_others(long_reader):
+    """2,000 tokens are read in chunks, between which every reply in progress gets its next word;
+    a short turn that comes later passes the long one."""
+    short = TurnRequest(ASK, "rec", 3, num_beams=4, max_new_tokens=60, repeat_named=True)
+    messages = [{"role": "user", "content": "tell me more " * 700}]
+    long = replace(short, messages=messages, max_new_tokens=4, conversation="c")
+    passes = ForwardPasses(long_reader.bundle.model)
+    with Engine(long_reader, max_wait=0.0, max_chunk=64) as engine:
+        first = [engine.submit(short) for _ in range(3)]
+        for ticket in first:
+            next(iter(ticket))
+        begun = len(passes.shapes)
+        last, later = engine.submit(long), engine.submit(short)
+        answers = [ticket.result(60) for ticket in (*first, later)]
+        shapes = passes.shapes[begun:]
+        told = last.result(60)
+        assert engine.metrics["chunks"] >= 2000 // 64
+        again = engine.submit(long).result(60)
+    passes.handle.remove()
+    for answer in answers:
+        assert_same(answer, responded(long_reader, short))
+    for answer in (told, again):
+        assert_same(answer, responded(long_reader, replace(long, conversation=None)))
+    assert told.usage["prompt_tokens"] > 2000
+    assert (told.usage["cached_tokens"], again.usage["cached_tokens"]) == (
+        0,
+        told.usage["prompt_tokens"] - 1,
+    )
+    chunks = [at for at, shape in enumerate(shapes) if shape == (1, 64)]
+    assert len(chunks) > 5
+    # While the short replies are written, a step of theirs follows each chunk.
+    assert {shapes[at + 1][1] for at in chunks[:-1]} == {1}
+    assert max(batch * length for batch, length in shapes) <= 64
+    # The short turn that came behind the long one did not wait for it.
+    assert answers[-1].timings["queue_ms"] < told.timings["prefill_ms"] / 2
+
+
+def test_a_long_prompt_that_cannot_be_read_harms_no_other(long_reader):
+    def fails(module, inputs):
+        if inputs[0].shape == (1, 64):
+            raise RuntimeError("out of memory, say")
+
+    handle = long_reader.bundle.model.get_input_embeddings().register_forward_pre_hook(fails)
+    short = TurnRequest(ASK, "rec", 3, num_beams=4, max_new_tokens=5, repeat_named=True)
+    with Engine(long_reader, max_chunk=64) as engine:
+        long = engine.submit(replace(short, messages=LONG))
+        answer = engine.submit(short).result(60)
+        with pytest.raises(RuntimeError, match="say"):
+            long.result(60)
+    handle.remove()
+    assert_same(answer, responded(long_reader, short))
 
 
 def test_groups_and_limits_of_one_request_change_no_other(recommender):

@@ -17,7 +17,13 @@ def turn(arrived, tokens, catalogue=CATALOGUE):
 
 
 def choose(waiting, **options):
-    options = {"max_tokens": 4096, "max_turns": 64, "seconds_per_token": 0.001, **options}
+    options = {
+        "max_tokens": 4096,
+        "max_chunk": 4096,
+        "max_turns": 64,
+        "seconds_per_token": 0.001,
+        **options,
+    }
     return next_group(waiting, lambda turn: turn.tokens, **options)
 
 
@@ -45,6 +51,12 @@ def test_a_group_has_limits(options, size):
 def test_a_turn_that_is_longer_than_a_forward_pass_goes_alone():
     waiting = [turn(0.0, 900), turn(1.0, 900)]
     assert choose(waiting, max_tokens=500) == waiting[:1]
+
+
+def test_a_turn_that_is_longer_than_a_chunk_goes_alone():
+    short, long = [turn(0.2, 60), turn(0.3, 90)], turn(0.1, 900)
+    assert choose([long, *short], max_chunk=100) == short
+    assert choose([long, turn(2.0, 60)], max_chunk=100) == [long]
 
 
 def test_a_group_has_one_catalogue():
