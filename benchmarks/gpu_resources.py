@@ -108,13 +108,23 @@ def _triton_kernels() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]
     for dim, codes in ((32, 256), (128, 2048), (384, 256)):
         shape = {"D": dim, "K": codes, "L": 4}
         block_d = 64 if dim > 128 else dim
-        bits = codebook._bits(codes // 64)
-        for exact in (False, True):
-            constants = shape | {
-                "BN": 64, "BK": 64, "BD": block_d, "BITS": bits, "EXACT": exact, "CUT": False,
-            }  # fmt: skip
-            name = f"residual_lookup {dim}, {codes} codes, {'exact' if exact else 'fast'}"
-            yield name, codebook._score, tables, constants, {"num_warps": 8, "num_stages": 2}
+        seen = []  # fast codes, for example, know only one precision
+        for label, design in codebook.DESIGN.designs.items():
+            design = design.fitted(dim)
+            options = {"num_warps": design.warps, "num_stages": 2}
+            for exact in (False, True):
+                constants = shape | {
+                    "BN": design.rows, "BK": design.codes, "BD": block_d,
+                    "BITS": codebook._bits(codes // design.codes), "EXACT": exact, "CUT": False,
+                    "PRECISION": design.precision if exact else "tf32",
+                    "KEEPS": design.keeps and dim <= block_d,
+                }  # fmt: skip
+                if (constants, options) in seen:
+                    continue
+                seen.append((constants, options))
+                kind = "exact" if exact else "fast"
+                name = f"residual_lookup {dim}, {codes} codes, {kind}: {label}"
+                yield name, codebook._score, tables, constants, options
         constants = shape | {"BK": 32, "BD": min(128, dim)}
         yield f"recheck {dim}", codebook._recheck, tables, constants, {"num_warps": 4}
 
@@ -152,12 +162,12 @@ def _triton_compiled(
 def main() -> int:
     architectures = sys.argv[1:] or list(ARCHITECTURES)
     os.environ.pop("TRITON_INTERPRET", None)
-    print(f"{'kernel':<48} {'arch':<7} {'registers':>9} {'spilled B':>9} {'shared B':>9}")
+    print(f"{'kernel':<64} {'arch':<7} {'registers':>9} {'spilled B':>9} {'shared B':>9}")
     status = 0
     for architecture in architectures:
         for usage in (*cuda_usage(architecture), *triton_usage(architecture)):
             print(
-                f"{usage.kernel:<48} {architecture:<7} {usage.registers:>9} {usage.spilled:>9} "
+                f"{usage.kernel:<64} {architecture:<7} {usage.registers:>9} {usage.spilled:>9} "
                 f"{usage.shared:>9}",
                 flush=True,
             )
