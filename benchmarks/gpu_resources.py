@@ -89,6 +89,7 @@ def _triton_kernels() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]
     """(name, kernel, types of its pointers and floats, constants, options)."""
     from crs_fast.ops.codebook import triton as codebook
     from crs_fast.ops.tree_attention import triton as attention
+    from crs_fast.ops.vocab_logsumexp import triton as normalizer
 
     for dtype, width, size in (("bf16", 128, 2), ("fp16", 64, 2), ("fp32", 64, 4)):
         pointers = {name: f"*{dtype}" for name in ("query", "key", "value")}
@@ -101,6 +102,20 @@ def _triton_kernels() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]
         }  # fmt: skip
         options = {"num_warps": warps, "num_stages": 2}
         yield f"tree_attention {dtype} {width}", attention._forward, pointers, constants, options
+
+    for dtype, size in (("bf16", 2), ("fp32", 4)):
+        pointers = {name: f"*{dtype}" for name in ("hidden", "weight", "bias")}
+        pointers |= {"parts": "*fp32"}
+        pointers |= {name: "fp32" for name in ("scale", "softcap", "inverse_temperature")}
+        tiles = {normalizer.tile_of(d, 400, size): n for n, d in normalizer.DESIGN.designs.items()}
+        for tile, label in tiles.items():
+            constants = {
+                "D": 1024, "BM": tile.rows, "BV": tile.tokens, "BD": tile.width,
+                "BIASED": False, "SCALED": False, "CAPPED": True,
+            }  # fmt: skip
+            options = {"num_warps": tile.warps, "num_stages": tile.stages}
+            name = f"vocab_logsumexp {dtype}: {label}"
+            yield name, normalizer._forward, pointers, constants, options
 
     tables = {name: "*fp32" for name in ("x", "books", "shift", "moved", "half_squares", "norms")}
     tables |= {"codes": "*i64", "listed": "*i64", "state": "*i32", "residual": "*fp32"}
@@ -146,7 +161,9 @@ def _triton_compiled(
     capability = int(architecture.removeprefix("sm_"))
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
     # What every call finds: aligned tensors of even strides.
-    even = [n for n in names if signature[n].startswith("*") or re.fullmatch(r"[qkv][bhmn]", n)]
+    even = [
+        n for n in names if signature[n].startswith("*") or re.fullmatch(r"[qkv][bhmn]|[hw]n", n)
+    ]
     aligned = {(names.index(n),): [["tt.divisibility", 16]] for n in even}
     source = ASTSource(kernel, signature, constants, aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)

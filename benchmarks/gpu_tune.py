@@ -33,11 +33,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment
-from benchmarks.cases import attention, lookup
+from benchmarks.cases import attention, head, lookup
 from benchmarks.run import measure
+from crs_fast.decode.lm.head import NORMALIZERS
 from crs_fast.ops.codebook import triton as codebook
 from crs_fast.ops.designs import Choice
 from crs_fast.ops.tree_attention import triton as tree_attention
+from crs_fast.ops.vocab_logsumexp import triton as vocab_logsumexp
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,34 @@ def attend(
     return inputs.name, lambda: tree_attention.tree_attention(*arguments)
 
 
+def normalise(
+    shape: tuple[int, int, int], size: str, device: str
+) -> tuple[str, Callable[[], torch.Tensor]]:
+    hidden, weight, name = head.inputs(head.SHAPES["toy"] if size == "toy" else shape, device)
+    return name, lambda: vocab_logsumexp.vocab_logsumexp(hidden, weight, None, 1.0, None, 1.0)
+
+
+def score(
+    shape: tuple[int, int, int], size: str, device: str
+) -> tuple[str, Callable[[], torch.Tensor]]:
+    """Log-probs of one level's tokens, as a search takes them of the head."""
+    hidden, weight, name = head.inputs(head.SHAPES["toy"] if size == "toy" else shape, device)
+    level = torch.arange(weight.shape[0] - min(256, weight.shape[0] // 2), weight.shape[0])
+    level = level.to(device)
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    def run() -> torch.Tensor:
+        if not NORMALIZERS.now:
+            logits = linear(hidden)
+            return logits[:, level].float() - logits.float().logsumexp(1)[:, None]
+        of_level = torch.nn.functional.linear(hidden, weight[level])
+        normalizers = vocab_logsumexp.vocab_logsumexp(hidden, weight, None, 1.0, None, 1.0)
+        return of_level.float() - normalizers[:, None]
+
+    return f"{len(level)} tokens of {name}", run
+
+
 _LOOKUPS = ((1_000_000, 32, 4, 256), (262_144, 128, 3, 2048))
 # As `attention.SHAPES`: Qwen3's heads, one request and eight, short and long prompts.
 _TREES = (
@@ -91,6 +121,13 @@ _TREES = (
     (1, 16, 8, 128, 2465, 512),
     (1, 16, 8, 128, 5000, 256),
     (8, 16, 8, 128, 5000, 256),
+)
+# Rows, width and tokens of a head: Qwen3's, at the first level and at the others, and SmolLM2's.
+_HEADS = (
+    (8, 1024, 152_960),
+    head.SHAPES["full"],
+    (2048, 2048, 176_512),
+    (400, 576, 50_176),
 )
 CONTESTS = [
     *(
@@ -107,6 +144,12 @@ CONTESTS = [
         Contest("tree_attention", tree_attention.DESIGN, partial(attend, shape), tolerance=2e-2)
         for shape in _TREES
     ),
+    *(
+        Contest("vocab_logsumexp", vocab_logsumexp.DESIGN, partial(normalise, shape), 2e-2)
+        for shape in _HEADS
+    ),
+    # After the contest of its kernel's tiles, of which it takes the first.
+    *(Contest("normalizers", NORMALIZERS, partial(score, shape), 5e-2) for shape in _HEADS),
 ]
 
 

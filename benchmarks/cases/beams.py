@@ -256,7 +256,9 @@ def turn(size: str, device: str) -> tuple[str, Methods]:
 
 
 # The parts of a whole search; the language model itself is Hugging Face's.
-SEARCH = ("search", "tree_attention", "trie_step", "trie_mask", "trie_walk")
+SEARCH = (
+    "search", "tree_attention", "vocab_logsumexp", "trie_step", "trie_mask", "trie_walk",
+)  # fmt: skip
 CASES = [
     Case("beams50", partial(beams, 50), SEARCH, ("cpu", "cuda")),
     Case("turn", turn, SEARCH, ("cpu", "cuda")),
