@@ -3,7 +3,8 @@
     python benchmarks/gpu_resources.py [sm_80 sm_90 sm_120]
 
 Needs nvcc and triton, no GPU. Ends with status 1 where a kernel spills more than a few bytes per
-thread: such a kernel works from memory instead of registers.
+thread: such a kernel works from memory instead of registers. Designs that no call takes before
+gpu_tune.py has timed them are listed with their names, and may spill.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 ARCHITECTURES = ("sm_80", "sm_90", "sm_120")
 # ptxas keeps a few scalars in memory here and there; a tile that does not fit takes thousands.
 MOST_SPILLED = 64
+_UNTRIED = ", design "
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,16 @@ def _triton_kernels() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]
         pointers = {name: f"*{dtype}" for name in ("hidden", "weight", "bias")}
         pointers |= {"parts": "*fp32"}
         pointers |= {name: "fp32" for name in ("scale", "softcap", "inverse_temperature")}
-        tiles = {normalizer.tile_of(d, 400, size): n for n, d in normalizer.DESIGN.designs.items()}
+        tiles: dict[Any, str] = {}
+        for label, design in normalizer.DESIGN.designs.items():
+            tiles.setdefault(normalizer.tile_of(design, 400, size), label)
         for tile, label in tiles.items():
             constants = {
                 "D": 1024, "BM": tile.rows, "BV": tile.tokens, "BD": tile.width,
                 "BIASED": False, "SCALED": False, "CAPPED": True,
             }  # fmt: skip
             options = {"num_warps": tile.warps, "num_stages": tile.stages}
-            name = f"vocab_logsumexp {dtype}: {label}"
+            name = f"vocab_logsumexp {dtype}{_of_design(normalizer.DESIGN, label)}"
             yield name, normalizer._forward, pointers, constants, options
 
     tables = {name: "*fp32" for name in ("x", "books", "shift", "moved", "half_squares", "norms")}
@@ -138,10 +142,15 @@ def _triton_kernels() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]
                     continue
                 seen.append((constants, options))
                 kind = "exact" if exact else "fast"
-                name = f"residual_lookup {dim}, {codes} codes, {kind}: {label}"
+                name = f"residual_lookup {dim}, {codes} codes, {kind}"
+                name += _of_design(codebook.DESIGN, label)
                 yield name, codebook._score, tables, constants, options
         constants = shape | {"BK": 32, "BD": min(128, dim)}
         yield f"recheck {dim}", codebook._recheck, tables, constants, {"num_warps": 4}
+
+
+def _of_design(choice: Any, label: str) -> str:
+    return "" if choice.designs[label] is choice.now else f"{_UNTRIED}{label}"
 
 
 def _triton_compiled(
@@ -188,7 +197,7 @@ def main() -> int:
                 f"{usage.shared:>9}",
                 flush=True,
             )
-            if usage.spilled > MOST_SPILLED:
+            if usage.spilled > MOST_SPILLED and _UNTRIED not in usage.kernel:
                 status = 1
     return status
 
