@@ -34,6 +34,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "residual_lookup": ("csrc/codebook", "crs_fast/ops/codebook/"),
     "beam_lookup": ("crs_fast/ops/codebook/",),
     "tree_attention": ("crs_fast/ops/tree_attention/",),
+    "vocab_logsumexp": ("crs_fast/ops/vocab_logsumexp/",),
     "place_colliding": ("csrc/collisions", "crs_fast/ops/collisions/"),
     "trie": ("crs_fast/trie/sid_trie", "crs_fast/trie/item_ids"),
     "filter": ("crs_fast/trie/item_filter", "crs_fast/trie/item_ids"),

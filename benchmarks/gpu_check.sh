@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One command on a bare GPU box: build with CUDA, run the gpu tests, time the GPU cases, look for
-# memory errors.
+# One command on a bare GPU box: build with CUDA, run the gpu tests, time the designs between which
+# only a GPU can choose (gpu_tune.py) and the GPU cases, look for memory errors.
 #
 #     bash benchmarks/gpu_check.sh [--minutes 12] [--out benchmarks/results/gpu.json]
 #
@@ -61,6 +61,15 @@ find python_tests -name "*_gpu.py" -print0 |
     python3 -m pytest -vv --durations=10 "${several[@]}" -m gpu -p no:cacheprovider ||
   { status=1; echo "tests: failed, or not all had run when time was up"; }
 echo "tested after $SECONDS s"
+
+# A design that fails is out, and its reason is printed: that is no failure of the code as it is.
+seconds=$(budget $((total / 8)) $((total / 3)))
+echo "== designs, at most $seconds s"
+timeout --kill-after=10 "$seconds" python3 benchmarks/gpu_tune.py \
+  --seconds $((seconds * 2 / 3)) --out "${out%.json}_tune.json" >"$log" ||
+  echo "designs: some failed, or not all had run when time was up"
+sed '/^{/d' "$log" # the last line holds the rows, which are in the file too
+echo "tuned after $SECONDS s; winners: ${out%.json}_tune.json"
 
 seconds=$(budget "$total" $((total / 12)))
 echo "== benchmarks, at most $seconds s"

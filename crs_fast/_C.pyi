@@ -132,6 +132,7 @@ class StepArgs:
         dtype: DType,
         scores: Address,
         nodes: Address,
+        normalizers: Address,
         out_beams: int,
         out_scores: Address,
         out_nodes: Address,

@@ -65,9 +65,9 @@ crs::MaskArgs mask_args(const Trie& trie, const Filter& filter, const Tokens& to
 crs::StepArgs step_args(const Trie& trie, const Filter& filter, const Tokens& tokens,
                         crs::Normalize normalize, float inverse_temperature, Address logits,
                         int64_t batch, int64_t beams, int64_t vocab, int64_t row_stride,
-                        crs::DType dtype, Address scores, Address nodes, int64_t out_beams,
-                        Address out_scores, Address out_nodes, Address out_parents,
-                        Address out_codes, int threads) {
+                        crs::DType dtype, Address scores, Address nodes, Address normalizers,
+                        int64_t out_beams, Address out_scores, Address out_nodes,
+                        Address out_parents, Address out_codes, int threads) {
   return {trie.view,
           filter.view,
           tokens.view,
@@ -81,6 +81,7 @@ crs::StepArgs step_args(const Trie& trie, const Filter& filter, const Tokens& to
           dtype,
           as<const float>(scores),
           as<const int64_t>(nodes),
+          as<const float>(normalizers),
           out_beams,
           as<float>(out_scores),
           as<int64_t>(out_nodes),
@@ -182,8 +183,8 @@ void bind_arguments(py::module_& m) {
       .def(py::init(&step_args), py::kw_only(), arg("trie"), arg("filter"), arg("tokens"),
            arg("normalize"), arg("inverse_temperature"), arg("logits"), arg("batch"), arg("beams"),
            arg("vocab"), arg("row_stride"), arg("dtype"), arg("scores"), arg("nodes"),
-           arg("out_beams"), arg("out_scores"), arg("out_nodes"), arg("out_parents"),
-           arg("out_codes"), arg("threads"));
+           arg("normalizers"), arg("out_beams"), arg("out_scores"), arg("out_nodes"),
+           arg("out_parents"), arg("out_codes"), arg("threads"));
 }
 
 #if defined(CRS_FAST_WITH_CUDA)

@@ -68,8 +68,9 @@ struct StepArgs {
   const void* logits;  // [batch * beams, vocab], row_stride elements apart
   int64_t batch, beams, vocab, row_stride;
   DType dtype;
-  const float* scores;   // [batch, beams]
-  const int64_t* nodes;  // [batch, beams], kNoNode for a dead beam; see MaskArgs
+  const float* scores;       // [batch, beams]
+  const int64_t* nodes;      // [batch, beams], kNoNode for a dead beam; see MaskArgs
+  const float* normalizers;  // [batch * beams]: each row's log-sum-exp where it is known, else null
   int64_t out_beams;
   float* out_scores;     // [batch, out_beams]
   int64_t* out_nodes;    // [batch, out_beams]

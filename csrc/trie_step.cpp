@@ -114,6 +114,7 @@ struct Step {
   const T* row(int64_t r) const { return static_cast<const T*>(args.logits) + r * args.row_stride; }
 
   float normalizer(int64_t r, const Children& children) const {
+    if (args.normalizers) return args.normalizers[r];
     const T* logits = row(r);
     if (args.normalize == Normalize::kVocab)
       return logsumexp(logits, args.vocab, args.inverse_temperature);

@@ -99,6 +99,7 @@ __device__ LogSum over_row(const T* row, int64_t size, float scale) {
 
 template <typename T>
 __device__ float normalizer_of(const StepArgs& args, const Children& children, int64_t r) {
+  if (args.normalizers) return args.normalizers[r];
   const T* row = static_cast<const T*>(args.logits) + r * args.row_stride;
   const float scale = args.inverse_temperature;
   LogSum part;

@@ -1,6 +1,6 @@
 """The one registry of benchmark cases."""
 
-from . import attention, beams, collisions, lookup, published, text_table, training, trie
+from . import attention, beams, collisions, head, lookup, published, text_table, training, trie
 from .case import Case
 
 # A GPU's time can end before all cases have run: those that matter least come last.
@@ -8,6 +8,7 @@ CASES: list[Case] = [
     *trie.CASES,
     *text_table.CASES,
     *attention.CASES,
+    *head.CASES,
     *beams.CASES,
     *published.CASES,
     *training.CASES,

@@ -20,21 +20,37 @@ SHAPES = {
 DEPTH = 4
 
 
+class Inputs:
+    """Beams behind random prompts, of a shape as in `SHAPES`."""
+
+    def __init__(self, shape: tuple[int, ...], device: str) -> None:
+        batch, heads, key_heads, width, self.prompt, beams = shape
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        generator = torch.Generator().manual_seed(0)
+
+        def random(*shape: int) -> torch.Tensor:
+            return torch.randn(*shape, generator=generator).to(device, dtype)
+
+        self.query = random(batch, heads, beams, width)
+        self.key, self.value = (
+            random(batch, key_heads, self.prompt + DEPTH * beams, width) for _ in range(2)
+        )
+        # Each level holds one slot per beam; a beam's ancestors are one slot of each level.
+        ancestors = torch.randint(beams, (batch, beams, DEPTH), generator=generator)
+        ancestors[..., -1] = torch.arange(beams)
+        self.ancestors = (ancestors + beams * torch.arange(DEPTH)).to(device)
+        self.tensors = (self.query, self.key, self.value, self.ancestors)
+        self.name = (
+            f"batch {batch}, {heads} heads on {key_heads} x {width}, prompt {self.prompt}, "
+            f"{beams} beams x {DEPTH} tokens, {str(dtype).removeprefix('torch.')}"
+        )
+
+
 def attention(size: str, device: str) -> tuple[str, Methods]:
     """One layer's attention at the last level, beside two ways of calling PyTorch's own."""
-    batch, heads, key_heads, width, prompt, beams = SHAPES[device if size == "full" else size]
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=generator).to(device, dtype)
-
-    query = random(batch, heads, beams, width)
-    key, value = (random(batch, key_heads, prompt + DEPTH * beams, width) for _ in range(2))
-    # Each level holds one slot per beam; a beam's ancestors are one slot of each level.
-    ancestors = torch.randint(beams, (batch, beams, DEPTH), generator=generator)
-    ancestors[..., -1] = torch.arange(beams)
-    ancestors = (ancestors + beams * torch.arange(DEPTH)).to(device)
+    inputs = Inputs(SHAPES[device if size == "full" else size], device)
+    (query, key, value, ancestors), prompt = inputs.tensors, inputs.prompt
+    batch, heads, beams, width = query.shape
     visible = _visible(ancestors, prompt, key.shape[2])
     # What a search that repeats the prompt for its beams holds: [B * M, G, P + T, D].
     own_keys, own_values = (_repeated(states, ancestors, prompt) for states in (key, value))
@@ -57,16 +73,11 @@ def attention(size: str, device: str) -> tuple[str, Methods]:
     }
     expected = reference.tree_attention(query, key, value, ancestors, prompt)
     tolerance: dict[str, Any] = {torch.float32: dict(atol=1e-4, rtol=1e-4)}.get(
-        dtype, dict(atol=2e-2, rtol=2e-2)
+        query.dtype, dict(atol=2e-2, rtol=2e-2)
     )
     for run in methods.values():
         torch.testing.assert_close(run(), expected, **tolerance)
-    name = str(dtype).removeprefix("torch.")
-    return (
-        f"batch {batch}, {heads} heads on {key_heads} x {width}, prompt {prompt}, "
-        f"{beams} beams x {DEPTH} tokens, {name}",
-        methods,
-    )
+    return inputs.name, methods
 
 
 def _visible(ancestors: torch.Tensor, prompt: int, positions: int) -> torch.Tensor:

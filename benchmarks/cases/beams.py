@@ -255,13 +255,42 @@ def turn(size: str, device: str) -> tuple[str, Methods]:
     return f"{of.workload}, then {words} words", methods
 
 
+def host(size: str, device: str) -> tuple[str, Methods]:
+    """What a search without a recording adds to the model's own calls: a model of so narrow layers
+    that they take no time of their own."""
+    from transformers import DynamicCache, LlamaConfig
+
+    layers, beams = (28, 8) if size == "full" else (2, 4)
+    trie, vocab = catalogue(1000, LEVELS, 64, 200)
+    config = LlamaConfig(
+        vocab_size=200 + LEVELS * 64, hidden_size=64, intermediate_size=64,
+        num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    model, trie = _random_model(config, torch.float32, device), trie.to(device)
+    ids = torch.randint(200, (1, 8), generator=torch.Generator().manual_seed(1)).to(device)
+
+    @torch.no_grad()
+    def forward_passes() -> None:
+        cache = DynamicCache(config=config)
+        for _ in range(LEVELS):
+            model(ids[:, :beams], past_key_values=cache, use_cache=True)
+
+    return f"{layers} layers x 64, {LEVELS} forward passes of {beams} tokens", {
+        "the model's own forward passes (floor)": forward_passes,
+        "recommend, vocab": lambda: recommend(model, ids, trie=trie, vocab=vocab, num_beams=beams),
+    }
+
+
 # The parts of a whole search; the language model itself is Hugging Face's.
-SEARCH = ("search", "tree_attention", "trie_step", "trie_mask", "trie_walk")
+SEARCH = (
+    "search", "tree_attention", "vocab_logsumexp", "trie_step", "trie_mask", "trie_walk",
+)  # fmt: skip
 CASES = [
     Case("beams50", partial(beams, 50), SEARCH, ("cpu", "cuda")),
     Case("turn", turn, SEARCH, ("cpu", "cuda")),
     Case("wide_1_1000", partial(wide, 1, 1000), SEARCH, ("cuda",)),
     Case("wide_8_1000", partial(wide, 8, 1000), SEARCH, ("cuda",)),
     Case("wide_8_5000", partial(wide, 8, 5000), SEARCH, ("cuda",)),
+    Case("host", host, SEARCH, ("cpu", "cuda")),
     Case("beams20", partial(beams, 20), SEARCH),
 ]

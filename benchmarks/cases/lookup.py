@@ -32,7 +32,7 @@ def lookup_wide(size: str, device: str) -> tuple[str, Methods]:
 def lookup_step(size: str, device: str) -> tuple[str, Methods]:
     """One training step: assign a batch and move every codebook by its moving average."""
     rows, dim, levels, num_codes = 8192 if size == "full" else 200, 32, 4, 256
-    x, books = _data(rows, dim, levels, num_codes, device)
+    x, books = data(rows, dim, levels, num_codes, device)
     start = books.clone()
     plain, ours = _MovingAverage(books, _plain_statistics), _MovingAverage(books, _our_statistics)
     _check_step(start, plain.step(x), plain.books, ours.step(x), ours.books)
@@ -104,7 +104,7 @@ def lookup_beam(size: str, device: str) -> tuple[str, Methods]:
     """Encode with five candidates kept per row and level."""
     rows = 4_000 if size == "full" else 100
     beams, dim, levels, num_codes = 5, 32, 4, 256
-    x, books = _data(rows, dim, levels, num_codes, device)
+    x, books = data(rows, dim, levels, num_codes, device)
     methods: Methods = {"matmul beam loop (float32)": lambda: _matmul_beams(x, books, beams)}
     if device == "cpu" and (faiss := _peer("faiss")) is not None:
         methods["faiss ResidualQuantizer, five beams"] = _faiss_encode(faiss, x, books, beams)
@@ -139,7 +139,7 @@ def _like(parent: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     return parent[..., None].expand(-1, -1, tensor.shape[2])
 
 
-def _data(rows: int, dim: int, levels: int, num_codes: int, device: str) -> tuple:
+def data(rows: int, dim: int, levels: int, num_codes: int, device: str) -> tuple:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, dim, generator=generator)
     books = torch.randn(levels, num_codes, dim, generator=generator)
@@ -149,7 +149,7 @@ def _data(rows: int, dim: int, levels: int, num_codes: int, device: str) -> tupl
 def _encode(
     size: str, device: str, rows: int, dim: int, levels: int, num_codes: int
 ) -> tuple[str, Methods]:
-    x, books = _data(rows, dim, levels, num_codes, device)
+    x, books = data(rows, dim, levels, num_codes, device)
     methods: Methods = {"torch.cdist loop": lambda: _cdist_loop(x, books)}
     if size == "full":  # compiling takes a minute
         compiled = torch.compile(_matmul_loop)

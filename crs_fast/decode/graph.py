@@ -92,7 +92,8 @@ def search_in_graph(
     where there is none. `attention` as `capability` says."""
 
     def make(place: RecordingPlace) -> RecordedSearch:
-        return RecordedSearch(TreeModel(model, attention, shape.compiled), shape, request, place)
+        lm = TreeModel(model, attention, shape.compiled, one_shape=True)
+        return RecordedSearch(lm, shape, request, place)
 
     inputs = prompts.ids, prompts.mask, request.bitmaps
     recordings = ModelState.of(model).recordings
@@ -119,7 +120,7 @@ class RecordedSearch:
     def __init__(
         self, lm: TreeModel, shape: GraphShape, request: SearchRequest, place: RecordingPlace
     ) -> None:
-        plan, device = SearchPlan.of(request), request.trie.device
+        plan, device = SearchPlan.of(request, lm.head.streams), request.trie.device
         size = shape.batch, shape.length
         with torch.inference_mode(False):  # else only other inference code could fill them
             self._ids = torch.zeros(size, dtype=torch.int64, device=device)

@@ -162,8 +162,9 @@ def _search(
         )
 
     def without_graph(compiled: bool) -> Beams:
-        prompt = Prompt.of(TreeModel(model, attention, compiled), prompts, request.tree_size)
-        return search(prompt, SearchPlan.of(request))
+        lm = TreeModel(model, attention, compiled)
+        plan = SearchPlan.of(request, lm.head.streams)
+        return search(Prompt.of(lm, prompts, request.tree_size), plan)
 
     cuda_graph, compile_layers = request.cuda_graph, request.compile_layers
     if cuda_graph and not can_record(model.device):
@@ -277,7 +278,8 @@ class BeamTree:
             filters=filters,
         )
         with trie.reading():
-            self.prompt, self.beams = prompt, search(prompt, SearchPlan.of(request))
+            plan = SearchPlan.of(request, prompt.lm.head.streams)
+            self.prompt, self.beams = prompt, search(prompt, plan)
             self.output = _output(request, self.beams)
 
     def keep(self, beams: torch.Tensor) -> None:

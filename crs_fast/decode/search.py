@@ -42,8 +42,11 @@ def search(prompt: Prompt, plan: SearchPlan) -> Beams:
     goes_on = torch.ones(batch, 1, dtype=torch.bool, device=device)
     hidden = prompt.hidden  # [B * M, H]
     for level, (tokens, computed) in enumerate(plan.levels):
-        logits = prompt.lm.head(hidden, computed)
-        is_wrong = ~logits.amax(1).isfinite().view(goes_on.shape)
+        logits, normalizers = prompt.lm.head(hidden, computed), None
+        if plan.is_streamed:
+            normalizers = prompt.lm.head.logsumexp(hidden, plan.temperature)
+        checked = logits.amax(1) if normalizers is None else normalizers
+        is_wrong = ~checked.isfinite().view(goes_on.shape)
         not_numbers = not_numbers | (goes_on & is_wrong).any(1)
         scores, nodes, parents, codes = trie_step(
             logits,
@@ -55,6 +58,7 @@ def search(prompt: Prompt, plan: SearchPlan) -> Beams:
             normalize=plan.normalize,
             temperature=plan.temperature,
             filters=plan.filters,
+            normalizers=normalizers,
         )
         sids = torch.cat([_of_parents(sids, parents), codes[..., None]], 2)  # [B, M, l + 1]
         tree_positions, fed = _of_parents(tree_positions, parents), _of_parents(fed, parents)

@@ -35,6 +35,7 @@ class SearchPlan:
     highest_token: of the vocabulary
     filters: one bitmap per prompt, or None
     num_beams, normalize, temperature: as in `recommend`
+    is_streamed: what "vocab" divides by comes from `LmHead.logsumexp`, not from all logits
     """
 
     trie: TrieTensors
@@ -45,11 +46,14 @@ class SearchPlan:
     num_beams: int
     normalize: str
     temperature: float
+    is_streamed: bool = False
 
     @classmethod
-    def of(cls, request: SearchRequest) -> SearchPlan:
+    def of(cls, request: SearchRequest, streams: bool = False) -> SearchPlan:
+        """`streams`: of the model's head."""
         tokens = request.vocabulary.tensors(request.trie.device)
-        if request.normalize == "vocab":
+        is_streamed = streams and request.normalize == "vocab"
+        if request.normalize == "vocab" and not is_streamed:
             levels = [LevelTokens(tokens, None)] * request.trie.num_levels
         else:
             levels = [_of_level(tokens, level) for level in range(request.trie.num_levels)]
@@ -62,6 +66,7 @@ class SearchPlan:
             num_beams=request.num_beams,
             normalize=request.normalize,
             temperature=request.temperature,
+            is_streamed=is_streamed,
         )
 
 

@@ -27,6 +27,7 @@ from .trie import (
     trie_walk,
 )
 from .trie.tensors import LEAVE, FilterTensors, TokenTensors, TrieTensors
+from .vocab_logsumexp import vocab_logsumexp
 
 __all__ = [
     "LEAVE",
@@ -53,4 +54,5 @@ __all__ = [
     "trie_rows",
     "trie_step",
     "trie_walk",
+    "vocab_logsumexp",
 ]

@@ -15,6 +15,7 @@ from crs_fast.ops.text_table import reference as text_reference
 from crs_fast.ops.tree_attention import reference as attention_reference
 from crs_fast.ops.tree_attention import tree_attention
 from crs_fast.ops.trie import reference as trie_reference
+from crs_fast.ops.vocab_logsumexp import reference as normalizer_reference
 from crs_fast.trie import SidTrie
 from python_tests.helpers import random_sids, vocab_of
 
@@ -355,6 +356,14 @@ def trie_calls() -> list[Call]:
             *scalars(1, 300, verdict=REFERENCE),
         ],
         "normalize": scalars("x", None, 3, ""),
+        "normalizers": [
+            Change("known", REFERENCE, lambda _: torch.arange(float(ROWS))),
+            Change("NaN", REFERENCE, lambda _: torch.full((ROWS,), NAN)),
+            Change("one row less", ERROR, lambda _: torch.zeros(ROWS - 1)),
+            Change("float64", ERROR, lambda _: torch.zeros(ROWS).double()),
+            Change("a string", ERROR, lambda _: "x"),
+            Change("on meta", ERROR, lambda _: torch.zeros(ROWS, device="meta")),
+        ],
         "temperature": [
             *scalars(0.0, -1.0, NAN, INF, "x", None),
             *scalars(0.5, 7, verdict=REFERENCE),
@@ -381,7 +390,7 @@ def trie_calls() -> list[Call]:
                     "sparse",
                 )
                 and not c.label.endswith(("None", "on meta", "device meta", "inference tensor"))
-                and name not in ("num_beams", "normalize", "temperature")
+                and name not in ("num_beams", "normalize", "normalizers", "temperature")
             ]
         return kept
 
@@ -803,6 +812,33 @@ def attention_calls() -> list[Call]:
         Call("torch.ops.tree_attention",
              lambda **a: torch.ops.crs_fast.tree_attention(*a.values()), arguments, flat,
              attention_reference.tree_attention, aliases),
+    ]  # fmt: skip
+
+
+def head_calls() -> list[Call]:
+    def arguments() -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(1)
+        hidden, weight, bias = (torch.randn(s, generator=generator) for s in ((3, 8), (20, 8), 20))
+        return dict(
+            hidden=hidden, weight=weight, bias=bias, scale=1.0, softcap=None, temperature=1.0
+        )
+
+    floats = tensor_changes([torch.float32])
+    narrower = Change("one column less", ERROR, shorter(1))
+    changes: dict[str, list[Change]] = {
+        "hidden": [*floats, narrower, Change("no rows", REFERENCE, nothing_along(0)),
+                   Change("NaN", REFERENCE, filled(NAN))],
+        "weight": [*floats, narrower, Change("no tokens", ERROR, nothing_along(0))],
+        "bias": [*(c for c in floats if c.label != "None"),
+                 Change("one token less", ERROR, shorter(0)),
+                 Change("None", REFERENCE, lambda _: None)],
+        "scale": scalars(NAN, INF, "x", None),
+        "softcap": scalars(0.0, -1.0, NAN, INF, "x"),
+        "temperature": scalars(0.0, -1.0, NAN, INF, "x", None),
+    }  # fmt: skip
+    return [
+        Call("vocab_logsumexp", ops.vocab_logsumexp, arguments, changes,
+             normalizer_reference.vocab_logsumexp, {"hidden": ("hidden", "weight")}),
     ]  # fmt: skip
 
 

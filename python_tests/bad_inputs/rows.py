@@ -26,6 +26,7 @@ _CALLS = [
     *ops_rows.text_calls(),
     *ops_rows.item_id_calls(),
     *ops_rows.attention_calls(),
+    *ops_rows.head_calls(),
     *public_rows.calls(),
 ]
 ROWS = [row for call in _CALLS for row in call.rows()]

@@ -9,6 +9,8 @@ import torch
 
 from crs_fast.decode import Prompt, SidLogitsProcessor, recommend, search
 from crs_fast.decode.lm import prompt
+from crs_fast.decode.lm.head import LmHead
+from crs_fast.decode.lm.linear import is_plain
 from crs_fast.trie import ItemFilter, SidTrie, SidVocab
 from python_tests.helpers import BruteForce, random_sids, tiny_model
 
@@ -70,6 +72,33 @@ def test_all_items_ranked_as_by_enumeration(normalize):
         torch.testing.assert_close(
             out.scores[request, : len(expected)], want.float(), atol=1e-4, rtol=0
         )
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "phi", "granite"])
+def test_scores_over_the_vocabulary_without_its_logits(kind, monkeypatch):
+    """As on a GPU, for plain heads, capped, with a bias and scaled."""
+    model, vocab = tiny_model(kind, VOCAB), make_vocab(3, 5)
+    trie, (ids, mask) = SidTrie.from_sids(random_sids(1, 25, 3, 5, True)), prompts((5, 3))
+    arguments = dict(trie=trie, vocab=vocab, num_beams=20, temperature=0.8)
+    want = recommend(model, ids, mask, **arguments)
+    widths = []
+    of_tokens = LmHead.__call__
+
+    def watched(self, hidden, tokens=None):
+        logits = of_tokens(self, hidden, tokens)
+        widths.append(logits.shape[1])
+        return logits
+
+    monkeypatch.setattr(LmHead, "__call__", watched)
+    monkeypatch.setattr(LmHead, "streams", property(lambda head: is_plain(head.module)))
+    got = recommend(model, ids, mask, **arguments)
+    assert widths == [5, 5, 5]
+    assert torch.equal(got.sids, want.sids)
+    torch.testing.assert_close(got.scores, want.scores, atol=1e-5, rtol=0)
+    broken = tiny_model(kind, VOCAB)
+    broken.get_output_embeddings().weight.data[VOCAB - 1] = torch.nan  # no code's token
+    with pytest.raises(ValueError, match="logits must be numbers"):
+        Prompt(model, ids, mask) and recommend(broken, ids, mask, **arguments)
 
 
 def test_ragged_sids_wait_at_no_cost():

@@ -43,6 +43,9 @@ def arguments(name: str, filtered: bool = False) -> tuple:
             logits, torch.zeros(1, 2), nodes[None], *trie.tensors, *tokens, *filters, 4, "vocab",
             1.0,
         ),
+        "vocab_logsumexp": (
+            x, torch.randn(30, 5, generator=generator), None, 0.5, 2.0 if filtered else None, 1.0,
+        ),
         "trie_walk": (*trie.tensors, torch.zeros(2, 3, dtype=torch.int64)),
     }[name]  # fmt: skip
 

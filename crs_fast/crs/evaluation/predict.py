@@ -19,8 +19,8 @@ from crs_fast.crs.evaluation.predictions import (
     blank_predictions,
 )
 from crs_fast.crs.sequence import Layout, SequenceBuilder
-from crs_fast.crs.training.attention import attention_of_any_shape
 from crs_fast.crs.turn import TurnBatch, TurnCache
+from crs_fast.decode.lm.attention_kernels import attention_of_any_shape
 from crs_fast.trie import ItemFilter
 
 

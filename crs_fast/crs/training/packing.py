@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from crs_fast.crs.sequence import Instance
-from crs_fast.crs.training.attention import attention_of_any_shape
+from crs_fast.decode.lm.attention_kernels import attention_of_any_shape
 
 IGNORE = -100
 PAD = -1

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from crs_fast.ops import vocab_logsumexp
+from crs_fast.ops.designs import Choice
+from crs_fast.ops.dtypes import NATIVE_FLOATS
 
 from .linear import is_plain, linear
 from .stand_in import stand_in
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# How scores over the whole vocabulary are normalised on a GPU: by all logits, or without them.
+NORMALIZERS = Choice({"streamed": True, "all logits": False})
 
 
 class LmHead:
@@ -46,6 +54,27 @@ class LmHead:
     def __call__(self, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [R, H] -> logits [R, V], or [R, C] for tokens int64 [C]."""
         return self._scaled(_logits(self.module, hidden, tokens))
+
+    @property
+    def streams(self) -> bool:
+        """Whether `logsumexp` is to be used: on a GPU, for a plain linear head."""
+        module = self.module
+        return (
+            NORMALIZERS.now
+            and is_plain(module)
+            and module.weight.is_cuda
+            and module.weight.dtype in NATIVE_FLOATS
+            and not torch.is_autocast_enabled("cuda")
+            and importlib.util.find_spec("triton") is not None
+        )
+
+    def logsumexp(self, hidden: torch.Tensor, temperature: float) -> torch.Tensor:
+        """logsumexp(logits / temperature) over the whole vocabulary, without the logits: hidden
+        [R, H] -> float32 [R]. Only of a plain linear head."""
+        weight, bias = self.module.weight, self.module.bias
+        return vocab_logsumexp(
+            hidden.to(weight.dtype), weight, bias, self.scale, self.softcap, temperature
+        )
 
     def _scaled(self, logits: torch.Tensor) -> torch.Tensor:
         if self.scale != 1.0:

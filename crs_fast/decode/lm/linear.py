@@ -7,12 +7,14 @@ import torch
 # From 8 to 63 rows MKL computes W @ x.T about twice as fast as x @ W.T (2.8 GHz Xeon, float32, 576
 # to 50,000 outputs). At 2 rows and from 64 rows on it is as fast or slower.
 _FEWEST_ROWS, _TOO_MANY_ROWS = 8, 64
+# With fewer weights it is slower (torch 2.13: at 576 x 576 and 8 rows by 2.4 times).
+_FEWEST_WEIGHTS = 1 << 19
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x [..., I] @ weight [O, I].T + bias [O]: [..., O]."""
     rows = x.numel() // x.shape[-1]
-    is_skinny = _FEWEST_ROWS <= rows < _TOO_MANY_ROWS
+    is_skinny = _FEWEST_ROWS <= rows < _TOO_MANY_ROWS and weight.numel() >= _FEWEST_WEIGHTS
     if not is_skinny or x.device.type != "cpu" or x.dtype != torch.float32:
         return torch.nn.functional.linear(x, weight, bias)
     out = torch.mm(weight, x.reshape(rows, -1).t()).t().contiguous()
@@ -45,6 +47,7 @@ class SkinnyLinear(torch.nn.Linear):
             is_plain(layer)
             and layer.weight.device.type == "cpu"
             and layer.weight.dtype == torch.float32
+            and layer.weight.numel() >= _FEWEST_WEIGHTS
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .attention_kernels import attention_of_any_shape
 from .compiled_layers import enough_cases
 from .head import LmHead
 from .stand_in import stand_in
@@ -28,16 +29,22 @@ class TreeModel:
         attention: "tree" computes a tree's tokens by tree attention, "mask" by the model's own
             attention with a 4-D mask.
         compiled: run decoder layers compiled (see `compiled_layers`); attention must be "tree".
+        one_shape: all calls have the same shapes, as in a recorded CUDA graph; else kernels that
+            must be planned for each shape are left out.
     """
 
     def __init__(
-        self, model: PreTrainedModel, attention: str = "tree", compiled: bool = False
+        self,
+        model: PreTrainedModel,
+        attention: str = "tree",
+        compiled: bool = False,
+        one_shape: bool = False,
     ) -> None:
         self.model = model
         self.head = LmHead(model)
         if compiled and attention != "tree":
             raise ValueError("compiled layers must be of a model that takes tree attention")
-        self.compiled = compiled
+        self.compiled, self.one_shape = compiled, one_shape
         # Up to transformers 4.57 some models name themselves, head and all.
         decoder = model.get_decoder().base_model
         self._decoder = decoder
@@ -76,6 +83,11 @@ class TreeModel:
         empty = torch.empty(1, 1, 1, 0, dtype=self._dtype(), device=ids.device)
         return self._hidden(self.view, ids, empty, position_ids, cache, crs_fast_tree=tree)
 
+    def _kernels(self, device: torch.device) -> AbstractContextManager[None]:
+        """Inside, attention runs by the kernels that suit the calls' shapes."""
+        any_shape = device.type == "cuda" and not self.one_shape
+        return attention_of_any_shape() if any_shape else nullcontext()
+
     def _dtype(self) -> torch.dtype:
         return next(self._decoder.parameters()).dtype
 
@@ -88,7 +100,10 @@ class TreeModel:
         cache: Cache,
         **kwargs: Any,
     ) -> torch.Tensor:
-        with enough_cases() if self.compiled else nullcontext():
+        with ExitStack() as contexts:
+            if self.compiled:
+                contexts.enter_context(enough_cases())
+            contexts.enter_context(self._kernels(ids.device))
             return decoder(
                 input_ids=ids,
                 attention_mask=mask,

@@ -1,8 +1,9 @@
 """Residual codebook lookup in Triton: one launch over all levels, any D, nothing of size N x K.
 
-TF32 scores first. Where two codewords lie within TF32's error bound, the two are measured in
-float64 on the spot; rows with more than two go to a list that a second launch codes in float64
-altogether. Imported only when a CUDA tensor arrives (or by a test, in Triton's interpreter).
+Scores in TF32, or as sums of TF32 numbers, first. Where two codewords lie within their error bound,
+the two are measured in float64 on the spot; rows with more than two go to a list that a second
+launch codes in float64 altogether. Imported only when a CUDA tensor arrives (or by a test, in
+Triton's interpreter).
 """
 
 from __future__ import annotations
@@ -14,10 +15,47 @@ import torch
 import triton
 import triton.language as tl
 
+from ..designs import Choice
+
 # TF32 keeps 10 bits of mantissa. Whether the hardware rounds or cuts them, the error of an operand
 # stays below this, and that of a product below twice this and its square.
 TF32_EPS = 2.0**-10
 _RECHECK_PROGRAMS = 1024
+
+
+class Design(NamedTuple):
+    """How the scores are taken.
+
+    precision: of the exact codes' scores, "tf32" or "tf32x3" (each operand as the sum of two TF32
+        numbers: three products in place of one, and few codewords to measure again)
+    keeps: what is left of a row stays in registers from level to level, where all D fit; else it
+        is read again
+    rows, codes: of one tile
+    warps: of one program
+    """
+
+    precision: str = "tf32"
+    keeps: bool = False
+    rows: int = 64
+    codes: int = 64
+    # With four warps the running best and second best spill out of the registers.
+    warps: int = 8
+
+    def fitted(self, dim: int) -> Design:
+        """For rows of `dim` numbers: wide ones take the registers that other tiles would need."""
+        return self if dim <= 64 else Design(self.precision, self.keeps)
+
+
+DESIGN = Choice(
+    {
+        "tf32": Design(),
+        "tf32x3": Design("tf32x3"),
+        "tf32, kept": Design(keeps=True),
+        "tf32x3, kept": Design("tf32x3", keeps=True),
+        "tf32x3, kept, 64 x 32": Design("tf32x3", keeps=True, codes=32, warps=4),
+        "tf32x3, kept, 128 x 32": Design("tf32x3", keeps=True, rows=128, codes=32),
+    }
+)
 
 
 class Tables(NamedTuple):
@@ -48,15 +86,19 @@ def prepare(codebooks: torch.Tensor) -> Tables:
     return Tables(books, shift, moved.float().contiguous(), (squares / 2).float(), norms)
 
 
-def margins(dim: int, tiles: int) -> tuple[float, float]:
+def margins(dim: int, tiles: int, precision: str = "tf32") -> tuple[float, float]:
     """(a, b): two scores more than `a |m| C + b C^2` apart are in the right order, for rows m
     and codewords no longer than C.
 
     Twice the error of one score: both operands cut to TF32, `dim` sums in the tensor cores (taken
     as four times float32's unit, since they cut too), the last difference, and the low bits of the
-    score that hold the tile's number.
+    score that hold the tile's number. With "tf32x3" an operand's second part is cut, and the
+    product of the two second parts left out.
     """
     product = 2 * TF32_EPS + TF32_EPS**2 + (dim + 8) * 2.0**-21
+    if precision == "tf32x3":
+        # The sums of the small products are a thousandth of the large ones'.
+        product = 4 * TF32_EPS**2 + 1.01 * (dim + 16) * 2.0**-21
     packing = 2.0 ** (_bits(tiles) - 22)
     return 2.04 * (product + packing), 2.04 * (packing + 2.0**-22)
 
@@ -79,16 +121,19 @@ def lookup(
     tables = prepare(codebooks)
     listed = torch.empty(rows if exact else 1, dtype=torch.int64, device=x.device)
     block_d = min(128, max(16, triton.next_power_of_2(dim))) if dim <= 128 else 64
-    block_k = min(64, max(16, triton.next_power_of_2(num_codes)))
+    design = DESIGN.now.fitted(dim)
+    block_k = min(design.codes, max(16, triton.next_power_of_2(num_codes)))
     tiles = triton.cdiv(num_codes, block_k)
-    a, b = margins(dim, tiles)
+    # Fast codes are TF32's.
+    precision = design.precision if exact else "tf32"
+    a, b = margins(dim, tiles, precision)
     shape = {"D": dim, "K": num_codes, "L": levels}
     strides = (x.stride(0), x.stride(1))
-    _score[(triton.cdiv(rows, 64),)](
+    _score[(triton.cdiv(rows, design.rows),)](
         x, *tables, codes, listed, state, rows, *strides, a, b, **shape,
-        BN=64, BK=block_k, BD=block_d, BITS=_bits(tiles), EXACT=exact, CUT=_interpreted(),
-        # With four warps the running best and second best spill out of the registers.
-        num_warps=8, num_stages=2,
+        BN=design.rows, BK=block_k, BD=block_d, BITS=_bits(tiles), EXACT=exact,
+        PRECISION=precision, KEEPS=design.keeps and dim <= block_d, CUT=_interpreted(),
+        num_warps=design.warps, num_stages=2,
     )  # fmt: skip
     block_d = min(128, triton.next_power_of_2(dim))
     if exact:
@@ -146,12 +191,26 @@ def _cut(value):
 
 
 @triton.jit
+def _product(rows, words, score, PRECISION: tl.constexpr, CUT: tl.constexpr):
+    """score + rows @ words."""
+    if CUT:
+        a, b = _cut(rows), _cut(words)
+        if PRECISION == "tf32x3":
+            score += tl.dot(_cut(rows - a), b, input_precision="ieee")
+            score += tl.dot(a, _cut(words - b), input_precision="ieee")
+        return score + tl.dot(a, b, input_precision="ieee")
+    else:
+        return tl.dot(rows, words, score, input_precision=PRECISION)
+
+
+@triton.jit
 def _score(
     x, books, shift, moved, half_squares, norms, codes, listed, state,
     N, stride_n, stride_d, margin_norm, margin_square,
     D: tl.constexpr, K: tl.constexpr, L: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
-    BITS: tl.constexpr, EXACT: tl.constexpr, CUT: tl.constexpr,
+    BITS: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr, KEEPS: tl.constexpr,
+    CUT: tl.constexpr,
 ):  # fmt: skip
     r = tl.program_id(0).to(tl.int64) * BN + tl.arange(0, BN)
     ok = r < N
@@ -160,6 +219,10 @@ def _score(
     hard = tl.zeros([BN], tl.int32)
     bad = tl.zeros([BN], tl.int32)
     longest = tl.zeros([BN], tl.float32)
+    kept = tl.zeros([BN, BD if KEEPS else 1], tl.float32)
+    if KEEPS:
+        d = tl.arange(0, BD)
+        kept = _rest(x, books, codes, r, ok, d, stride_n, stride_d, 0, D, K, L, tl.float32)
     for level in range(L):
         # Lane by lane: the best and second best score, the tile of each in its low bits (exact);
         # the best score and its code (fast).
@@ -170,7 +233,12 @@ def _score(
         finite = tl.zeros([BN], tl.float32)
         if D <= BD:
             d = tl.arange(0, BD)
-            rows = _rest(x, books, codes, r, ok, d, stride_n, stride_d, level, D, K, L, tl.float32)
+            if KEEPS:
+                rows = kept
+            else:
+                rows = _rest(
+                    x, books, codes, r, ok, d, stride_n, stride_d, level, D, K, L, tl.float32
+                )
             rows -= tl.load(shift + level * D + d, mask=d < D, other=0.0)[None]
             square = tl.sum(rows * rows, 1)
             finite = tl.sum(rows * 0.0, 1)  # NaN where a value is not
@@ -188,10 +256,7 @@ def _score(
                     finite += tl.sum(rows * 0.0, 1)
                 word = moved + (level * K + k[None]) * D + d[:, None]
                 words = tl.load(word, mask=(k < K)[None] & (d < D)[:, None], other=0.0)
-                if CUT:
-                    score += tl.dot(_cut(rows), _cut(words), input_precision="ieee")
-                else:
-                    score = tl.dot(rows, words, score, input_precision="tf32")
+                score = _product(rows, words, score, PRECISION, CUT)
             half = tl.load(half_squares + level * K + k, mask=k < K, other=float("inf"))
             score -= half[None]
             if EXACT:
@@ -241,7 +306,11 @@ def _score(
         # A listed row goes on with any code: it is coded afresh.
         code = tl.minimum(tl.maximum(code, 0), K - 1)
         tl.store(codes + r * L + level, code.to(tl.int64), mask=ok)
-        tl.debug_barrier()
+        if KEEPS:
+            word = books + (level * K + code[:, None]) * D + d[None]
+            kept -= tl.load(word, mask=ok[:, None] & (d < D)[None], other=0.0)
+        if EXACT or not KEEPS:  # the codes are read again
+            tl.debug_barrier()
     if EXACT:
         hard = tl.where(ok, hard, 0)
         count = tl.sum(hard, 0)

@@ -10,9 +10,11 @@ import torch
 import triton
 import triton.language as tl
 
+from ..designs import Choice
+
 _BLOCK_N = 64
 # Programs that keep an H100 busy (132 multiprocessors): with fewer, the prompt is split.
-_PROGRAMS = 264
+DESIGN = Choice({"264 programs": 264, "never split": 0, "132 programs": 132, "528 programs": 528})
 
 
 def tree_attention(
@@ -34,7 +36,7 @@ def tree_attention(
     block_m, warps = _block(rows, max(width, out_width), query.element_size())
     blocks = triton.cdiv(rows, block_m)
     if splits is None:
-        wanted = triton.cdiv(_PROGRAMS, blocks * groups * batch)
+        wanted = triton.cdiv(DESIGN.now, blocks * groups * batch)
         splits = max(1, min(wanted, triton.cdiv(prompt_length, 4 * _BLOCK_N)))
     stretch = triton.cdiv(triton.cdiv(prompt_length, splits), _BLOCK_N) * _BLOCK_N
     shape = (splits, batch, beams, heads)

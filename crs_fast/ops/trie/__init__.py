@@ -261,6 +261,7 @@ def trie_step(
     normalize: str = "vocab",
     temperature: float = 1.0,
     filters: FilterTensors | None = None,
+    normalizers: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One step of beam search over the legal continuations only.
 
@@ -280,18 +281,23 @@ def trie_step(
             "level" (columns of the level's codes) or "legal" (legal children).
         temperature: > 0.
         filters: one bitmap per request.
+        normalizers: float32 [B * M], each row's logsumexp(logits / temperature) over the whole
+            vocabulary where it is known already (`vocab_logsumexp`); then the logits may be those
+            of one level's codes alone. Only with "vocab".
 
     Returns:
         scores float32, nodes, parents and codes int64, each [B, num_beams]. Where fewer legal
         continuations than beams exist the rest has score -inf, node -1, parent 0, code -1.
     """
     guard = check_step(
-        "trie_step", logits, scores, nodes, trie, tokens, filters, num_beams, normalize, temperature
-    )
+        "trie_step", logits, scores, nodes, trie, tokens, filters, num_beams, normalize,
+        temperature, normalizers,
+    )  # fmt: skip
     words, rank = filters if filters is not None else (None, None)
     best, following, parents, codes = dispatch.step(
-        guard, logits, scores, nodes, *trie, *tokens, words, rank, num_beams, normalize, temperature
-    )
+        guard, logits, scores, nodes, *trie, *tokens, words, rank, num_beams, normalize,
+        temperature, normalizers,
+    )  # fmt: skip
     return best, following, parents, codes
 
 

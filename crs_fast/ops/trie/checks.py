@@ -108,6 +108,7 @@ def check_step(
     num_beams: int,
     normalize: str,
     temperature: float,
+    normalizers: torch.Tensor | None = None,
 ) -> Guard | None:
     guard = check_trie(op, trie)
     check_tensor(op, "logits", logits, trie.codes, NATIVE_FLOATS, 2)
@@ -126,6 +127,13 @@ def check_step(
     check_temperature(op, temperature)
     if normalize not in NORMALIZE:
         raise ValueError(f"{op}: normalize must be one of {NORMALIZE} (got {normalize!r})")
+    if normalizers is not None:
+        check_tensor(op, "normalizers", normalizers, trie.codes, (torch.float32,), 1)
+        if normalize != "vocab" or normalizers.shape != logits.shape[:1]:
+            raise ValueError(
+                f"{op}: normalizers must be [B * M] = [{logits.shape[0]}] with normalize='vocab' "
+                f"(got {list(normalizers.shape)} with {normalize!r})"
+            )
     check_filters(op, filters, trie)
     if filters is not None and filters.words.shape[0] != scores.shape[0]:
         raise ValueError(

@@ -102,9 +102,10 @@ def _version(device: torch.device) -> tuple[int, int]:
 
 
 def _bundles(flat: tuple[Any, ...]) -> tuple[TrieTensors, TokenTensors, FilterTensors | None]:
-    """The bundles that stand, spread out, at the end of an op's tensors."""
+    """The bundles that stand, spread out, behind the first tensors of an op."""
     trie, rest = TrieTensors(*flat[:_NUM_TRIE]), flat[_NUM_TRIE:]
-    tokens, (words, rank) = TokenTensors(*rest[:_NUM_TOKENS]), rest[_NUM_TOKENS:]
+    tokens = TokenTensors(*rest[:_NUM_TOKENS])
+    words, rank = rest[_NUM_TOKENS : _NUM_TOKENS + 2]
     return trie, tokens, None if words is None else FilterTensors(words, rank)
 
 
@@ -180,7 +181,10 @@ def _mask_inplace(logits: torch.Tensor, nodes: torch.Tensor, *flat: Any) -> None
 def _step(
     logits: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    (trie, tokens, filters), (num_beams, normalize, temperature) = _bundles(rest[:-3]), rest[-3:]
+    trie, tokens, filters = _bundles(rest)
+    num_beams, normalize, temperature, *known = rest[_NUM_BUNDLED:]
+    # torch leaves out a last argument that has its default value.
+    normalizers = known[0] if known else None
     native = _kernels("trie_step", logits)
     if native is not None and logits.is_cuda and not _fits(scores.shape[1], num_beams, tokens):
         _warn_too_many_beams()
@@ -188,19 +192,28 @@ def _step(
     if native is None:
         _check_nodes("trie_step", trie, nodes)
         return reference.trie_step(
-            logits, scores, nodes, trie, tokens, num_beams, normalize, temperature, filters
+            logits,
+            scores,
+            nodes,
+            trie,
+            tokens,
+            num_beams,
+            normalize,
+            temperature,
+            filters,
+            normalizers,
         )
     return kernels.step(
         native, _adjacent(logits), scores, nodes, trie, tokens, filters, num_beams, normalize,
-        temperature,
+        temperature, normalizers,
     )  # fmt: skip
 
 
 def _checked_step(
     logits: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    bundles = _bundles(rest[:-3])
-    guard = check_step("trie_step", logits, scores, nodes, *bundles, *rest[-3:])
+    bundles = _bundles(rest)
+    guard = check_step("trie_step", logits, scores, nodes, *bundles, *rest[_NUM_BUNDLED:])
     with guard or _NO_GUARD:
         return _step(logits, scores, nodes, *rest)
 
@@ -236,7 +249,7 @@ def _mask_inplace_fake(*args: Any) -> None:
 def _step_fake(
     logits: torch.Tensor, scores: torch.Tensor, nodes: torch.Tensor, *rest: Any
 ) -> tuple[torch.Tensor, ...]:
-    shape = (scores.shape[0], rest[-3])
+    shape = (scores.shape[0], rest[_NUM_BUNDLED])
     return (scores.new_empty(shape), *(nodes.new_empty(shape) for _ in range(3)))
 
 
@@ -255,7 +268,8 @@ register(
 )
 register(
     f"trie_step(Tensor logits, Tensor scores, Tensor nodes, {_TRIE}, {_TOKENS}, {_FILTERS}, "
-    "int num_beams, str normalize, float temperature) -> (Tensor, Tensor, Tensor, Tensor)",
+    "int num_beams, str normalize, float temperature, Tensor? normalizers=None) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
     _checked_step,
     _step_fake,
 )

@@ -197,9 +197,11 @@ def step(
     num_beams: int,
     normalize: str,
     temperature: float,
+    normalizers: torch.Tensor | None,
 ) -> tuple[torch.Tensor, ...]:
     """`logits` has adjacent columns."""
     scores, nodes = scores.contiguous(), nodes.contiguous()
+    normalizers = None if normalizers is None else normalizers.contiguous()
     batch, beams = scores.shape
     out_scores = scores.new_empty(batch, num_beams)
     out_nodes, out_parents, out_codes = (nodes.new_empty(batch, num_beams) for _ in range(3))
@@ -217,6 +219,7 @@ def step(
         dtype=native_dtype(native, logits.dtype),
         scores=scores.data_ptr(),
         nodes=nodes.data_ptr(),
+        normalizers=0 if normalizers is None else normalizers.data_ptr(),
         out_beams=num_beams,
         out_scores=out_scores.data_ptr(),
         out_nodes=out_nodes.data_ptr(),

@@ -225,6 +225,7 @@ def trie_step(
     normalize: str = "vocab",
     temperature: float = 1.0,
     filters: FilterTensors | None = None,
+    normalizers: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One constrained beam step; see `crs_fast.ops.trie.trie_step`."""
     batch, beams = scores.shape
@@ -236,7 +237,9 @@ def trie_step(
     legal = legal & allowed(trie, filters, which, following)
 
     picked = logits.gather(2, column.clamp(min=0))
-    if normalize == "vocab":
+    if normalizers is not None:
+        norm = normalizers.view(batch, beams)
+    elif normalize == "vocab":
         norm = logits.logsumexp(2)
     elif normalize == "level":
         depth = unpack(trie, at)[0].clamp(max=trie.num_levels - 1)

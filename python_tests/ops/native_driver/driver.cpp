@@ -165,6 +165,7 @@ uint64_t run(const Inputs& in, int threads) {
                       crs::DType::kFloat32,
                       in.scores.data(),
                       in.nodes.data(),
+                      nullptr,
                       kWanted,
                       best.data(),
                       nodes.data(),

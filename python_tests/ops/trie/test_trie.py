@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from crs_fast import _native
 from crs_fast.ops import (
     FilterTensors,
+    TokenTensors,
     trie_build,
     trie_mask,
     trie_mask_,
@@ -160,6 +161,30 @@ def test_step_against_enumeration(name, sids, filtered, normalize, dtype):
                 child = (*mother, int(code))
             if child is not None:
                 assert int(walk_all(trie, [child])[0]) == node
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_step_with_known_normalizers_needs_only_the_levels_logits(dtype):
+    """Of a ragged catalogue, where one beam waits, one is dead and one may end."""
+    trie = SidTrie.from_sids([[0], [0, 1], [2, 1], [2, 3], [2, 3, 0]])
+    tokens = vocab_of(3, 4).tensors()
+    nodes = torch.cat([walk_all(trie, [(0,), (2,), (2,)]), torch.tensor([-1])])[None]
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(1, 4, generator=generator)
+    logits = torch.randn(4, 40, generator=generator).to(dtype)
+    want = reference.trie_step(logits, scores, nodes, trie.tensors, tokens, 8, "vocab", 0.7)
+    known = (logits.float() / 0.7).logsumexp(1)
+    few = TokenTensors(torch.arange(4).expand(3, -1), tokens.denied[:0], -1, 4)
+    of_level = logits[:, tokens.column[1]]  # all beams stand at depth 1
+    arguments = (scores, nodes, trie.tensors, few, 8, "vocab", 0.7, None, known)
+    for run in (trie_step, reference.trie_step):
+        got = run(of_level, *arguments)
+        torch.testing.assert_close(got[0], want[0], atol=TOLERANCE[dtype], rtol=0)
+        for mine, theirs in zip(got[1:], want[1:], strict=True):
+            assert torch.equal(mine, theirs)
+    for wrong, normalize in ((known[1:], "vocab"), (known, "level")):
+        with pytest.raises(ValueError, match=r"trie_step: normalizers must be .* = \[4\] with"):
+            trie_step(of_level, scores, nodes, trie.tensors, few, 8, normalize, 1.0, None, wrong)
 
 
 def test_step_breaks_ties_to_the_lower_parent_then_code():

@@ -98,6 +98,27 @@ STEPS = [
     (8_000, 1, 20_000, 2, 1, 300, 0),
     (8_000, 2, 4000, 1, 3, 1000, 0),
 ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuda_step_takes_normalizers(dtype, device):
+    sids = random_sids(1, 500, 3, 6, ragged=True)
+    trie, tokens = SidTrie.from_sids(sids), vocab_of(3, 6).tensors()
+    nodes = reference.trie_walk(trie.tensors, sids[:14, :1]).view(2, 7)
+    logits, scores = torch.randn(14, tokens.num_columns).to(dtype), torch.randn(2, 7)
+    known = torch.randn(14) + 3
+    known[5] = torch.nan  # no number: none of the row's tokens may follow
+    rest = (9, "vocab", 0.8, None)
+    want = reference.trie_step(logits, scores, nodes, trie.tensors, tokens, *rest, known)
+    got = trie_step(
+        logits.to(device), scores.to(device), nodes.to(device), moved(trie.tensors, device),
+        moved(tokens, device), *rest, known.to(device),
+    )  # fmt: skip
+    torch.testing.assert_close(got[0].cpu(), want[0], atol=1e-5, rtol=0)
+    for mine, theirs in zip(got[1:], want[1:], strict=True):
+        assert torch.equal(mine.cpu(), theirs)
+
+
 # More beams than a block's buffer lists: one row's candidates are all listed.
 MANY_BEAMS = [(9_000, 2, 5000, 1, 1, 4000, 0), (60_000, 2, 600, 1, 60, 5000, 1)]
 

@@ -1,0 +1,47 @@
+"""gpu_tune.py checks that an op's designs agree, times them and names the fastest."""
+
+import os
+import time
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are defined
+
+from benchmarks.gpu_tune import CONTESTS, Contest, checked, timed, winners
+from crs_fast.ops.designs import Choice
+
+CHOICE = Choice({"slow": 1e-3, "quick": 0.0, "wrong": -1.0})
+
+
+def sleep(size, device):
+    def run():
+        time.sleep(max(CHOICE.now, 0))
+        return torch.tensor(float(CHOICE.now < 0))
+
+    return "a nap", run
+
+
+def test_the_fastest_design_that_is_right_wins():
+    row = timed(Contest("nap", CHOICE, sleep), "toy", "cpu", 1)
+    assert list(row["median_ms"]) == ["slow", "quick"]
+    assert "AssertionError" in row["failed"]["wrong"]
+    assert winners([row]) == {"nap": "quick"}
+    assert CHOICE.now == 1e-3  # the first is taken again
+
+
+def test_a_design_that_fails_on_one_workload_is_out():
+    rows = [
+        {"op": "nap", "median_ms": {"slow": 2.0, "quick": 1.0}},
+        {"op": "nap", "median_ms": {"slow": 2.0}},
+    ]
+    assert winners(rows) == {"nap": "slow"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the kernels are interpreted here")
+@pytest.mark.parametrize("op", dict.fromkeys(c.op for c in CONTESTS))
+def test_the_designs_of_each_op_agree(op):
+    contest = next(c for c in CONTESTS if c.op == op)
+    _, calls, failed = checked(contest, "toy", "cpu")
+    assert list(calls) == list(contest.choice.designs), failed
