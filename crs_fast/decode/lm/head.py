@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # How scores over the whole vocabulary are normalised on a GPU: by all logits, or without them.
-NORMALIZERS = Choice({"streamed": True, "all logits": False})
+NORMALIZERS = Choice({"all logits": False, "streamed": True})
 
 
 class LmHead:
