@@ -16,6 +16,12 @@ from crs_fast.crs.evaluation.evaluate import Evaluation
 from crs_fast.crs.evaluation.predictions import Prediction
 from crs_fast.crs.recommender import Recommender
 from python_tests.crs.tiny_system import ITEMS, TEXTS, dialogues
+from python_tests.remembered_encoder import remember_texts
+
+
+@pytest.fixture(autouse=True)
+def _texts_are_encoded_once(monkeypatch):
+    remember_texts(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +245,7 @@ def test_a_conversation_shows_the_gold_films_and_their_ranks():
     ]
 
 
-@pytest.mark.parametrize("command", ["chat", "evaluate --data starter"])
+@pytest.mark.parametrize("command", ["chat", "evaluate"])
 @pytest.mark.parametrize(
     ("given", "gpu", "expected"),
     [
