@@ -2,8 +2,10 @@
 # Memory errors, undefined behaviour and data races in csrc/, looked for by compilers' sanitizers.
 #
 #   benchmarks/sanitize.sh            all of the CPU's
-#   benchmarks/sanitize.sh address    AddressSanitizer and UndefinedBehaviorSanitizer: the tests of
-#                                     ops and tries, and the bad-input table
+#   benchmarks/sanitize.sh address [SECONDS]
+#                                     AddressSanitizer and UndefinedBehaviorSanitizer: the tests of
+#                                     ops and tries, and the bad-input table; with SECONDS each part
+#                                     is ended after so long, and said to be unfinished
 #   benchmarks/sanitize.sh thread     ThreadSanitizer: the threaded kernels in a program without
 #                                     Python (python_tests/ops/native_driver)
 #   benchmarks/sanitize.sh cuda       compute-sanitizer: every CUDA kernel, on small calls
@@ -14,7 +16,7 @@ cd "$(dirname "$0")/.."
 python="$(command -v python3)"
 
 address() {
-  local tree=build/asan/tree
+  local tree=build/asan/tree seconds="${1:-}" failed=0
   echo "== address and undefined: build"
   cmake -S . -B build/asan -G Ninja -DCRS_FAST_CUDA=0 -DCMAKE_BUILD_TYPE=Debug \
     -DCRS_FAST_SANITIZE=address,undefined -DPython_EXECUTABLE="$python" \
@@ -27,16 +29,31 @@ address() {
   rm -f "$tree"/crs_fast/_C*.so && cp build/asan/lib/_C*.so "$tree/crs_fast"
   cd "$tree"
   # Python's own leaks are none of ours. Loaded with libstdc++, or no exception could be thrown.
-  export LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so.6)"
-  export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
+  # Of pytest's capture only Python's part is on: reports are written past Python.
+  export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
   export PYTHONMALLOC=malloc OMP_NUM_THREADS=2
+  sanitized() {
+    LD_PRELOAD="$(gcc -print-file-name=libasan.so) $(gcc -print-file-name=libstdc++.so.6)" \
+      timeout --signal=INT "${seconds:-0}" \
+      "$python" -m pytest -q -p no:cacheprovider --capture=sys --hypothesis-profile=ci "$@"
+  }
   echo "== address and undefined: tests"
   # Not what compiles or starts programs of its own: they would be sanitized too.
-  "$python" -m pytest -q -p no:cacheprovider python_tests/ops python_tests/trie \
+  sanitized python_tests/ops python_tests/trie \
     --ignore python_tests/ops/native_driver --ignore python_tests/ops/tree_attention \
-    -k "not interpreted and not triton and not fork and not import" "$@"
+    --ignore python_tests/ops/trie/test_trie_gpu.py \
+    -k "not interpreted and not triton and not fork and not import" 2>../reports || ended $? || failed=1
   echo "== address and undefined: bad inputs"
-  "$python" -m pytest -q -p no:cacheprovider python_tests/bad_inputs
+  # Each finding ends its worker, so that it is a row.
+  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 sanitized python_tests/bad_inputs ||
+    ended $? || failed=1
+  grep -A 12 "runtime error\|ERROR: AddressSanitizer" ../reports && failed=1
+  [ "$failed" = 0 ] && echo "no findings"
+}
+
+ended() {
+  [ "$1" = 124 ] || return "$1"
+  echo "ended after $seconds seconds: NOT all was run"
 }
 
 thread() {

@@ -28,7 +28,7 @@ uint64_t hash(const uint8_t* text, int64_t length) {
     h = mix((h ^ word) * 0x9e3779b97f4a7c15);
   }
   word = 0;
-  std::memcpy(&word, text, static_cast<size_t>(length));
+  if (length) std::memcpy(&word, text, static_cast<size_t>(length));  // no bytes: perhaps nullptr
   return mix((h ^ word) * 0x9e3779b97f4a7c15);
 }
 
@@ -38,9 +38,10 @@ uint64_t hash_of(const Texts& texts, int64_t i) {
 
 bool equal(const Texts& a, int64_t i, const Texts& b, int64_t j) {
   const int64_t length = a.offsets[i + 1] - a.offsets[i];
-  return length == b.offsets[j + 1] - b.offsets[j] &&
-         std::memcmp(a.bytes + a.offsets[i], b.bytes + b.offsets[j], static_cast<size_t>(length)) ==
-             0;
+  if (length != b.offsets[j + 1] - b.offsets[j]) return false;
+  const uint8_t* p = a.bytes + a.offsets[i];
+  const uint8_t* q = b.bytes + b.offsets[j];
+  return length == 0 || std::memcmp(p, q, static_cast<size_t>(length)) == 0;
 }
 
 // Where the text stands in the table, or the empty slot where it would.

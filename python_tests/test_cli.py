@@ -16,6 +16,12 @@ from crs_fast.crs.evaluation.evaluate import Evaluation
 from crs_fast.crs.evaluation.predictions import Prediction
 from crs_fast.crs.recommender import Recommender
 from python_tests.crs.tiny_system import ITEMS, TEXTS, dialogues
+from python_tests.remembered_encoder import remember_texts
+
+
+@pytest.fixture(autouse=True)
+def _texts_are_encoded_once(monkeypatch):
+    remember_texts(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +245,7 @@ def test_a_conversation_shows_the_gold_films_and_their_ranks():
     ]
 
 
-@pytest.mark.parametrize("command", ["chat", "evaluate --data starter"])
+@pytest.mark.parametrize("command", ["chat", "evaluate"])
 @pytest.mark.parametrize(
     ("given", "gpu", "expected"),
     [
@@ -248,17 +254,35 @@ def test_a_conversation_shows_the_gold_films_and_their_ranks():
         (["--device", "cpu", "--dtype", "bfloat16"], True, ("cpu", torch.bfloat16)),
     ],
 )
-def test_where_a_model_runs(command, given, gpu, expected, monkeypatch):
+def test_where_a_model_runs(command, given, gpu, expected, folder, monkeypatch):
     asked = []
 
-    def load(path, *, dtype, device):
+    def load(path, *, dtype, device, trust_remote_code):
+        assert not trust_remote_code
         asked.append((device, dtype))
         raise ValueError("that's enough")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(Recommender, "from_pretrained", load)
-    assert main([*command.split(), "--model", "m", *given]) == 2
+    data = ["--data", str(folder / "data")] if command == "evaluate" else []
+    assert main([*command.split(), *data, "--model", "m", *given]) == 2
     assert asked == [expected]
+
+
+@pytest.mark.parametrize("given", [[], ["--trust-remote-code"]], ids=["", "trusted"])
+@pytest.mark.parametrize("command", ["evaluate", "chat", "serve", "train --out x"])
+def test_code_beside_a_model_runs_only_if_the_caller_says_so(command, given, folder, monkeypatch):
+    trusted = []
+
+    def load(path, *, trust_remote_code, **_):
+        trusted.append(trust_remote_code)
+        raise ValueError("that's enough")
+
+    monkeypatch.setattr(Recommender, "from_pretrained", load)
+    monkeypatch.setattr("crs_fast.crs.training.backbone.load_backbone", load)
+    data = ["--data", str(folder / "data")] if command[0] in "et" else []
+    assert main([*command.split(), *data, "--model", "m", *given]) == 2
+    assert trusted == [bool(given)]
 
 
 def test_a_device_that_is_not_there(capsys):

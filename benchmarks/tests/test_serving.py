@@ -1,15 +1,24 @@
 """The load test's clients, on a method that answers at once."""
 
+import os
+import random
 import time
 
 import pytest
 
 from benchmarks import tables
 from benchmarks.serving import __main__ as cli
+from benchmarks.serving import soak
 from benchmarks.serving.load import Memory, Record, closed_loop, every, open_loop
 from benchmarks.serving.methods import Answered, Workload
 from benchmarks.serving.seekers import conversations
-from crs_fast.serve import Busy
+from crs_fast.crs.checkpoint import Bundle
+from crs_fast.crs.recommender import Recommender
+from crs_fast.serve import Busy, Engine
+from crs_fast.serve.app import create_app
+from crs_fast.serve.catalogue import CatalogueStore
+from python_tests.crs.tiny_system import ITEMS, system
+from python_tests.serve.doubles import running
 
 
 def test_seekers_say_their_lines_and_differ():
@@ -91,3 +100,34 @@ def test_a_model_that_cannot_choose_is_told_its_modes():
     assert modes[0] == "chat"
     assert set(modes[1:]) <= {"rec"}
     assert Workload().mode(conversation) is None
+
+
+def test_a_soak_counts_what_is_wrong():
+    """A short one, of every kind of call, against a server of this process."""
+    model, tokenizer, trie, vocab, control, builder = system()
+    bundle = Bundle(model, tokenizer, trie, vocab, control, ITEMS, builder, None)
+    store = CatalogueStore(
+        Recommender(bundle), on_swap=lambda new: engine.swap(new.recommender, new.version)
+    )
+    engine = Engine(store.current.recommender, version=store.current.version)
+    with running(create_app(engine, store=store, name="soak")) as url:
+        client = soak.Soak(url, "soak", [item.item_id for item in ITEMS])
+        conversation, draw = next(conversations(0, 1)), random.Random(0)
+        conversation.say()
+        for kind in (
+            client.json_turn, client.event_turn, client.openai_turn, client.openai_events,
+            client.cancelled, *[client.bad_body] * 20,
+        ):  # fmt: skip
+            kind(conversation, draw)
+        client.swap()
+        client.swap()
+        row = soak.run(client, soak.Process(os.getpid()), 0.2, clients=1, swap=0.1)
+        assert (row["swaps"] >= 2, row["failures"], row["illegal_items"]) == (True, 0, 0), row
+        answer = {"items": [{"id": "gone"}], "named": [], "text": "", "invalid_items": 0}
+        client._check(conversation, {"exclude": []}, {**answer, "catalogue_version": "0"})
+        with pytest.raises(RuntimeError, match="status 400 instead of 200"):
+            client._post("/v1/respond", b"{")
+    assert client.counts["illegal_items"] == 1
+    row |= {"illegal_items": 1, "end_mib": 2 * row["warm_mib"]}
+    assert soak.faults(row)[0] == "illegal_items: 1"
+    assert "memory grew" in soak.faults(row)[-1]

@@ -46,6 +46,15 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="of its weights (default: as saved)",
     )
+    trust_argument(parser)
+
+
+def trust_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run Python files that come with the model; only for a model that you trust",
+    )
 
 
 def above_zero(text: str) -> float:

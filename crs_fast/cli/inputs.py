@@ -33,7 +33,12 @@ def read_model(args: Namespace) -> Recommender:
     """The recommender that the arguments name, on the device they name."""
     from crs_fast.crs.recommender import Recommender
 
-    return Recommender.from_pretrained(args.model, dtype=dtype_of(args), device=device_of(args))
+    return Recommender.from_pretrained(
+        args.model,
+        dtype=dtype_of(args),
+        device=device_of(args),
+        trust_remote_code=args.trust_remote_code,
+    )
 
 
 def dtype_of(args: Namespace) -> torch.dtype | None:

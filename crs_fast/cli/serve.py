@@ -164,6 +164,7 @@ def _run_replicas(args: Namespace) -> int:
         limits=limits,
         engine=_engine_options(args),
         num_replicas=args.replicas,
+        trust_remote_code=args.trust_remote_code,
     )
     serve.start(http_options={"host": args.host, "port": args.port})
     try:

@@ -16,6 +16,7 @@ from .arguments import (
     sid_arguments,
     sid_config,
     training_config,
+    trust_argument,
 )
 from .inputs import read_dataset
 
@@ -37,6 +38,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--titles", action="store_true", help=TITLES)
     parser.add_argument("--every-mention", action="store_true", help=EVERY_MENTION)
     parser.add_argument("--model", default="smollm2", help=MODEL)
+    trust_argument(parser)
     parser.add_argument("--out", required=True, help="the model directory to write")
     parser.add_argument("--epochs", type=float, default=3)
     parser.add_argument("--minutes", type=above_zero, help="stop training after so long")
@@ -84,6 +86,7 @@ def run(args: Namespace) -> int:
         dataset,
         four_bit=args.qlora,
         seed=args.seed,
+        trust_remote_code=args.trust_remote_code,
         encode=partial(encode_texts, encoder=args.encoder),
     )
     result = train_recommender(

@@ -41,6 +41,7 @@ def application(
     limits: Limits | None = None,
     engine: dict[str, Any] | None = None,
     poll_seconds: float = 1.0,
+    trust_remote_code: bool = False,
     **deployment: Any,
 ) -> Application:
     """A Ray Serve application whose replicas each hold the model and an engine.
@@ -58,6 +59,7 @@ def application(
         limits: what one request may ask for.
         engine: further arguments of `Engine`, such as max_running.
         poll_seconds: how often a replica looks for a new version of the catalogue.
+        trust_remote_code: run Python files that come with the model, as in `load_bundle`.
         deployment: options of `ray.serve.deployment`: num_replicas, autoscaling_config,
             ray_actor_options, request_router_config, …
 
@@ -85,6 +87,7 @@ def application(
         limits=limits,
         engine=engine or {},
         poll_seconds=poll_seconds,
+        trust_remote_code=trust_remote_code,
     )
 
 
@@ -103,10 +106,13 @@ class Replica:
         limits: Limits,
         engine: dict[str, Any],
         poll_seconds: float,
+        trust_remote_code: bool,
     ) -> None:
         self.name, self.limits = name, limits
         self.access = access or _access_of_environment()
-        recommender = Recommender.from_pretrained(model, dtype=dtype, device=device)
+        recommender = Recommender.from_pretrained(
+            model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
         self.store = SharedCatalogueStore(
             recommender,
             catalogue,

@@ -3,8 +3,10 @@ cut off."""
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -29,12 +31,15 @@ from crs_fast.crs.training.pipeline import SidConfig, load_catalogue
 from crs_fast.crs.training.trainer import PackedTrainer
 from crs_fast.quantize import encode_texts
 from python_tests.crs.tiny_system import DIALOGUE, ITEMS, dialogues
+from python_tests.remembered_encoder import remember_texts
+
+SHAPE = dict(hidden_size=32, layers=1, heads=2, vocab_size=300)
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    shape = dict(hidden_size=32, layers=1, heads=2, vocab_size=300)
-    monkeypatch.setattr(backbone, "TINY_SHAPE", shape)
+    monkeypatch.setattr(backbone, "TINY_SHAPE", SHAPE)
+    remember_texts(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -336,14 +341,35 @@ def test_an_experiment_from_before_a_switch_goes_on(data, tmp_path):
             module._write_config(other, tmp_path)
 
 
+# As `small`, and with an encoder that is there at once.
+WORKER = f"""
+import torch
+from benchmarks.recommendation import reproduce
+from benchmarks.recommendation.cli import main
+from crs_fast.crs.training import backbone
+
+def encode_texts(texts, encoder=None):
+    counts = [[text.count(letter) for letter in "abcdefghijklmnop"] for text in texts]
+    return torch.nn.functional.normalize(torch.tensor(counts).float() + 0.1, dim=-1)
+
+backbone.TINY_SHAPE = {SHAPE}
+reproduce.encode_texts = encode_texts
+raise SystemExit(main())
+"""
+
+
 def test_two_processes(data, tmp_path):
     """All train, one writes, and the budget is that of both together."""
-    command = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "benchmarks.recommendation",
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = ["torchrun", "--standalone", "--nproc-per-node=2", str(tmp_path / "worker.py"),
                "--data", str(data), "--model", "tiny", "--arms", "copy,gcrs,resp", "--tokens",
                "1500", "--tokens-per-batch", "300", "--lr", "1e-3", "2e-3", "--no-replies",
                "--levels", "3", "--codes", "4", "--method", "rqkmeans",
                "--out", str(tmp_path)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), *sys.path])}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=600, check=False, env=env
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     log = [json.loads(line) for line in (tmp_path / "test_log.jsonl").read_text().splitlines()]
     assert [line["arm"] for line in log] == ["copy", "gcrs", "resp"]

@@ -29,10 +29,11 @@ from crs_fast.crs.data.lines import (
     Once,
     OnError,
     ReadReport,
+    by_number,
     data_line,
     find_file,
     need_file,
-    read_json,
+    read_info,
     read_lines,
     split_title,
 )
@@ -165,7 +166,8 @@ def _plots(folder: Path | None) -> dict[str, str]:
     if path is None:
         return {}
     plots: dict[str, str] = {}
-    for _, info in sorted(read_json(path).items(), key=lambda pair: int(pair[0])):
+    named = read_info(path, "name")
+    for info in (named[key] for key in sorted(named, key=by_number)):
         if plot := info_fields(info).get("plot"):
             plots.setdefault(info["name"], plot)
     return plots
@@ -173,7 +175,7 @@ def _plots(folder: Path | None) -> dict[str, str]:
 
 def _catalogue(tags: set[str], folder: Path, redial: Path | None) -> tuple[Item, ...]:
     path = find_file(folder, "movies.json")
-    facts = {} if path is None else read_json(path)
+    facts = {} if path is None else read_info(path)
     plots = _plots(redial)
     items = []
     for tag in sorted(tags):

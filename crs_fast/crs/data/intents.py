@@ -29,12 +29,13 @@ def read_iard(path: Path) -> list[list[Turn]]:
     Raises:
         ValueError: the file is not IARD's.
     """
+    dialogues = read_json(path)
     try:
         return [
             [_iard_turn(utterance) for utterance in dialogue["dialogue_info"].values()]
-            for dialogue in read_json(path).values()
+            for dialogue in dialogues.values()
         ]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
             f"load_dataset: {path} must hold IARD's dialogues (got {error!r})"
         ) from error

@@ -87,6 +87,45 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"load_dataset: {path} must be JSON (got {error})") from error
 
 
+_LISTS = ("genre", "director", "star", "actor", "directors", "casts")
+_TEXTS = ("name", "plot", "imdb_id")
+
+
+def read_info(path: Path, required: str | None = None) -> dict[str, dict[str, Any]]:
+    """The texts of items: a JSON object with one for each item, of which `required` is a key.
+
+    Raises:
+        ValueError: the file holds something else, or a text is none; it names the file.
+    """
+    info = read_json(path)
+    if not isinstance(info, dict):
+        raise ValueError(f"load_dataset: {path} must hold a JSON object (got {info!r:.200})")
+    for key, facts in info.items():
+        if facts is None and required is None:
+            continue
+        if not isinstance(facts, dict) or (required is not None and not facts.get(required)):
+            what = "an object" if required is None else f"an object with {required!r}"
+            raise ValueError(
+                f"load_dataset: {path} must hold {what} for {key!r} (got {facts!r:.200})"
+            )
+        for name, value in facts.items():
+            is_list = isinstance(value, list) and all(isinstance(one, str) for one in value)
+            if value and (
+                (name in _LISTS and not is_list) or (name in _TEXTS and not isinstance(value, str))
+            ):
+                kind = "a list of strings" if name in _LISTS else "a string"
+                raise ValueError(
+                    f"load_dataset: {path}: {name} of {key!r} must be {kind} (got {value!r:.200})"
+                )
+    return info
+
+
+def by_number(text: str) -> tuple[bool, int, str]:
+    """A key that sorts digits as numbers, however long, and before other texts."""
+    is_number = text.isascii() and text.isdigit()
+    return (not is_number, len(text.lstrip("0")) if is_number else 0, text)
+
+
 def _not_whole(path: Path, error: Exception, line: int | None = None) -> ValueError:
     after = "" if line is None else f" after line {line}"
     return ValueError(f"load_dataset: {path} must be a whole gzip file (got {error}{after})")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,11 @@ from crs_fast.crs.data.lines import (
     Once,
     OnError,
     ReadReport,
+    by_number,
     data_object,
     find_file,
     need_file,
-    read_json,
+    read_info,
     read_lines,
     read_text,
     split_title,
@@ -68,12 +70,12 @@ def read_catalogue(folder: Path) -> tuple[Item, ...]:
     """
     path = need_file(folder, "movies_with_mentions.csv")
     info_path = find_file(folder, "id2info.json")
-    info = {} if info_path is None else read_json(info_path)
+    info = {} if info_path is None else read_info(info_path)
     # Not splitlines(), which takes U+2028 and others for line ends.
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
     ids = Once("movieId")
     items = []
-    for row in rows:
+    for row in _csv_rows(rows, path):
         movie_id, name = row.get("movieId") or "", row.get("movieName") or ""
         if not movie_id.isascii() or not movie_id.isdigit() or not name.strip():
             raise ValueError(
@@ -87,7 +89,16 @@ def read_catalogue(folder: Path) -> tuple[Item, ...]:
         facts = info.get(movie_id) or {}
         imdb_id = facts.get("imdb_id") or None
         items.append(Item(movie_id, *split_title(name), info_fields(facts), imdb_id))
-    return tuple(sorted(items, key=lambda item: int(item.item_id)))
+    return tuple(sorted(items, key=lambda item: by_number(item.item_id)))
+
+
+def _csv_rows(rows: csv.DictReader[str], path: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise ValueError(
+            f"load_dataset: {path}, line {rows.line_num} must be CSV (got {error})"
+        ) from error
 
 
 def _message_turn(role: str, message: str, catalogue: dict[str, Item], report: ReadReport) -> Turn:
@@ -132,7 +143,8 @@ def _parse_dialogue(
 
 
 def _is_validation(dialogue: Dialogue) -> bool:
-    return dialogue.dialogue_id.isdigit() and int(dialogue.dialogue_id) % 10 == 0
+    name = dialogue.dialogue_id
+    return name.isascii() and name.isdigit() and name.endswith("0")
 
 
 def load_redial(

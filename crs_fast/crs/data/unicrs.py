@@ -60,8 +60,10 @@ from crs_fast.crs.data.entity_spans import locate_items
 from crs_fast.crs.data.lines import (
     OnError,
     ReadReport,
+    by_number,
     find_file,
     json_object,
+    read_info,
     read_json,
     read_lines,
     split_title,
@@ -212,16 +214,25 @@ def _read_names(folder: Path) -> _Names:
     if folder.name.endswith("_eval"):
         folders.append(folder.parent / folder.name.removesuffix("_eval"))
 
-    def read(*names: str) -> Any:
+    def find(*names: str) -> Path | None:
         paths = (find_file(place, *names) for place in folders)
-        path = next((path for path in paths if path is not None), None)
-        return None if path is None else read_json(path)
+        return next((path for path in paths if path is not None), None)
 
-    numbers, items = read("entity2id.json") or {}, read("item_ids.json", "movie_ids.json")
+    def read(kind: type, *names: str) -> Any:
+        path = find(*names)
+        value = None if path is None else read_json(path)
+        if value is not None and not isinstance(value, kind):
+            what = "an object" if kind is dict else "a list"
+            raise ValueError(f"load_dataset: {path} must hold {what} (got {value!r:.200})")
+        return value
+
+    numbers, info = read(dict, "entity2id.json") or {}, find("id2info.json")
+    items = read(list, "item_ids.json", "movie_ids.json")
+    texts = {} if info is None else read_info(info, "name")
     return _Names(
         {str(number): name for name, number in numbers.items()},
         None if items is None else [str(item) for item in items],
-        {info["name"]: info for info in (read("id2info.json") or {}).values()},
+        {facts["name"]: facts for facts in texts.values()},
     )
 
 
@@ -237,10 +248,7 @@ def _catalogue(
         missing = values - set(listed or ())
         if missing:
             report.guessed["items known from `rec` alone"] += len(missing)
-        by_number = sorted(
-            missing, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v)
-        )
-        listed = [*(listed or ()), *by_number]
+        listed = [*(listed or ()), *sorted(missing, key=by_number)]
     return tuple(_item(value, names, report) for value in dict.fromkeys(listed))
 
 
@@ -253,7 +261,7 @@ def _item(value: str, names: _Names, report: ReadReport) -> Item:
         report.guessed["items without a title (no entity2id.json)"] += 1
     info = names.info.get(name) or {}
     title, year = split_title(name)
-    if year is None and str(info.get("year") or "").isdigit():
+    if year is None and re.fullmatch("[0-9]{1,9}", str(info.get("year") or "")):
         year = int(info["year"])
     fields = info_fields({**info, "star": info.get("star") or info.get("actor")})
     return Item(value, title, year, fields, info.get("imdb_id") or None)

@@ -25,6 +25,7 @@ def starting_backbone(
     *,
     four_bit: bool = False,
     seed: int = 0,
+    trust_remote_code: bool = False,
     encode: Callable[[list[str]], torch.Tensor] = encode_texts,
 ) -> Backbone:
     """Load a model with `load_backbone`; for the name "tiny", make one with `tiny_backbone_for`,
@@ -34,7 +35,7 @@ def starting_backbone(
         ValueError: `four_bit` is given with "tiny"; or as in `load_backbone`.
     """
     if name != TINY:
-        return load_backbone(name, four_bit=four_bit)
+        return load_backbone(name, four_bit=four_bit, trust_remote_code=trust_remote_code)
     if four_bit:
         raise ValueError(
             "starting_backbone: model must be a path or a hub name with qlora (got 'tiny')"

@@ -65,7 +65,7 @@ def _read(path: Path, grid: bool) -> Rows:
 def _read_npy(path: Path) -> torch.Tensor:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # its header is Python, whose parser has errors of many kinds
         if "pickle" in str(error) or "Python objects" in str(error):
             raise refuse_pickle(path) from None
         raise broken(path, f"is no whole .npy file; it may be cut off ({error})") from None
