@@ -52,6 +52,7 @@ CRS_ORDER = (
     ("manifest", "backbones", "chat_template", "model_card", "hub", "checkpoint"),
     ("model_directory",),
     ("sampling", "reply", "sequential_reply", "turn"),
+    ("joined_beams", "text_neighbours"),
     ("conversation", "exposure", "catalogue_change", "catalogue_files", "reply_text"),
     ("answer",),
     ("recommender",),

@@ -1,7 +1,7 @@
 """Beams joined by candidates of another source, measured with a model that an experiment has kept.
 
     python -m benchmarks.recommendation.joined --out EXPERIMENT [--method gcrs] [--source text]
-        [--rule mixture] [--share 0 0.3 0.5]
+        [--rule mixture] [--share 0.1 0.3 0.5]
 
 EXPERIMENT is the folder of a run with `--keep-models` and one learning rate; nothing is trained.
 `--source` is "text" (`TextNeighbours`) or the `predictions.jsonl` of another method on the same
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", default="gcrs")
     parser.add_argument("--source", default="text")
     parser.add_argument("--rule", nargs="+", choices=RULES, default=["mixture"])
-    parser.add_argument("--share", type=float, nargs="+", default=[0.3])
+    parser.add_argument("--share", type=float, nargs="+", default=[0.1])
     args = parser.parse_args(argv)
     plan = read_plan(args.out)
     dataset = load_dataset(plan.data, plan.root)

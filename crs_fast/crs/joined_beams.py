@@ -49,7 +49,7 @@ class JoinedBeams:
     """
 
     source: Source
-    share: float = 0.5
+    share: float = 0.1
     rule: str = "mixture"
 
     def __post_init__(self) -> None:
