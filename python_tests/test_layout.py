@@ -52,6 +52,7 @@ CRS_ORDER = (
     ("shards", "catalogue_encoding"),
     ("model_directory",),
     ("sampling", "reply", "sequential_reply", "turn"),
+    ("joined_beams", "text_neighbours"),
     ("conversation", "exposure", "catalogue_change", "catalogue_files", "reply_text"),
     ("answer",),
     ("recommender",),

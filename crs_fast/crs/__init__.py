@@ -25,8 +25,10 @@ if TYPE_CHECKING:  # what type checkers and editors see; `_HOMES` says the same 
     from .evaluation.evaluate import Evaluation, evaluate
     from .exposure import Exposure, ItemGroups
     from .item_encoder import ItemEncoder
+    from .joined_beams import JoinedBeams
     from .model_directory import make_model_directory
     from .recommender import Ranking, Recommender, Response
+    from .text_neighbours import TextNeighbours
     from .training.config import TrainConfig
     from .training.pipeline import SidConfig, make_catalogue, train_recommender
     from .turn import TurnCache
@@ -48,8 +50,10 @@ _HOMES = {
     "evaluation.evaluate": ("Evaluation", "evaluate"),
     "exposure": ("Exposure", "ItemGroups"),
     "item_encoder": ("ItemEncoder",),
+    "joined_beams": ("JoinedBeams",),
     "model_directory": ("make_model_directory",),
     "recommender": ("Ranking", "Recommender", "Response"),
+    "text_neighbours": ("TextNeighbours",),
     "training.config": ("TrainConfig",),
     "training.pipeline": ("SidConfig", "make_catalogue", "train_recommender"),
     "turn": ("TurnCache",),
@@ -65,12 +69,14 @@ __all__ = [
     "Item",
     "ItemEncoder",
     "ItemGroups",
+    "JoinedBeams",
     "Mention",
     "Ranking",
     "ReadReport",
     "Recommender",
     "Response",
     "SidConfig",
+    "TextNeighbours",
     "TrainConfig",
     "Turn",
     "TurnCache",

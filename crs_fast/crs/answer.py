@@ -10,6 +10,7 @@ from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.control_tokens import CHAT, MODES, REC, likelier_mode
 from crs_fast.crs.data.dialogue import Turn
 from crs_fast.crs.exposure import ExposedList, fill_lists
+from crs_fast.crs.joined_beams import JoinedBeams
 from crs_fast.crs.sequence import SequenceBuilder
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
@@ -61,6 +62,7 @@ class TurnOptions:
     num_beams: int = 50
     normalize: str = "vocab"
     max_new_tokens: int = 64
+    join: JoinedBeams | None = None
 
     @property
     def named(self) -> int:
@@ -98,6 +100,8 @@ class TurnOptions:
             raise ValueError(
                 f"{op}: exclude, allow and item must be ids of the catalogue (got {unknown[0]!r})"
             )
+        if self.join is not None:
+            self.join.need_exact(self.normalize)
         if len(set(given)) < len(given):
             raise ValueError(f"{op}: item must hold each item once (got {given!r})")
 
@@ -176,7 +180,14 @@ def rank_items(
 ) -> list[list[RankedItem]]:
     """For each request, (id, title, score) of its items, best first; [] if it is not in `rows`."""
     chosen = [lists[row] for row in rows]
-    fill_lists(turns, rows, chosen, num_beams=options.num_beams, normalize=options.normalize)
+    fill_lists(
+        turns,
+        rows,
+        chosen,
+        num_beams=options.num_beams,
+        normalize=options.normalize,
+        join=options.join,
+    )
     return [[(i, titles[i], score) for i, score in one.items] for one in lists]
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from crs_fast.crs.data.dialogue import Item, Turn
+from crs_fast.crs.joined_beams import JoinedBeams, Scored, join_beams
 from crs_fast.trie import ItemFilter, SidTrie
 from crs_fast.trie.item_filter import stacked
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from crs_fast.crs.turn import TurnBatch
 
 GroupsOf = Callable[[Item], Iterable[str]]
-Scored = tuple[str, float]
 
 
 def genres_of(item: Item) -> list[str]:
@@ -264,11 +264,18 @@ class ExposedList:
         catalogue: the catalogue's groups.
         named: ids that the conversation named or showed; ids of no item are ignored.
         num_items: the most items of the list.
+        candidates: items that join the beams of its searches, if `fill_lists` is told how.
     """
 
     def __init__(
-        self, exposure: Exposure, catalogue: ItemGroups, named: Iterable[str], num_items: int
+        self,
+        exposure: Exposure,
+        catalogue: ItemGroups,
+        named: Iterable[str],
+        num_items: int,
+        candidates: Sequence[Scored] = (),
     ) -> None:
+        self.candidates = candidates
         self.exposure, self.catalogue, self.num_items = exposure, catalogue, num_items
         self.items: list[Scored] = []
         self.complete = False
@@ -342,20 +349,26 @@ def fill_lists(
     *,
     num_beams: int = 50,
     normalize: str = "vocab",
+    join: JoinedBeams | None = None,
 ) -> None:
-    """Fill the lists of some requests of a batch, of `rows`, from searches over their items. A list
-    that a limit leaves short is filled up by another search, without what is full."""
+    """Fill the lists of some requests of a batch, of `rows`, from searches over their items, which
+    `join` joins by each list's candidates. A list that a limit leaves short is filled up by another
+    search, without what is full."""
     pending = list(zip(rows, lists, strict=True))
     while pending:
-        filters = stacked([one.filter() for _, one in pending])
-        out = turns.rank(
-            [row for row, _ in pending], num_beams=num_beams, normalize=normalize, filters=filters
-        )
-        valid = out.num_valid.tolist()
-        for (_, one), ids, scores, beams in zip(
-            pending, out.items, out.item_scores, valid, strict=True
-        ):
-            one.take(zip(map(str, ids), scores, strict=True), exhausted=beams < num_beams)
+        filters = [one.filter() for _, one in pending]
+        some = [row for row, _ in pending]
+        out = turns.rank(some, num_beams=num_beams, normalize=normalize, filters=stacked(filters))
+        if join is None:
+            ranked = [
+                list(zip(map(str, ids), scores, strict=True))
+                for ids, scores in zip(out.items, out.item_scores, strict=True)
+            ]
+        else:
+            candidates = [one.candidates for _, one in pending]
+            ranked = join_beams(turns, some, out, candidates, join, filters, normalize)
+        for (_, one), items, beams in zip(pending, ranked, out.num_valid.tolist(), strict=True):
+            one.take(items, exhausted=beams < num_beams)
         pending = [(row, one) for row, one in pending if not one.complete]
 
 

@@ -38,6 +38,7 @@ from crs_fast.crs.exposure import (
 )
 from crs_fast.crs.hub import local_folder, upload
 from crs_fast.crs.item_encoder import QUANTIZER, ItemEncoder, save_quantizer
+from crs_fast.crs.joined_beams import JoinedBeams
 from crs_fast.crs.reply import placed
 from crs_fast.crs.reply_text import ReplyText
 from crs_fast.crs.sampling import Sampling
@@ -209,6 +210,7 @@ class Recommender:
         num_named: int = 1,
         num_beams: int = 50,
         normalize: str = "vocab",
+        join: JoinedBeams | None = None,
         cache: TurnCache | None = None,
         max_new_tokens: int = 64,
         do_sample: bool = False,
@@ -239,6 +241,8 @@ class Recommender:
                 training it is one, so a larger number is outside what the model has learned.
             num_beams: width of the beam search over items, at least `num_items`.
             normalize: see `crs_fast.recommend`.
+            join: how the candidates of another source join the beams (see `JoinedBeams`), such as
+                the nearest neighbours by text; scores are then the joined ones.
             cache: a `TurnCache` that is kept over the turns of one dialogue (or batch). Then the
                 model reads only what was said since the last turn.
             max_new_tokens: the most tokens of the reply; an item that is open then is finished.
@@ -262,6 +266,7 @@ class Recommender:
             num_beams=num_beams,
             normalize=normalize,
             max_new_tokens=max_new_tokens,
+            join=join,
         )
         limits = Exposure((), None, groups, max_per_group, repeat_named)
         turns, lists = self._read("respond", batch, single, options, limits, exclude, allow, cache)
@@ -295,6 +300,7 @@ class Recommender:
         num_named: int = 1,
         num_beams: int = 50,
         normalize: str = "vocab",
+        join: JoinedBeams | None = None,
         cache: TurnCache | None = None,
         max_new_tokens: int = 64,
         do_sample: bool = False,
@@ -325,6 +331,7 @@ class Recommender:
             num_beams=num_beams,
             normalize=normalize,
             max_new_tokens=max_new_tokens,
+            join=join,
         )
         limits = Exposure((), None, groups, max_per_group, repeat_named)
         turns, lists = self._read("stream", batch, single, options, limits, exclude, allow, cache)
@@ -353,6 +360,7 @@ class Recommender:
         repeat_named: bool = True,
         num_beams: int | None = None,
         normalize: str = "vocab",
+        join: JoinedBeams | None = None,
         cache: TurnCache | None = None,
     ) -> Any:
         """Rank items for the next recommender turn as if it recommended, without writing words.
@@ -373,6 +381,7 @@ class Recommender:
             num_beams=max(50, num_items) if num_beams is None else num_beams,
             normalize=normalize,
             max_new_tokens=0,
+            join=join,
         )
         limits = Exposure((), None, groups, max_per_group, repeat_named)
         turns, lists = self._read("rank", batch, single, options, limits, exclude, allow, cache)
@@ -399,11 +408,19 @@ class Recommender:
         one_each = None if single else len(batch)
         exposures = exposures_of(op, self.groups, limits, one_each, exclude, allow)
         contexts = [self.turns(one) for one in batch]
+        join = options.join
+        candidates = [()] * len(batch) if join is None else join.source(contexts)
         lists = [
             ExposedList(
-                exposure, self.groups, named_items(turns, shown_items(one)), options.num_items
+                exposure,
+                self.groups,
+                named_items(turns, shown_items(one)),
+                options.num_items,
+                of_one,
             )
-            for one, turns, exposure in zip(batch, contexts, exposures, strict=True)
+            for one, turns, exposure, of_one in zip(
+                batch, contexts, exposures, candidates, strict=True
+            )
         ]
         return read_contexts(self.bundle, contexts, options, cache), lists
 

@@ -37,6 +37,10 @@ _ALL: tuple[Arm, ...] = (
     GenerativeArm("all-rows", "gcrs, old tokens' embeddings tuned too", all_rows=True),
     GenerativeArm("random-rows", "gcrs, SID rows start at random", informed_rows=False),
     GenerativeArm("code-noise", "gcrs, 10 % of fed codes replaced at random", code_noise=0.1),
+    GenerativeArm("sid-weight", "gcrs, loss of SID tokens times 4", sid_weight=4.0),
+    GenerativeArm(
+        "sid-smoothing", "gcrs, 10 % label smoothing among sibling codes", sid_smoothing=0.1
+    ),
     GenerativeArm("align", "gcrs, also trained on item text -> SID -> title", align=True),
     GenerativeArm(
         "co-mention", "gcrs, SIDs of text and co-mentions", signals=("text", "co-mention")
@@ -58,7 +62,7 @@ _ALL: tuple[Arm, ...] = (
 )
 # redial-first is for INSPIRED, oracle-liked is for ReDial and no system can do it, and fine-intents
 # needs data with intents.
-NOT_DEFAULT = ("redial-first", "oracle-liked", "fine-intents")
+NOT_DEFAULT = ("redial-first", "oracle-liked", "fine-intents", "sid-weight", "sid-smoothing")
 ARMS: dict[str, Arm] = {arm.name: arm for arm in _ALL}
 
 

@@ -25,7 +25,16 @@ from crs_fast.crs.training.titles import with_titles
 from crs_fast.crs.training.train import train_instances
 from crs_fast.trie import SidTrie, SidVocab
 
-_OF_SIDS = ("informed_rows", "code_noise", "align", "signals", "shape", "joint")
+_OF_SIDS = (
+    "informed_rows",
+    "code_noise",
+    "sid_weight",
+    "sid_smoothing",
+    "align",
+    "signals",
+    "shape",
+    "joint",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +47,7 @@ class GenerativeArm:
         all_rows: tune the old tokens' embedding rows too (a backbone from scratch always does).
         informed_rows: whether the embedding row of a SID token starts from the embeddings of the
             items below it; otherwise it starts at random.
-        code_noise: see `TrainConfig`.
+        code_noise, sid_weight, sid_smoothing: see `TrainConfig`.
         align: also train on item text -> SID and SID -> title.
         signals: what SIDs are made of (see `make_catalogue`).
         shape: levels and codes of the SIDs; None takes the experiment's.
@@ -59,6 +68,8 @@ class GenerativeArm:
     all_rows: bool = False
     informed_rows: bool = True
     code_noise: float = 0.0
+    sid_weight: float = 1.0
+    sid_smoothing: float = 0.0
     align: bool = False
     signals: tuple[str, ...] = ("text",)
     shape: tuple[int, int] | None = None
@@ -82,6 +93,8 @@ class GenerativeArm:
             config,
             embeddings="all" if self.all_rows or not setting.pretrained else "new",
             code_noise=self.code_noise,
+            sid_weight=self.sid_weight,
+            sid_smoothing=self.sid_smoothing,
             embedding_lr_ratio=self.embedding_lr_ratio,
         )
         bundle, stages = self._stages(setting, config)
@@ -99,6 +112,7 @@ class GenerativeArm:
                 output_dir=folder / f"before{number}" if number + 1 < len(stages) else folder,
                 config=replace(config, max_tokens=(config.max_tokens or 0) // len(stages) or None),
                 codes=bundle.vocab.token_ids,
+                sids=[bundle.builder.item(item.item_id)[:-1] for item in bundle.items],
                 resume=True,
                 progress=setting.progress,
             )
@@ -123,7 +137,7 @@ class GenerativeArm:
                 note_gold_nll(bundle, dialogues, written, progress=setting.progress)
             return out
 
-        return Fitted(answer, result)
+        return Fitted(answer, result, bundle)
 
     def _stages(
         self, setting: Setting, config: TrainConfig

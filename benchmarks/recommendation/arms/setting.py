@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.data.dialogue import CrsDataset, Dialogue
 from crs_fast.crs.evaluation.predictions import Prediction
 from crs_fast.crs.training.config import TrainConfig
@@ -68,10 +69,12 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A trained method. `training` is None if nothing was trained."""
+    """A trained method. `training` is None if nothing was trained, and `bundle` if no language
+    model writes the item."""
 
     answer: Answer
     training: TrainResult | None = None
+    bundle: Bundle | None = None
 
 
 class Arm(Protocol):

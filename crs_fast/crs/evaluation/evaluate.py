@@ -23,6 +23,7 @@ from crs_fast.crs.evaluation.score import (
 )
 from crs_fast.crs.evaluation.sigir_standard import standard_figures
 from crs_fast.crs.evaluation.standard_report import labels_markdown, standard_markdown
+from crs_fast.crs.joined_beams import JoinedBeams
 from crs_fast.crs.recommender import Recommender
 
 
@@ -82,6 +83,7 @@ def evaluate(
     replies: bool = True,
     limit: int | None = None,
     baselines: dict[str, Baseline] | None = None,
+    join: JoinedBeams | None = None,
     max_new_tokens: int = 64,
     progress: bool = True,
 ) -> Evaluation:
@@ -96,6 +98,7 @@ def evaluate(
         replies: also generate replies (BLEU, Distinct) and score the gold ones (perplexity).
         limit: evaluate only the first so many dialogues.
         baselines: further rankings to compare with, by name.
+        join: how the candidates of another source join the beams, see `JoinedBeams`.
 
     Raises:
         ValueError: the data set lacks this split or "train", the split has no target, or two of its
@@ -112,6 +115,7 @@ def evaluate(
         normalize=normalize,
         replies=replies,
         free_rankings=replies,
+        join=join,
         max_new_tokens=max_new_tokens,
         progress=progress,
     )

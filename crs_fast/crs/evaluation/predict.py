@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.control_tokens import CHAT, REC, likelier_mode
-from crs_fast.crs.data.dialogue import Dialogue
+from crs_fast.crs.data.dialogue import Dialogue, Turn
 from crs_fast.crs.evaluation.batched_turns import batch_tokens, chunks, walk
 from crs_fast.crs.evaluation.messages import context_of, recommending_messages
 from crs_fast.crs.evaluation.predictions import (
@@ -18,10 +18,12 @@ from crs_fast.crs.evaluation.predictions import (
     Prediction,
     blank_predictions,
 )
+from crs_fast.crs.joined_beams import JoinedBeams, Scored, join_beams
 from crs_fast.crs.sequence import Layout, SequenceBuilder
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.decode.lm.attention_kernels import attention_of_any_shape
 from crs_fast.trie import ItemFilter
+from crs_fast.trie.item_filter import stacked
 
 
 @attention_of_any_shape()
@@ -34,6 +36,7 @@ def predict(
     replies: bool = True,
     free_rankings: bool = False,
     messages: bool = True,
+    join: JoinedBeams | None = None,
     max_new_tokens: int = 64,
     tokens_per_batch: int | None = None,
     progress: bool = True,
@@ -53,6 +56,8 @@ def predict(
             needs the top item there.
         messages: also rank at messages inside a turn that name an item, for the public standard
             (see `crs_fast.crs.evaluation.messages`).
+        join: how the candidates of another source join the beams of every ranking; scores are then
+            the joined ones.
         tokens_per_batch: the most prompt tokens that are prefilled together, and the most tokens
             of a batch of turns (but at least one dialogue or turn); None chooses by the device.
         progress: show a progress bar.
@@ -64,11 +69,14 @@ def predict(
 
     wanted = [p for p in predictions if modes or replies or recommends(p)]
     contexts = _contexts(bundle, dialogues, wanted, max_new_tokens)
+    joining = _joining(
+        join, normalize, wanted, [dialogues[p.dialogue].turns[: p.turn] for p in wanted]
+    )
     for _, turns, mine in _asked_in_batches(
         bundle, contexts, wanted, tokens_per_batch, "dialogues", progress
     ):
         asked = [recommends(p) or (free_rankings and p.chooses_rec) for p in mine]
-        _rank(bundle, turns, mine, asked, num_beams, normalize)
+        _rank(bundle, turns, mine, asked, num_beams, normalize, joining)
         if replies:
             _reply(bundle, turns, mine, max_new_tokens)
     if messages:
@@ -78,6 +86,7 @@ def predict(
             predictions,
             num_beams=num_beams,
             normalize=normalize,
+            join=join,
             tokens_per_batch=tokens_per_batch,
             progress=progress,
         )
@@ -92,6 +101,7 @@ def rank_messages(
     *,
     num_beams: int = 50,
     normalize: str = "vocab",
+    join: JoinedBeams | None = None,
     tokens_per_batch: int | None = None,
     progress: bool = True,
 ) -> None:
@@ -102,13 +112,13 @@ def rank_messages(
     asked = [Prediction(i.dialogue, i.turn, "", list(i.targets), list(i.named)) for i in instances]
     longest = bundle.builder.max_length // 2
     reserve = min(2 * bundle.vocab.num_levels + 8, longest)
-    contexts = [
-        bundle.builder.context(context_of(dialogues[i.dialogue], i), reserve) for i in instances
-    ]
+    said_before = [context_of(dialogues[i.dialogue], i) for i in instances]
+    contexts = [bundle.builder.context(turns, reserve) for turns in said_before]
+    joining = _joining(join, normalize, asked, said_before)
     for _, turns, mine in _asked_in_batches(
         bundle, contexts, asked, tokens_per_batch, "messages", progress
     ):
-        _rank(bundle, turns, mine, [True] * len(mine), num_beams, normalize)
+        _rank(bundle, turns, mine, [True] * len(mine), num_beams, normalize, joining)
     for instance, said in zip(instances, asked, strict=True):
         turn = answers[instance.dialogue, instance.turn]
         turn.messages[instance.message] = MessageRanking(
@@ -233,6 +243,27 @@ def _contexts(
     return contexts_of(bundle.builder, dialogues, predictions, reserve)
 
 
+@dataclass(frozen=True, slots=True)
+class _Joining:
+    """What joins the beams of some predictions. `candidates` has those of each, by its `id`."""
+
+    join: JoinedBeams
+    candidates: dict[int, Sequence[Scored]]
+
+
+def _joining(
+    join: JoinedBeams | None,
+    normalize: str,
+    predictions: Sequence[Prediction],
+    contexts: Sequence[Sequence[Turn]],
+) -> _Joining | None:
+    if join is None:
+        return None
+    join.need_exact(normalize)
+    found = join.source(contexts)
+    return _Joining(join, {id(p): c for p, c in zip(predictions, found, strict=True)})
+
+
 def _rank(
     bundle: Bundle,
     turns: TurnBatch,
@@ -240,15 +271,26 @@ def _rank(
     asked: Sequence[bool],
     num_beams: int,
     normalize: str,
+    joining: _Joining | None = None,
 ) -> None:
     rows = [row for row, wanted in enumerate(asked) if wanted]
     if not rows:
         return
-    common: dict[str, Any] = dict(num_beams=num_beams, normalize=normalize)
-    found = turns.rank(rows, **common)
-    for row, ids, scores in zip(rows, found.items, found.item_scores, strict=True):
+
+    def search(rows: list[int], filters: list[ItemFilter | None]) -> list[list[Scored]]:
+        beams = turns.rank(rows, num_beams=num_beams, normalize=normalize, filters=stacked(filters))
+        if joining is None:
+            return [
+                list(zip(map(str, ids), scores, strict=True))[:num_beams]
+                for ids, scores in zip(beams.items, beams.item_scores, strict=True)
+            ]
+        candidates = [joining.candidates[id(predictions[row])] for row in rows]
+        lists = join_beams(turns, rows, beams, candidates, joining.join, filters, normalize)
+        return [one[:num_beams] for one in lists]
+
+    for row, items in zip(rows, search(rows, [None] * len(rows)), strict=True):
         mine = predictions[row]
-        mine.ranking, mine.scores = [str(i) for i in ids[:num_beams]], scores[:num_beams]
+        mine.ranking, mine.scores = [i for i, _ in items], [score for _, score in items]
         if not mine.named:  # a filter would change nothing
             mine.new_ranking = mine.ranking
     rows = [
@@ -258,10 +300,9 @@ def _rank(
     ]
     if not rows:
         return
-    trie = bundle.trie
-    filters = ItemFilter.stack([trie.filter(deny=set(predictions[r].named)) for r in rows])
-    for row, ids in zip(rows, turns.rank(rows, filters=filters, **common).items, strict=True):
-        predictions[row].new_ranking = [str(i) for i in ids[:num_beams]]
+    new = [bundle.trie.filter(deny=set(predictions[row].named)) for row in rows]
+    for row, items in zip(rows, search(rows, [*new]), strict=True):
+        predictions[row].new_ranking = [i for i, _ in items]
 
 
 def _reply(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("epochs max_minutes learning_rate embedding_lr_ratio", "above 0", lambda v: v > 0),
+    ("epochs max_minutes learning_rate embedding_lr_ratio sid_weight", "above 0", lambda v: v > 0),
     (
         "max_tokens tokens_per_batch accumulate max_length lora_rank lora_alpha logging_steps",
         "at least 1",
@@ -15,7 +15,7 @@ _RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
     ),
     ("weight_decay max_grad_norm save_steps", "at least 0", lambda v: v >= 0),
     ("warmup_ratio code_noise", "in [0, 1]", lambda v: 0 <= v <= 1),
-    ("adam_beta2 lora_dropout context_dropout", "in [0, 1)", lambda v: 0 <= v < 1),
+    ("adam_beta2 lora_dropout context_dropout sid_smoothing", "in [0, 1)", lambda v: 0 <= v < 1),
     ("embeddings", "'all' or 'new'", lambda v: v in ("all", "new")),
 )
 
@@ -45,6 +45,9 @@ class TrainConfig:
             and needs a `weight_decay` of 0.
         code_noise: share of the code tokens in a response's input that each batch replaces by
             another code of the same level; the labels stay.
+        sid_weight: factor of the loss on the codes of items.
+        sid_smoothing: label smoothing of these codes: the share of a label's probability that all
+            codes below the same prefix of the catalogue have in common (see `sid_loss`).
         bf16: autocast to bfloat16; None means yes on a GPU that supports it, and no on the CPU.
         context_dropout: share of the context's tokens that each batch replaces by padding. It helps
             a small model from scratch with wordings that it was not trained on.
@@ -79,6 +82,8 @@ class TrainConfig:
     qlora: bool = False
     embeddings: str = "all"
     code_noise: float = 0.0
+    sid_weight: float = 1.0
+    sid_smoothing: float = 0.0
     seed: int = 0
     bf16: bool | None = None
     context_dropout: float = 0.0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +35,7 @@ from crs_fast.crs.training.packing import (
 )
 from crs_fast.crs.training.processes import several_processes
 from crs_fast.crs.training.resume import newest_checkpoint, note_weights
+from crs_fast.crs.training.sid_loss import SidLoss
 from crs_fast.trie import SidTrie, Vocabulary
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def train(
         output_dir=output_dir,
         config=config,
         codes=[ids[ids >= 0] for ids in vocab.token_ids],
+        sids=[builder.item(item_id)[:-1] for item_id in sids],
         resume=resume,
         progress=progress,
     )
@@ -129,6 +131,7 @@ def train_instances(
     output_dir: str | Path,
     config: TrainConfig,
     codes: Sequence[torch.Tensor] = (),
+    sids: Iterable[Sequence[int]] = (),
     whole: Sequence[str] = (),
     resume: bool = False,
     progress: bool = True,
@@ -141,6 +144,7 @@ def train_instances(
         new_rows: token ids whose embedding rows are new.
         pad_id: the id of a token for padding.
         codes: for `config.code_noise`, the tokens of each level's codes.
+        sids: for `config.sid_weight` and `config.sid_smoothing`, see `SidLoss`.
         whole: names of modules that train all their weights even with LoRA.
 
     Raises:
@@ -177,7 +181,12 @@ def train_instances(
     elif config.embeddings == "new":
         frozen = freeze_old_rows(model, new_rows)
     disturb = _disturbance(config, pad_id, codes)
-    trainer = _trainer(trained, packs, together, pad_id, disturb, folder, config, progress)
+    sid_loss = None
+    if config.sid_weight != 1 or config.sid_smoothing:
+        sid_loss = SidLoss(sids, config.sid_weight, config.sid_smoothing)
+    trainer = _trainer(
+        trained, packs, together, pad_id, disturb, sid_loss, folder, config, progress
+    )
     if trainer.is_world_process_zero():
         note_weights(folder, config)
         _say_if_short(trainer)
@@ -254,6 +263,7 @@ def _trainer(
     together: Collate,
     pad_id: int,
     disturb: Callable[[dict[str, torch.Tensor]], None],
+    sid_loss: SidLoss | None,
     folder: Path,
     config: TrainConfig,
     progress: bool,
@@ -269,6 +279,8 @@ def _trainer(
         batch = together(samples[0], pad_id)
         disturb(batch)
         note_labels(batch)
+        if sid_loss is not None:
+            sid_loss.note(batch)
         return batch
 
     return PackedTrainer(
@@ -281,6 +293,7 @@ def _trainer(
         warmup=config.warmup_ratio,
         rows=trained_rows(model),
         rows_ratio=config.embedding_lr_ratio,
+        sid_loss=sid_loss,
     )
 
 

@@ -24,8 +24,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from crs_fast._files import replacing
 from crs_fast.crs.data.lines import write_lines
-from crs_fast.crs.training.packing import PAD, next_token_loss
+from crs_fast.crs.training.packing import PAD, label_logits, next_token_loss
 from crs_fast.crs.training.resume import begin_checkpoint, drop_old, mark_whole
+from crs_fast.crs.training.sid_loss import SidLoss
 
 KEPT_CHECKPOINTS = 2
 
@@ -117,7 +118,8 @@ class PackedTrainer(Trainer):
 
     The loss is the mean over all labels of a step. The learning rate rises linearly over `warmup`
     and then falls to zero along a cosine, by the larger of the shares of steps and of time that are
-    done. For the parameters in `rows` it is multiplied by `rows_ratio`.
+    done. For the parameters in `rows` it is multiplied by `rows_ratio`. `sid_loss`, if given, takes
+    the place of the cross-entropy.
     """
 
     def __init__(
@@ -128,10 +130,12 @@ class PackedTrainer(Trainer):
         warmup: float,
         rows: Sequence[torch.nn.Parameter] = (),
         rows_ratio: float = 1.0,
+        sid_loss: SidLoss | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.clock, self.loss_file, self.warmup = clock, loss_file, warmup
+        self.sid_loss = sid_loss
         self.rows, self.rows_ratio = {id(row) for row in rows}, rows_ratio
         self.model_accepts_loss_kwargs = True  # makes Trainer count the labels of a step
         self.tokens_read: torch.Tensor | int = 0
@@ -182,7 +186,11 @@ class PackedTrainer(Trainer):
         branch = inputs.get("branch")
         read = branch != PAD if branch is not None else inputs["attention_mask"] > 0
         self.tokens_read += read.sum()
-        total, count = next_token_loss(model, inputs)
+        if self.sid_loss is None:
+            total, count = next_token_loss(model, inputs)
+        else:
+            losses = self.sid_loss(*label_logits(model, inputs), inputs)
+            total, count = losses.sum(), losses.numel()
         if num_items_in_batch is None:
             return total / count
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

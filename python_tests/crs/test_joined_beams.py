@@ -1,0 +1,125 @@
+"""Candidates that join the beams, against scores of the whole catalogue."""
+
+import math
+
+import pytest
+import torch
+
+from crs_fast.crs.checkpoint import Bundle
+from crs_fast.crs.data.dialogue import SEEKER
+from crs_fast.crs.evaluation.predict import predict
+from crs_fast.crs.joined_beams import JoinedBeams
+from crs_fast.crs.recommender import Recommender
+from crs_fast.crs.text_neighbours import TextNeighbours
+from python_tests.helpers import sharpen
+
+from .tiny_system import DIALOGUE, ITEMS, dialogues, say, system
+
+ASK = [{"role": "user", "content": "I like Film 3, any more?"}]
+CANDIDATES = [("i0", math.log(0.5)), ("i1", math.log(0.3))]
+
+
+@pytest.fixture(scope="module")
+def recommender():
+    model, tokenizer, trie, vocab, control, builder = system()
+    sharpen(model)
+    return Recommender(Bundle(model, tokenizer, trie, vocab, control, ITEMS, builder, None))
+
+
+def always(candidates):
+    return lambda contexts: [candidates] * len(contexts)
+
+
+def by_hand(exact, beams, candidates, share, rule, allowed):
+    """The joined list from the scores of the whole catalogue."""
+    q = dict(candidates)
+    floor = min(q.values()) if rule == "product" else -math.inf
+    scores = {}
+    for i in dict.fromkeys([*beams, *q]):
+        if i in allowed and rule == "product":
+            scores[i] = (1 - share) * exact[i] + share * q.get(i, floor)
+        elif i in allowed:
+            p = (1 - share) * math.exp(exact[i]) + share * math.exp(q.get(i, floor))
+            scores[i] = math.log(p) if p else -math.inf
+    return sorted(scores.items(), key=lambda s: -s[1])
+
+
+@pytest.mark.parametrize("rule", ["mixture", "product"])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_joined_scores_are_exact(recommender, rule, share):
+    exact = {i: s for i, _, s in recommender.rank(ASK, 8, num_beams=8)}
+    beams = [i for i, _, _ in recommender.rank(ASK, 2, num_beams=2)]
+    assert len(exact) == len(ITEMS)
+    # The best beam, and two items that no beam names.
+    candidates = [([*exact][-1], math.log(0.5)), (beams[0], -1.0), ([*exact][-3], math.log(0.1))]
+    join = JoinedBeams(always(candidates), share, rule)
+    for exclude in ((), ([*exact][-1],)):
+        got = recommender.rank(ASK, 2, num_beams=2, join=join, exclude=exclude)
+        allowed = {*exact} - {*exclude}
+        own = [i for i, _, _ in recommender.rank(ASK, 2, num_beams=2, exclude=exclude)]
+        expected = by_hand(exact, own, candidates, share, rule, allowed)[:2]
+        assert [i for i, _, _ in got] == [i for i, _ in expected]
+        assert [s for *_, s in got] == pytest.approx([s for _, s in expected], abs=1e-4)
+
+
+def test_respond_writes_about_the_joined_top_item(recommender):
+    join = JoinedBeams(always([("i0", -1e-6)]), 0.99)
+    response = recommender.respond(ASK, mode="rec", join=join, max_new_tokens=3)
+    assert response.items[0][0] == "i0"
+    given = recommender.respond(ASK, mode="rec", item="i0", max_new_tokens=3)
+    assert response.text == given.text
+
+
+def test_predictions_are_joined_and_new_rankings_leave_out_named_items(recommender):
+    split = (DIALOGUE, *dialogues(4))
+    join = JoinedBeams(always(CANDIDATES), 0.6)
+    answers = predict(
+        recommender.bundle, split, num_beams=3, replies=False, join=join, progress=False
+    )
+    rankings = [p for p in answers if p.ranking]
+    assert rankings
+    assert all(p.ranking[0] == "i0" for p in rankings)
+    for p in rankings:
+        assert p.scores == sorted(p.scores, reverse=True)
+        if p.new_ranking is not None:
+            assert not {*p.new_ranking} & {*p.named}
+            assert ("i0" in p.new_ranking) == ("i0" not in p.named)
+
+
+def test_neighbours_are_nearest_by_cosine_to_the_last_turns():
+    vectors = torch.nn.functional.normalize(torch.randn(len(ITEMS), 5), dim=-1)
+    table = {item.text(): v for item, v in zip(ITEMS, vectors, strict=True)}
+    told = torch.nn.functional.normalize(torch.randn(5), dim=-1)
+
+    def encode(texts):
+        return torch.stack([table.get(text, told) for text in texts])
+
+    source = TextNeighbours(ITEMS, encode, num_items=3, turns=1, temperature=0.5)
+    (found,) = source([(say(SEEKER, "old"), say(SEEKER, "new"))])
+    centre = vectors.mean(0)
+    cosines = torch.cosine_similarity(vectors - centre, (told - centre)[None])
+    log_q = (cosines / 0.5).log_softmax(0)
+    assert [i for i, _ in found] == [ITEMS[n].item_id for n in log_q.topk(3).indices.tolist()]
+    assert [q for _, q in found] == pytest.approx(log_q.topk(3).values.tolist(), abs=1e-5)
+    assert source([]) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda r: JoinedBeams(always(CANDIDATES), 2), r"share must lie in \[0, 1\] \(got 2\)"),
+        (lambda r: JoinedBeams(always(CANDIDATES), rule="x"), "rule must be one of"),
+        (lambda r: TextNeighbours(ITEMS, lambda t: torch.ones(len(t), 2), turns=0), "turns must"),
+        (
+            lambda r: TextNeighbours(ITEMS, lambda t: t, embeddings=torch.ones(2, 2)),
+            "embeddings must be one row per item",
+        ),
+        (
+            lambda r: r.rank(ASK, normalize="legal", join=JoinedBeams(always(CANDIDATES))),
+            "normalize must be one of",
+        ),
+    ],
+)
+def test_bad_input(recommender, make, message):
+    with pytest.raises(ValueError, match=message):
+        make(recommender)
