@@ -14,7 +14,7 @@ from crs_fast.ops.host import check_integer
 from crs_fast.ops.trie.nodes import allowed, continues, unpack
 from crs_fast.trie import Grammar, ItemFilter, SidTrie, Vocabulary
 from crs_fast.trie.sid_trie import check_sid_trie
-from crs_fast.trie.terminated import checked_terminator
+from crs_fast.trie.terminated import Terminator, checked_terminator, with_terminator
 from crs_fast.trie.typed import as_catalogue
 
 from .begin_watch import BeginWatch
@@ -65,8 +65,8 @@ class SidLogitsProcessor(LogitsProcessor):
         filters: one filter per request; row r of R takes filter r // (R / requests).
         prompt_length: length of the (padded) prompt in tokens, the same for every row.
         eos_token_id: forced after a whole SID where `vocab.end` is None; default `vocab.eos`.
-        terminator: the token forced after a whole SID in place of these, such as a line break.
-            Text goes on after it only where it is `vocab.end`.
+        terminator: the token forced after a whole SID in place of these, such as a line break, or
+            several in order. Text goes on after them only where the last one is `vocab.end`.
         on_illegal: what becomes of a row whose open SID is no allowed item's prefix, or that needs
             an end token where none is set. "raise" (default: in a `generate` call it is the
             caller's mistake) refuses the whole batch. "free" is for servers: the row's scores stay
@@ -101,7 +101,7 @@ class SidLogitsProcessor(LogitsProcessor):
         prompt_length: int | None = None,
         eos_token_id: int | None = None,
         *,
-        terminator: int | None = None,
+        terminator: Terminator | None = None,
         on_illegal: str = "raise",
         inplace: bool = False,
     ) -> None:
@@ -123,25 +123,28 @@ class SidLogitsProcessor(LogitsProcessor):
             raise ValueError(
                 f"SidLogitsProcessor: on_illegal must be one of {ON_ILLEGAL} (got {on_illegal!r})"
             )
-        self.trie, self.vocab, self.prompt_length = trie, vocab, prompt_length
-        self.on_illegal, self.inplace = on_illegal, inplace
+        self.on_illegal, self.inplace, self.prompt_length = on_illegal, inplace, prompt_length
+        last, text_follows = vocab.terminator(eos_token_id), vocab.text_follows
+        if terminator is not None:
+            *ending, last = checked_terminator("SidLogitsProcessor", trie, vocab, terminator)
+            text_follows = last == vocab.end
+            # The tokens before the last one are codes of each SID.
+            trie, vocab = with_terminator(trie, vocab, ending)
+        tokens = vocab.tensors(trie.device)
+        self.tokens = tokens._replace(
+            terminator=last, num_columns=max(tokens.num_columns, last + 1)
+        )
         self.filters = None if filters is None else filters.over(trie).tensors
         self._empty = None if self.filters is None else ~self.filters.words.bool().any(1)
-        self.tokens = vocab.tensors(trie.device, eos_token_id)
-        text_follows = vocab.text_follows
-        if terminator is not None:
-            terminator = checked_terminator("SidLogitsProcessor", trie, vocab, terminator)
-            num_columns = max(self.tokens.num_columns, terminator + 1)
-            self.tokens = self.tokens._replace(terminator=terminator, num_columns=num_columns)
-            text_follows = terminator == vocab.end
+        self.trie, self.vocab = trie, vocab
         self.grammar = Grammar(
             trie, vocab, prompt_length, vocab.begins, self.tokens.terminator, text_follows
         )
         # Where the items of each type stand, if some request may lack a type.
         self._type_nodes: torch.Tensor | None = None
         if vocab.opens_with_code:
-            codes = torch.arange(len(vocab.begins), device=trie.device)[:, None]
-            nodes = trie_walk(trie.tensors, codes)
+            begins = torch.tensor(vocab.begins, device=trie.device)[:, None]
+            nodes = trie_walk(trie.tensors, vocab.decode(begins))
             self._type_nodes = nodes if filters is not None or bool((nodes < 0).any()) else None
         # Filters that allow nothing keep `begin` out of the text.
         never_begins = self._empty is not None and bool(self._empty.all())

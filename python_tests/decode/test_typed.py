@@ -46,9 +46,10 @@ def token_rows():
     return rows
 
 
-def legal(prefix, allowed=None):
+def legal(prefix, allowed=None, ending=(END,)):
     """The tokens that may follow in text, by looking at every item: the oracle."""
-    items = {i: [*row, END] for i, row in token_rows().items() if allowed is None or i in allowed}
+    every = {item: [*row, *ending] for item, row in token_rows().items()}
+    items = {item: row for item, row in every.items() if allowed is None or item in allowed}
     begins = [at for at, token in enumerate(prefix) if token in VOCABS]
     if begins and END not in prefix[begins[-1] :]:
         open_part = prefix[begins[-1] :]
@@ -82,6 +83,16 @@ def test_each_begin_token_opens_its_own_catalogue(typed, as_mapping, allowed):
         assert set((masked[0] > -1).nonzero()[:, 0].tolist()) == wanted, prefix
         checked += 1
     assert checked > 1
+
+
+@pytest.mark.parametrize("allowed", [None, ["film 3", "song 1", "song 2"]])
+def test_a_terminator_of_several_tokens(typed, allowed):
+    filters = None if allowed is None else typed.trie.filter(allow=allowed)
+    processor = SidLogitsProcessor(*typed, filters=filters, terminator=(6, END), on_illegal="free")
+    for prefix in [*prefixes(), [2, *token_rows()["song 1"], 6]]:
+        if wanted := legal(prefix, allowed, (6, END)):
+            masked = processor(torch.tensor([prefix]), torch.zeros(1, 50))
+            assert set((masked[0] > -1).nonzero()[:, 0].tolist()) == wanted, prefix
 
 
 def test_rows_of_different_types_share_a_call(typed):
