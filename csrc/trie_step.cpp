@@ -2,7 +2,6 @@
 // Compiled once per instruction set.
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "buffer.h"
 #include "logsumexp.h"
@@ -90,12 +89,12 @@ class Best {
 template <typename T>
 struct Step {
   const StepArgs& args;
-  std::vector<Columns> columns;  // [levels]
+  List<Columns> columns;  // [levels]
 
-  explicit Step(const StepArgs& a) : args(a) {
+  explicit Step(const StepArgs& a) : args(a), columns(a.trie.levels) {
     const int64_t levels = args.trie.levels;
     for (int64_t l = 0; l < levels; ++l)
-      columns.push_back(l > 0 && args.tokens.stride == 0 ? columns[0] : Columns(args.tokens, l));
+      columns.add(l > 0 && args.tokens.stride == 0 ? columns[0] : Columns(args.tokens, l));
   }
 
   const T* row(int64_t r) const { return static_cast<const T*>(args.logits) + r * args.row_stride; }
@@ -225,9 +224,8 @@ struct Step {
     const int64_t chunks = threads == 1 ? 1 : 2 * threads;
     const int64_t parts = std::clamp<int64_t>((chunks + args.batch - 1) / args.batch, 1,
                                               std::max<int64_t>(args.beams, 1));
-    std::vector<Best> best;
-    best.reserve(args.batch * parts);
-    for (int64_t i = 0; i < args.batch * parts; ++i) best.emplace_back(args.out_beams);
+    List<Best> best(args.batch * parts);
+    for (int64_t i = 0; i < args.batch * parts; ++i) best.add(args.out_beams);
     parallel_for(threads, args.batch * parts, [&](int64_t i, int) {
       offer(i / parts, i % parts * args.beams / parts, (i % parts + 1) * args.beams / parts,
             best[i]);

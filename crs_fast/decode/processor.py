@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from crs_fast.ops import LEAVE, trie_mask, trie_mask_, trie_walk
+from crs_fast.ops import LEAVE, trie_mask, trie_mask_
 from crs_fast.ops.host import check_integer
 from crs_fast.ops.trie.nodes import allowed, continues, unpack
 from crs_fast.trie import Grammar, ItemFilter, SidTrie, Vocabulary
@@ -18,6 +18,7 @@ from crs_fast.trie.terminated import Terminator, checked_terminator, with_termin
 from crs_fast.trie.typed import as_catalogue
 
 from .begin_watch import BeginWatch
+from .begins import Begins
 from .dead_beams import check_live_beams, dead_beams
 
 if TYPE_CHECKING:
@@ -140,12 +141,7 @@ class SidLogitsProcessor(LogitsProcessor):
         self.grammar = Grammar(
             trie, vocab, prompt_length, vocab.begins, self.tokens.terminator, text_follows
         )
-        # Where the items of each type stand, if some request may lack a type.
-        self._type_nodes: torch.Tensor | None = None
-        if vocab.opens_with_code:
-            begins = torch.tensor(vocab.begins, device=trie.device)[:, None]
-            nodes = trie_walk(trie.tensors, vocab.decode(begins))
-            self._type_nodes = nodes if filters is not None or bool((nodes < 0).any()) else None
+        self._begins = Begins(trie, vocab)
         # Filters that allow nothing keep `begin` out of the text.
         never_begins = self._empty is not None and bool(self._empty.all())
         self._watch: BeginWatch | None = None
@@ -220,7 +216,7 @@ class SidLogitsProcessor(LogitsProcessor):
         nodes = nodes.masked_fill(illegal | stuck, LEAVE)
         run = trie_mask_ if self.inplace else trie_mask
         masked = run(scores, nodes, trie, self.tokens, self.filters, filter_of_row)
-        self._forbid_begins(masked, nodes, which)
+        self._begins.forbid_(masked, nodes, self.filters, which, self._empty)
         hopeless = ~self._highest(masked, nodes).isfinite()
         if bool((illegal | stuck | hopeless).any()):
             if self.on_illegal == "free":
@@ -236,20 +232,6 @@ class SidLogitsProcessor(LogitsProcessor):
                 masked[dead] = -torch.inf
                 masked[dead, self.tokens.num_columns - 1] = 0.0
         return masked
-
-    def _forbid_begins(
-        self, masked: torch.Tensor, nodes: torch.Tensor, which: torch.Tensor
-    ) -> None:
-        """Mask what opens a SID in rows of text whose filter allows nothing behind it, in place:
-        the SID could only end at once."""
-        if self._type_nodes is not None:
-            for token, node in zip(self.vocab.begins, self._type_nodes, strict=True):
-                at = node.clamp(min=0).expand_as(nodes)
-                open_rows = allowed(self.trie.tensors, self.filters, which, at) & (node >= 0)
-                masked[:, token].masked_fill_(~open_rows & (nodes == -1), -torch.inf)
-        elif self._empty is not None and self.vocab.begin is not None:
-            rows = self._empty[which.clamp(min=0)] & (which >= 0) & (nodes == -1)
-            masked[:, self.vocab.begin].masked_fill_(rows, -torch.inf)
 
     def _check_inputs(self, input_ids: torch.Tensor, *lengths: torch.Tensor | None) -> None:
         """

@@ -5,6 +5,7 @@ import torch
 
 from crs_fast.decode import SidLogitsProcessor
 from crs_fast.decode.recommend import recommend
+from crs_fast.decode.row_mask import RowMask
 from crs_fast.trie import (
     ItemFilter,
     SidTrie,
@@ -93,6 +94,30 @@ def test_a_terminator_of_several_tokens(typed, allowed):
         if wanted := legal(prefix, allowed, (6, END)):
             masked = processor(torch.tensor([prefix]), torch.zeros(1, 50))
             assert set((masked[0] > -1).nonzero()[:, 0].tolist()) == wanted, prefix
+
+
+@pytest.mark.parametrize("allowed", [None, ["film 3", "song 1", "song 2"], ["book 3"], []])
+def test_rows_inside_an_engine(typed, allowed):
+    """As the processor masks them; and a SID that begins right after the prompt."""
+    filters = None if allowed is None else typed.trie.filter(allow=allowed)
+    mask = RowMask(*typed)
+    rows = [row for row in prefixes() if legal(row, allowed)]
+    windows = torch.tensor([mask.window(row[:2], row[2:]) for row in rows])
+    masked = mask.apply_(
+        torch.zeros(len(rows), 50), windows, torch.full((len(rows),), -1), [filters] * len(rows)
+    )
+    for row, one in zip(rows, masked, strict=True):
+        assert set((one > -1).nonzero()[:, 0].tolist()) == legal(row, allowed), row
+    for item, tokens in token_rows().items():
+        if allowed is not None and item not in allowed:
+            continue
+        for n in range(len(tokens) + 1):
+            window = torch.tensor([mask.window([2, *tokens[:n]], [])])
+            one = mask.apply_(torch.zeros(1, 50), window, torch.tensor([n]), [filters])[0]
+            wanted = legal([2, *tokens[:n]], allowed) if n else {
+                row[0] for i, row in token_rows().items() if allowed is None or i in allowed
+            }  # fmt: skip
+            assert set((one > -1).nonzero()[:, 0].tolist()) == wanted
 
 
 def test_rows_of_different_types_share_a_call(typed):
