@@ -30,6 +30,29 @@ class Buffer {
   T* data_;
 };
 
+// A list that holds at most `capacity` elements.
+template <typename T>
+class List {
+ public:
+  explicit List(int64_t capacity) : data_(capacity) {}
+  List(const List&) = delete;
+  ~List() {
+    for (T& element : *this) element.~T();
+  }
+  template <typename... Args>
+  void add(Args&&... args) {
+    new (data_.get() + size_) T(static_cast<Args&&>(args)...);
+    ++size_;
+  }
+  T& operator[](int64_t i) const { return data_.get()[i]; }
+  T* begin() const { return data_.get(); }
+  T* end() const { return data_.get() + size_; }
+
+ private:
+  Buffer<T> data_;
+  int64_t size_ = 0;
+};
+
 }  // namespace
 }  // namespace CRS_ISA
 }  // namespace crs

@@ -3,7 +3,6 @@
 #include "codebook.h"
 
 #include <cmath>
-#include <vector>
 
 #include "codebook_level.h"
 #include "threads.h"
@@ -44,7 +43,7 @@ struct Scratch {
 
 struct Task {
   const LookupArgs& args;
-  const std::vector<Level>& levels;
+  const List<Level>& levels;
   const Scratch& scratch;
   int64_t begin, count;  // the rows of this block
   int64_t* counts;       // or null
@@ -247,10 +246,9 @@ struct Worker {
 }  // namespace
 
 LookupResult residual_lookup(const LookupArgs& args) {
-  std::vector<Level> levels;
-  levels.reserve(args.levels);
+  List<Level> levels(args.levels);
   for (int64_t l = 0; l < args.levels; ++l)
-    levels.emplace_back(args.books + l * args.codes * args.dim, args.codes, args.dim);
+    levels.add(args.books + l * args.codes * args.dim, args.codes, args.dim);
 
   // Many rows share a panel while it is in cache, and their residuals should stay there too.
   const int64_t block = clamp((1 << 15) / args.dim / kTileRows, 8, 16) * kTileRows;
@@ -270,9 +268,8 @@ LookupResult residual_lookup(const LookupArgs& args) {
   constexpr int64_t kProductsPerThread = 1 << 21;
   const int64_t worth = args.rows * table / kProductsPerThread;
   const int64_t threads = clamp(worth < slabs ? worth : slabs, 1, args.threads);
-  std::vector<Worker> workers;
-  workers.reserve(threads);
-  for (int64_t i = 0; i < threads; ++i) workers.emplace_back(args, block, levels.front().padded);
+  List<Worker> workers(threads);
+  for (int64_t i = 0; i < threads; ++i) workers.add(args, block, levels[0].padded);
   parallel_for(threads, slabs, [&](int64_t i, int number) {
     Worker& worker = workers[number];
     const int64_t end = args.rows < (i + 1) * slab ? args.rows : (i + 1) * slab;

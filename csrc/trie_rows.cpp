@@ -1,7 +1,7 @@
 // The SIDs of items, read back from the trie, on the CPU. Compiled once per instruction set.
 #include <algorithm>
-#include <vector>
 
+#include "buffer.h"
 #include "threads.h"
 #include "trie_ops.h"
 
@@ -43,7 +43,8 @@ void rows_of(const TrieView& trie, const int64_t* items, int64_t first, int64_t 
     uint64_t word;
     int64_t begin, next, code;
   };
-  std::vector<Level> at(trie.levels);
+  const Buffer<Level> levels(trie.levels);
+  Level* at = levels.get();
   for (int64_t l = 0; l < trie.levels; ++l) {
     const int64_t begin = first > 0 ? last_begin(trie, l, first - 1) : -1;
     at[l] = {0, begin, trie.before(l, first),

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
-#include <vector>
 
 #include "buffer.h"
 #include "logsumexp.h"
@@ -101,9 +100,10 @@ class Best {
 template <typename T>
 struct Step {
   const StepArgs& args;
-  std::vector<Columns> columns;  // [levels], of the depths where beams stand
+  List<Columns> columns;  // [levels], of the depths where beams stand
 
   explicit Step(const StepArgs& a) : args(a), columns(a.trie.levels) {
+    for (int64_t l = 0; l < args.trie.levels; ++l) columns.add();
     for (int64_t r = 0; r < args.batch * args.beams; ++r) {
       const int64_t level = scored_level(args, args.trie.node(args.nodes[r]));
       if (!is_dead(args, r) && columns[level].table == nullptr)
@@ -239,9 +239,8 @@ struct Step {
     const int64_t chunks = threads == 1 ? 1 : 2 * threads;
     const int64_t parts = std::clamp<int64_t>((chunks + args.batch - 1) / args.batch, 1,
                                               std::max<int64_t>(args.beams, 1));
-    std::vector<Best> best;
-    best.reserve(args.batch * parts);
-    for (int64_t i = 0; i < args.batch * parts; ++i) best.emplace_back(args.out_beams);
+    List<Best> best(args.batch * parts);
+    for (int64_t i = 0; i < args.batch * parts; ++i) best.add(args.out_beams);
     parallel_for(threads, args.batch * parts, [&](int64_t i, int) {
       offer(i / parts, i % parts * args.beams / parts, (i % parts + 1) * args.beams / parts,
             best[i]);

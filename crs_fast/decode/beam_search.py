@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
+from crs_fast.trie.terminated import Terminator
 
 from .fallback import LOST, BeamScores
 from .lm.prompt import checked_inputs
@@ -39,7 +40,7 @@ def beam_search(
     filters: ItemFilter | None = None,
     cuda_graph: bool = False,
     compile_layers: bool = False,
-    terminator: int | None = None,
+    terminator: Terminator | None = None,
     **model_kwargs: Any,
 ) -> Any:
     """`model.generate(**inputs, custom_generate=crs_fast.beam_search, num_beams=50,
@@ -64,8 +65,8 @@ def beam_search(
         `GenerateBeamDecoderOnlyOutput`: with `beam_indices` [B * R, L], which beam of the step
         before each code continues (-1 behind a SID's end, None where beams could not be traced),
         and with `output_scores` `sequences_scores` [B * R], log-prob sums over
-        (SID length) ** `length_penalty`. A terminator follows each SID and counts in its length:
-        [B * R, P + L + 1]. Ragged SIDs end in padding; invalid rows (fewer
+        (SID length) ** `length_penalty`. A terminator's T tokens follow each SID and count in its
+        length: [B * R, P + L + T]. Ragged SIDs end in padding; invalid rows (fewer
         items than beams) are padding after the prompt, their scores -inf.
 
     Raises:
@@ -84,17 +85,11 @@ def beam_search(
             "beam_search: num_beam_groups must be 1: diverse beam search has no token tree "
             f"(got {generation_config.num_beam_groups})"
         )
-    length, levels = input_ids.shape[1], trie.num_levels + (terminator is not None)
+    length = input_ids.shape[1]
     if length == 0:
         raise ValueError(
             "beam_search: input_ids must be given, beside inputs_embeds too "
             "(got inputs_embeds alone)"
-        )
-    if generation_config.max_length is not None and generation_config.max_length < length + levels:
-        raise ValueError(
-            f"beam_search: max_new_tokens must be at least the trie's {trie.num_levels} levels"
-            f"{'' if terminator is None else ' and the terminator'} "
-            f"(got {generation_config.max_length - length})"
         )
     if generation_config.do_sample and model.generation_config.do_sample:
         logits_processor, generation_config = _without_sampling(logits_processor, generation_config)
@@ -113,7 +108,15 @@ def beam_search(
         cuda_graph=cuda_graph,
         compile_layers=compile_layers,
         terminator=terminator,
-    ).terminated()
+    )
+    needed = trie.num_levels + len(request.ending)
+    if generation_config.max_length is not None and generation_config.max_length < length + needed:
+        raise ValueError(
+            f"beam_search: max_new_tokens must be at least {needed}, the trie's {trie.num_levels} "
+            f"levels{' and the terminator' if request.ending else ''} "
+            f"(got {generation_config.max_length - length})"
+        )
+    request = request.terminated()
     reason = _beyond_the_tree(
         model, logits_processor, stopping_criteria, generation_config, model_kwargs
     )

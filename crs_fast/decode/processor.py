@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
-from crs_fast.ops import LEAVE, trie_mask, trie_mask_, trie_walk
+from crs_fast.ops import LEAVE, trie_mask, trie_mask_
 from crs_fast.ops.host import check_integer
 from crs_fast.ops.trie.nodes import allowed, continues, unpack
 from crs_fast.trie import Grammar, ItemFilter, SidTrie, Vocabulary
 from crs_fast.trie.sid_trie import check_sid_trie
-from crs_fast.trie.terminated import checked_terminator
+from crs_fast.trie.terminated import Terminator, checked_terminator, with_terminator
 from crs_fast.trie.typed import as_catalogue
 
 from .begin_watch import BeginWatch
+from .begins import Begins
 from .dead_beams import check_live_beams, dead_beams
 
 if TYPE_CHECKING:
@@ -65,8 +66,8 @@ class SidLogitsProcessor(LogitsProcessor):
         filters: one filter per request; row r of R takes filter r // (R / requests).
         prompt_length: length of the (padded) prompt in tokens, the same for every row.
         eos_token_id: forced after a whole SID where `vocab.end` is None; default `vocab.eos`.
-        terminator: the token forced after a whole SID in place of these, such as a line break.
-            Text goes on after it only where it is `vocab.end`.
+        terminator: the token forced after a whole SID in place of these, such as a line break, or
+            several in order. Text goes on after them only where the last one is `vocab.end`.
         on_illegal: what becomes of a row whose open SID is no allowed item's prefix, or that needs
             an end token where none is set. "raise" (default: in a `generate` call it is the
             caller's mistake) refuses the whole batch. "free" is for servers: the row's scores stay
@@ -101,7 +102,7 @@ class SidLogitsProcessor(LogitsProcessor):
         prompt_length: int | None = None,
         eos_token_id: int | None = None,
         *,
-        terminator: int | None = None,
+        terminator: Terminator | None = None,
         on_illegal: str = "raise",
         inplace: bool = False,
     ) -> None:
@@ -123,26 +124,24 @@ class SidLogitsProcessor(LogitsProcessor):
             raise ValueError(
                 f"SidLogitsProcessor: on_illegal must be one of {ON_ILLEGAL} (got {on_illegal!r})"
             )
-        self.trie, self.vocab, self.prompt_length = trie, vocab, prompt_length
-        self.on_illegal, self.inplace = on_illegal, inplace
+        self.on_illegal, self.inplace, self.prompt_length = on_illegal, inplace, prompt_length
+        last, text_follows = vocab.terminator(eos_token_id), vocab.text_follows
+        if terminator is not None:
+            *ending, last = checked_terminator("SidLogitsProcessor", trie, vocab, terminator)
+            text_follows = last == vocab.end
+            # The tokens before the last one are codes of each SID.
+            trie, vocab = with_terminator(trie, vocab, ending)
+        tokens = vocab.tensors(trie.device)
+        self.tokens = tokens._replace(
+            terminator=last, num_columns=max(tokens.num_columns, last + 1)
+        )
         self.filters = None if filters is None else filters.over(trie).tensors
         self._empty = None if self.filters is None else ~self.filters.words.bool().any(1)
-        self.tokens = vocab.tensors(trie.device, eos_token_id)
-        text_follows = vocab.text_follows
-        if terminator is not None:
-            terminator = checked_terminator("SidLogitsProcessor", trie, vocab, terminator)
-            num_columns = max(self.tokens.num_columns, terminator + 1)
-            self.tokens = self.tokens._replace(terminator=terminator, num_columns=num_columns)
-            text_follows = terminator == vocab.end
+        self.trie, self.vocab = trie, vocab
         self.grammar = Grammar(
             trie, vocab, prompt_length, vocab.begins, self.tokens.terminator, text_follows
         )
-        # Where the items of each type stand, if some request may lack a type.
-        self._type_nodes: torch.Tensor | None = None
-        if vocab.opens_with_code:
-            codes = torch.arange(len(vocab.begins), device=trie.device)[:, None]
-            nodes = trie_walk(trie.tensors, codes)
-            self._type_nodes = nodes if filters is not None or bool((nodes < 0).any()) else None
+        self._begins = Begins(trie, vocab)
         # Filters that allow nothing keep `begin` out of the text.
         never_begins = self._empty is not None and bool(self._empty.all())
         self._watch: BeginWatch | None = None
@@ -217,7 +216,7 @@ class SidLogitsProcessor(LogitsProcessor):
         nodes = nodes.masked_fill(illegal | stuck, LEAVE)
         run = trie_mask_ if self.inplace else trie_mask
         masked = run(scores, nodes, trie, self.tokens, self.filters, filter_of_row)
-        self._forbid_begins(masked, nodes, which)
+        self._begins.forbid_(masked, nodes, self.filters, which, self._empty)
         hopeless = ~self._highest(masked, nodes).isfinite()
         if bool((illegal | stuck | hopeless).any()):
             if self.on_illegal == "free":
@@ -233,20 +232,6 @@ class SidLogitsProcessor(LogitsProcessor):
                 masked[dead] = -torch.inf
                 masked[dead, self.tokens.num_columns - 1] = 0.0
         return masked
-
-    def _forbid_begins(
-        self, masked: torch.Tensor, nodes: torch.Tensor, which: torch.Tensor
-    ) -> None:
-        """Mask what opens a SID in rows of text whose filter allows nothing behind it, in place:
-        the SID could only end at once."""
-        if self._type_nodes is not None:
-            for token, node in zip(self.vocab.begins, self._type_nodes, strict=True):
-                at = node.clamp(min=0).expand_as(nodes)
-                open_rows = allowed(self.trie.tensors, self.filters, which, at) & (node >= 0)
-                masked[:, token].masked_fill_(~open_rows & (nodes == -1), -torch.inf)
-        elif self._empty is not None and self.vocab.begin is not None:
-            rows = self._empty[which.clamp(min=0)] & (which >= 0) & (nodes == -1)
-            masked[:, self.vocab.begin].masked_fill_(rows, -torch.inf)
 
     def _check_inputs(self, input_ids: torch.Tensor, *lengths: torch.Tensor | None) -> None:
         """

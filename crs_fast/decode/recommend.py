@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
+from crs_fast.trie.terminated import Terminator
 from crs_fast.trie.typed import TypedVocab, as_catalogue
 
 from .attempt import Attempts, give_up
@@ -45,7 +46,7 @@ def recommend(
     cuda_graph: bool = False,
     compile_layers: bool = False,
     by: str = "sid",
-    terminator: int | None = None,
+    terminator: Terminator | None = None,
 ) -> RecommendOutput:
     """The best items after a prompt, by beam search over the catalogue's semantic IDs.
 
@@ -81,10 +82,11 @@ def recommend(
         by: what `num_beams` counts in `items`. "sid" lists all items of the M best SIDs, which are
             more than M where items share a SID; "item" the best M of them. SIDs and scores are
             the same.
-        terminator: a token that follows each SID, such as a line break or the end of the sequence.
-            Its log-prob is part of the score, at the cost of one more forward pass, as in Hugging
-            Face beam search that is made to write it. None scores the SID alone. With `normalize`
-            "level" and "legal" it changes no score where all SIDs have one length.
+        terminator: a token that follows each SID, such as a line break or the end of the sequence,
+            or several in order, such as both. Their log-probs are part of the score, at the cost of
+            a forward pass for each, as in Hugging Face beam search that is made to write them. None
+            scores the SID alone. With `normalize` "level" and "legal" it changes no score where all
+            SIDs have one length.
 
     Returns:
         `RecommendOutput`. Ties go to the lower parent, then the lower code.
@@ -122,10 +124,12 @@ def answer(
     Raises:
         ValueError: an encoder-decoder, or a vocabulary that names tokens that the model lacks.
     """
-    if request.terminator is not None:
+    if request.ending:
         out = answer(model, ids, mask, request.terminated())
-        ranks = None if out.ranks is None else out.ranks[..., :-1]
-        return replace(out, sids=(out.sids[..., :-1] - 1).clamp(min=-1), ranks=ranks)
+        levels, moved = request.trie.num_levels, len(request.ending)
+        sids = (out.sids[..., :levels] - moved).clamp(min=-1)
+        ranks = None if out.ranks is None else out.ranks[..., :levels]
+        return replace(out, sids=sids, ranks=ranks)
     with request.trie.reading():
         return _answer(unwrapped(model), ids, mask, request)
 

@@ -11,9 +11,10 @@ from crs_fast.ops.trie import trie_mask_
 from crs_fast.ops.trie.nodes import allowed
 from crs_fast.trie import Grammar, ItemFilter, SidTrie, Vocabulary
 
-# No token: what stands before a row's first one, and what opens a SID without a begin token.
+from .begins import Begins
+
+# No token: what stands before a row's first one.
 _BEFORE = -1
-_OPENS = -3
 
 
 class RowMask:
@@ -41,14 +42,12 @@ class RowMask:
         eos_token_id: int | None = None,
     ) -> None:
         self.vocab = trie.vocabulary(vocab, "RowMask")
-        if self.vocab.opens_with_code:
-            raise ValueError("RowMask: vocab must have one begin token (got a typed catalogue's)")
         self.trie = trie.to(device)
         # The filters of the last step, their bitmaps, and which of them allow nothing, bool [F].
         self._stacked: tuple[list[ItemFilter], FilterTensors, torch.Tensor] | None = None
         self.tokens = self.vocab.tensors(torch.device(device), eos_token_id)
-        self.begins_by_token = self.vocab.begin is not None
-        self._begin = _OPENS if self.vocab.begin is None else self.vocab.begin
+        self.begins_by_token = bool(self.vocab.begins)
+        self._begins = Begins(self.trie, self.vocab)
         if self.tokens.terminator < 0:
             raise ValueError(
                 "RowMask: vocab.end, vocab.eos or eos_token_id must be set: it follows a whole SID "
@@ -58,7 +57,7 @@ class RowMask:
             self.trie,
             self.vocab,
             None,
-            (self._begin,),
+            self.vocab.begins,
             self.tokens.terminator,
             self.vocab.text_follows,
         )
@@ -96,17 +95,16 @@ class RowMask:
             `logits`.
         """
         with self.trie.reading():
-            nodes = self.grammar.read(self._opened(windows, written)).nodes
+            nodes = self._nodes(windows, written)
             if filters is None or all(f is None for f in filters):
-                return trie_mask_(logits, nodes, self.trie.tensors, self.tokens)
+                trie_mask_(logits, nodes, self.trie.tensors, self.tokens)
+                self._begins.forbid_(logits, nodes, None, nodes, None)
+                return logits
             bitmaps, is_empty, of_row = self._bitmaps(filters)
             legal = allowed(self.trie.tensors, bitmaps, of_row, nodes.clamp(min=0))
             nodes = torch.where((nodes > 0) & ~legal, -1, nodes)
             trie_mask_(logits, nodes, self.trie.tensors, self.tokens, bitmaps, of_row)
-        if self.vocab.begin is not None:
-            # Where the filter allows nothing, a SID that begins could only end at once.
-            empty = is_empty[of_row.clamp(min=0)] & (of_row >= 0)  # [R]
-            logits[:, self.vocab.begin].masked_fill_(empty & (nodes < 0), -torch.inf)
+            self._begins.forbid_(logits, nodes, bitmaps, of_row, is_empty)
         return logits
 
     def _bitmaps(
@@ -128,15 +126,11 @@ class RowMask:
         of_row = [-1 if one is None else places[id(one)] for one in filters]
         return bitmaps, is_empty, torch.tensor(of_row, device=bitmaps.words.device)
 
-    def _opened(self, windows: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
-        """The windows with a begin token where `written` says that a SID opens."""
-        width, begin = self.width, self._begin
-        opening = (width - 1 - written)[:, None]  # [R, 1]
-        place = torch.arange(width, device=windows.device)
-        windows = torch.where((written >= 0)[:, None] & (place == opening), begin, windows)
+    def _nodes(self, windows: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+        """Where each row stands, int64 [R], a SID opened where `written` says so."""
+        start = torch.where(written >= 0, self.width - written, -1)
+        nodes = self.grammar.read(windows, prompt_lengths=start).nodes
         if self.vocab.text_follows:
-            return windows
+            return nodes
         # The opening is out of sight, and nothing may follow the SID but its terminator.
-        over = (written >= width)[:, None]
-        windows = torch.where(over & (place == width - 2), begin, windows)
-        return torch.where(over & (place == width - 1), self.grammar.terminator, windows)
+        return nodes.masked_fill(written > self.width, self.trie.leaf)

@@ -10,7 +10,7 @@ from crs_fast.ops.trie import NORMALIZE
 from crs_fast.ops.trie.checks import check_temperature
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
 from crs_fast.trie.sid_trie import check_sid_trie
-from crs_fast.trie.terminated import checked_terminator, terminated_vocab
+from crs_fast.trie.terminated import Terminator, checked_terminator, with_terminator
 
 # What `num_beams` counts in the items that come out: SIDs, or items themselves.
 BY = ("sid", "item")
@@ -39,7 +39,7 @@ class SearchRequest:
     cuda_graph: bool = False
     compile_layers: bool = False
     by: str = "sid"
-    terminator: int | None = None
+    terminator: Terminator | None = None
 
     def __post_init__(self) -> None:
         check_sid_trie("recommend", self.trie)
@@ -66,18 +66,23 @@ class SearchRequest:
                 f"recommend: filters must hold one filter for all or one a prompt, {self.batch} "
                 f"(got {self.filters.num_requests})"
             )
-        if self.terminator is not None:
-            checked_terminator("recommend", self.trie, self.vocabulary, self.terminator)
         # Refuse a vocabulary that lacks codes of the trie, and filters of another catalogue.
-        _ = self.vocabulary, self.bitmaps
+        _ = self.vocabulary, self.bitmaps, self.ending
 
     def terminated(self) -> SearchRequest:
-        """The same request where the terminator is the last code of each SID; itself where there is
-        none."""
-        if self.terminator is None:
+        """The same request where the terminator's tokens are the last codes of each SID; itself
+        where there is none."""
+        if not self.ending:
             return self
-        vocab = terminated_vocab(self.trie, self.vocabulary, self.terminator)
-        return replace(self, trie=self.trie.terminated, vocab=vocab, terminator=None)
+        trie, vocab = with_terminator(self.trie, self.vocabulary, self.ending)
+        return replace(self, trie=trie, vocab=vocab, terminator=None)
+
+    @cached_property
+    def ending(self) -> tuple[int, ...]:
+        """The tokens of the terminator."""
+        if self.terminator is None:
+            return ()
+        return checked_terminator("recommend", self.trie, self.vocabulary, self.terminator)
 
     @property
     def tree_size(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from crs_fast.decode.begins import Begins
 from crs_fast.decode.output import RecommendOutput
 from crs_fast.decode.row_mask import RowMask
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
@@ -59,7 +60,8 @@ class SidLogitsProcessor(*_interfaces()):  # type: ignore[misc]
 
     The catalogue is the model directory's own (`crs_fast.json`, or an index file `sid_index.*` in
     it), or the index file that `additional_config={"sid_index": path}` names. Where the vocabulary
-    has a begin token, a request is constrained after it; else right after its prompt.
+    has a begin token, or one for each type of item, a request is constrained after it; else right
+    after its prompt.
 
     A request may carry these in `SamplingParams.extra_args`, or over HTTP in `vllm_xargs`:
 
@@ -234,7 +236,8 @@ def beam_search(
         llm: an `LLM` made with `SidLogitsProcessor`, `logprobs_mode="processed_logprobs"` and
             `max_logprobs=-1` (or at least `num_beams`).
         prompts: texts or token ids, which end where the SID begins; the vocabulary's begin token
-            is added where it is missing.
+            is added where it is missing. In a typed catalogue a prompt that ends with a begin token
+            gets items of that type, any other one items of all types.
         num_beams: beams per prompt.
         allow, deny: ids of the items that may be found alone, or may not.
 
@@ -262,8 +265,7 @@ def beam_search(
         )
     options = RequestOptions.read({"sid_allow": allow, "sid_deny": deny})
     search = _Search(llm, trie, vocab, count, num_beams, options)
-    rows = search.prompts(prompts)
-    beams = [[_Beam((), 0.0, False)] for _ in rows]
+    rows, beams = search.begun(prompts)
     for _ in range(trie.num_levels):
         beams = search.step(rows, beams)
     return search.output(beams)
@@ -297,11 +299,25 @@ class _Search:
         # In a vocabulary of titles the end token is a code too.
         self._end_is_code = (vocab.decode([[self._end] * trie.num_levels])[0] >= 0).tolist()
 
-    def prompts(self, prompts: Sequence[str | Sequence[int]]) -> list[list[int]]:
+    def begun(
+        self, prompts: Sequence[str | Sequence[int]]
+    ) -> tuple[list[list[int]], list[list[_Beam]]]:
+        """The tokens of each prompt up to where its SIDs begin, and its first beam. In a typed
+        catalogue a begin token at a prompt's end is that beam's first code."""
         tokenizer = self.llm.get_tokenizer()
         rows = [list(tokenizer(p)["input_ids"] if isinstance(p, str) else p) for p in prompts]
-        begin = self.vocab.begin
-        return [row if begin is None or row[-1:] == [begin] else [*row, begin] for row in rows]
+        beams = [[_Beam((), 0.0, False)] for _ in rows]
+        if not self.vocab.opens_with_code:
+            begins = list(self.vocab.begins)
+            return [row if row[-1:] == begins else [*row, *begins] for row in rows], beams
+        items = RequestFilters(self.trie).of(self.options)
+        filters = None if items is None else items.over(self.trie).tensors
+        possible = Begins(self.trie, self.vocab).possible(filters)
+        for number, row in enumerate(rows):
+            if row and row[-1] in self.vocab.begins:
+                begin = row.pop()
+                beams[number] = [_Beam((begin,), 0.0, False)] if begin in possible else []
+        return rows, beams
 
     def step(self, rows: list[list[int]], beams: list[list[_Beam]]) -> list[list[_Beam]]:
         """Every beam continued by one token, and the best of each prompt's kept."""
@@ -340,7 +356,8 @@ class _Search:
                     continue
                 score, ends = beam.score + about.logprob, token == self._end
                 is_code = not ends or self._end_is_code[len(beam.tokens)]
-                after = _Beam((*beam.tokens, *((token,) if is_code else ())), score, ends)
+                tokens = (*beam.tokens, *((token,) if is_code else ()))
+                after = _Beam(tokens, score, ends or len(tokens) == self.trie.num_levels)
                 candidates.append((-score, parent, token, after))
         candidates.sort(key=lambda one: one[:3])
         return [beam for *_, beam in candidates[: self.num_beams]]

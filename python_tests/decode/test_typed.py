@@ -5,6 +5,7 @@ import torch
 
 from crs_fast.decode import SidLogitsProcessor
 from crs_fast.decode.recommend import recommend
+from crs_fast.decode.row_mask import RowMask
 from crs_fast.trie import (
     ItemFilter,
     SidTrie,
@@ -46,9 +47,10 @@ def token_rows():
     return rows
 
 
-def legal(prefix, allowed=None):
+def legal(prefix, allowed=None, ending=(END,)):
     """The tokens that may follow in text, by looking at every item: the oracle."""
-    items = {i: [*row, END] for i, row in token_rows().items() if allowed is None or i in allowed}
+    every = {item: [*row, *ending] for item, row in token_rows().items()}
+    items = {item: row for item, row in every.items() if allowed is None or item in allowed}
     begins = [at for at, token in enumerate(prefix) if token in VOCABS]
     if begins and END not in prefix[begins[-1] :]:
         open_part = prefix[begins[-1] :]
@@ -82,6 +84,40 @@ def test_each_begin_token_opens_its_own_catalogue(typed, as_mapping, allowed):
         assert set((masked[0] > -1).nonzero()[:, 0].tolist()) == wanted, prefix
         checked += 1
     assert checked > 1
+
+
+@pytest.mark.parametrize("allowed", [None, ["film 3", "song 1", "song 2"]])
+def test_a_terminator_of_several_tokens(typed, allowed):
+    filters = None if allowed is None else typed.trie.filter(allow=allowed)
+    processor = SidLogitsProcessor(*typed, filters=filters, terminator=(6, END), on_illegal="free")
+    for prefix in [*prefixes(), [2, *token_rows()["song 1"], 6]]:
+        if wanted := legal(prefix, allowed, (6, END)):
+            masked = processor(torch.tensor([prefix]), torch.zeros(1, 50))
+            assert set((masked[0] > -1).nonzero()[:, 0].tolist()) == wanted, prefix
+
+
+@pytest.mark.parametrize("allowed", [None, ["film 3", "song 1", "song 2"], ["book 3"], []])
+def test_rows_inside_an_engine(typed, allowed):
+    """As the processor masks them; and a SID that begins right after the prompt."""
+    filters = None if allowed is None else typed.trie.filter(allow=allowed)
+    mask = RowMask(*typed)
+    rows = [row for row in prefixes() if legal(row, allowed)]
+    windows = torch.tensor([mask.window(row[:2], row[2:]) for row in rows])
+    masked = mask.apply_(
+        torch.zeros(len(rows), 50), windows, torch.full((len(rows),), -1), [filters] * len(rows)
+    )
+    for row, one in zip(rows, masked, strict=True):
+        assert set((one > -1).nonzero()[:, 0].tolist()) == legal(row, allowed), row
+    for item, tokens in token_rows().items():
+        if allowed is not None and item not in allowed:
+            continue
+        for n in range(len(tokens) + 1):
+            window = torch.tensor([mask.window([2, *tokens[:n]], [])])
+            one = mask.apply_(torch.zeros(1, 50), window, torch.tensor([n]), [filters])[0]
+            wanted = legal([2, *tokens[:n]], allowed) if n else {
+                row[0] for i, row in token_rows().items() if allowed is None or i in allowed
+            }  # fmt: skip
+            assert set((one > -1).nonzero()[:, 0].tolist()) == wanted
 
 
 def test_rows_of_different_types_share_a_call(typed):

@@ -6,7 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from crs_fast.decode.row_mask import RowMask
 from crs_fast.integrations import sglang
+from crs_fast.integrations.served import RequestFilters
+from crs_fast.trie import SidTrie, SidVocab, typed_catalogue
 
 from .engines import NEW_TOKENS, expected, next_logits
 
@@ -58,6 +61,28 @@ def test_a_sid_right_after_the_prompt(served, fields):
     masked = sglang.SidLogitProcessor()(logits, [params])
     legal = (masked[0] > -torch.inf).nonzero().flatten().tolist()
     assert legal == sorted(served.vocab.token_ids[0].tolist())
+
+
+def test_a_typed_catalogue(served, fields, monkeypatch):
+    """The begin token that a row holds chooses the catalogue; `prefix=0` leaves the type open."""
+    begins = served.control.rec, served.vocab.begin
+    tries = [SidTrie.from_sids([[n, 1, 1]], [f"i{n}"]) for n in (0, 2)]
+    vocab = SidVocab(served.vocab.token_ids, end=served.vocab.end)
+    typed = typed_catalogue(dict(zip(begins, tries, strict=True)), vocab)
+    mask = RowMask(*typed)
+    monkeypatch.setattr(sglang, "_mask", lambda *_: (mask, RequestFilters(typed.trie)))
+    first = [int(vocab.token_ids[0][n]) for n in (0, 2)]
+    start = [5, 6]
+    rows = [([*start, begins[0]], fields()), ([*start, begins[1]], fields()),
+            (start, fields(prefix=0)), (start, fields(prefix=0, deny=["i0"]))]  # fmt: skip
+    wanted = [{first[0]}, {first[1]}, set(begins), {begins[1]}]
+    params = [
+        {**options, "__req__": SimpleNamespace(origin_input_ids=row, output_ids=[])}
+        for row, options in rows
+    ]
+    masked = sglang.SidLogitProcessor()(torch.zeros(4, 400), params)
+    for one, legal in zip(masked, wanted, strict=True):
+        assert set((one > -torch.inf).nonzero().flatten().tolist()) == legal
 
 
 def test_wrong_options_end_the_answer_and_nothing_else(served, fields):

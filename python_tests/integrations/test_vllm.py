@@ -13,7 +13,7 @@ import torch
 import crs_fast
 from crs_fast.decode.lm.prompt import left_pad
 from crs_fast.integrations import vllm
-from crs_fast.trie import SidIndex, SidTrie, SidVocab
+from crs_fast.trie import SidIndex, SidTrie, SidVocab, typed_catalogue
 
 from .engines import NEW_TOKENS, expected, next_logits
 
@@ -273,6 +273,33 @@ def test_beam_search_of_ragged_sids_without_a_begin_token(served, sampling_param
         out.scores[0, :5], torch.tensor([scores[i] for i in ranking]), atol=1e-4, rtol=1e-4
     )
     assert out.num_valid.tolist() == [5, 5]
+
+
+@pytest.fixture
+def typed(served):
+    """Two types of items, opened by tokens of their own, in the served model's vocabulary."""
+    begins = served.control.rec, served.vocab.begin
+    tries = [SidTrie.from_sids([[n, m, m], [n, 3, m]], [f"{n}{m}", f"{n}3{m}"])
+             for n, m in ((0, 1), (2, 0))]  # fmt: skip
+    vocab = SidVocab(served.vocab.token_ids, end=served.vocab.end)
+    return typed_catalogue(dict(zip(begins, tries, strict=True)), vocab)
+
+
+@pytest.mark.parametrize("allow", [None, ["01"]])
+def test_beam_search_of_a_typed_catalogue(served, typed, sampling_params, monkeypatch, allow):
+    monkeypatch.setattr(vllm, "_catalogue", lambda _: typed)
+    start = [token for token in served.prompts[0] if token not in typed.vocab.begins]
+    prompts = [start, *([*start, begin] for begin in typed.vocab.begins)]
+    out = vllm.beam_search(FakeLLM(served, config("x")), prompts, 4, allow=allow)
+    ids, mask = left_pad(prompts, 0)
+    filters = None if allow is None else typed.trie.filter(allow=allow)
+    truth = crs_fast.recommend(
+        served.model, ids, mask, trie=typed.trie, vocab=typed.vocab, num_beams=4,
+        normalize="legal", filters=filters,
+    )  # fmt: skip
+    assert out.items == truth.items
+    assert out.num_valid.tolist() == ([4, 2, 2] if allow is None else [1, 1, 0])
+    torch.testing.assert_close(out.scores, truth.scores, atol=1e-4, rtol=1e-4)
 
 
 def test_beam_search_refuses_log_probs_that_would_lose_items(served, sampling_params):
