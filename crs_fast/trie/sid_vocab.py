@@ -174,7 +174,7 @@ class SidVocab(Vocabulary):
             raise ValueError(
                 f"SidVocab.from_tokens: tokenizer must have every token (got none for "
                 f"{', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''}: {len(lacking)} of "
-                f"{len(names)}); add=True adds them"
+                f"{len(names)}); SidVocab.from_tokens(..., add=True) adds them"
             )
         return cls(
             [[-1 if token is None else ids[token] for token in level] for level in levels],

@@ -193,7 +193,7 @@ def test_refusals():
     kwargs = dict(input_ids=ids, attention_mask=mask, custom_generate=crs_fast.beam_search)
     with pytest.raises(ValueError, match="trie must be given"):
         model.generate(**kwargs, num_beams=2)
-    with pytest.raises(ValueError, match="max_new_tokens must be at least the trie's 3 levels"):
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 3, the trie's 3 levels"):
         model.generate(**kwargs, trie=trie, vocab=vocab, num_beams=2, max_new_tokens=2)
     for how in (dict(), dict(repetition_penalty=1.2)):  # by the tree, and by Hugging Face
         with pytest.raises(ValueError, match="normalize must be one of"):
