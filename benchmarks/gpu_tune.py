@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-if "cpu" in sys.argv:
+if any(argument in ("cpu", "--device=cpu") for argument in sys.argv):
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 
 import torch

@@ -1,8 +1,9 @@
 """What a whole search on the CPU is made of: `python benchmarks/search_profile.py [--beams 50]`.
 
 For the search of the cases `beams20` and `beams50` it prints the share of matrix products, of
-attention, of the beam step and of everything else (the model's element-wise operations and
-Python), in float32 and, with --bfloat16, in bfloat16 as well. As the last line, JSON.
+the beams' attention, of the beam step and of everything else (the prompt's attention, the model's
+element-wise operations, Python), in float32 and, with --bfloat16, in bfloat16 as well. As the last
+line, JSON.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,13 +26,31 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import environment
 from benchmarks.cases.beams import System
 from crs_fast.decode import recommend, search
+from crs_fast.decode.lm import tree_state
 
-_MATMUL = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
-_ATTENTION = ("aten::_scaled_dot_product_flash_attention_for_cpu", "crs_fast::tree_attention")
+# Of the model's layers and its head; the batched ones are inside attention.
+_MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
+
+
+class Stopwatch:
+    """Seconds spent in the calls of one function since the last `restart`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.seconds = function, 0.0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        out = self.function(*args, **kwargs)
+        self.seconds += time.perf_counter() - start
+        return out
+
+    def restart(self) -> float:
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
 
 
 def shares(of: System, normalize: str, repeats: int) -> dict[str, Any]:
-    """Milliseconds per search, and what fraction of them each part takes."""
+    """Milliseconds per search, and the fraction of them that each part takes."""
 
     def run() -> None:
         recommend(
@@ -38,35 +58,34 @@ def shares(of: System, normalize: str, repeats: int) -> dict[str, Any]:
             normalize=normalize,
         )  # fmt: skip
 
-    spent: list[float] = []
-
-    def timed_step(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        out = trie_step(*args, **kwargs)
-        spent[-1] += time.perf_counter() - start
-        return out
-
-    trie_step = search.trie_step
     run()
-    totals: list[float] = []
-    with patch.object(search, "trie_step", timed_step):
+    step, attention = Stopwatch(search.trie_step), Stopwatch(tree_state.tree_attention)
+    times: list[tuple[float, float, float]] = []  # whole, step, attention
+    with (
+        patch.object(search, "trie_step", step),
+        patch.object(tree_state, "tree_attention", attention),
+    ):
         for _ in range(repeats):
-            spent.append(0.0)
             start = time.perf_counter()
             run()
-            totals.append(time.perf_counter() - start)
-    total = statistics.median(totals)
+            times.append((time.perf_counter() - start, step.restart(), attention.restart()))
+    whole, in_step, in_attention = (
+        statistics.median(column) for column in zip(*times, strict=True)
+    )
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         run()
-    own = {event.key: event.self_cpu_time_total / 1e6 for event in profiled.key_averages()}
-    all_own = sum(own.values())
+    products = sum(
+        event.self_cpu_time_total / 1e6
+        for event in profiled.key_averages()
+        if event.key in _MATRIX_PRODUCTS
+    )
     parts = {
-        "matrix products": sum(own.get(name, 0.0) for name in _MATMUL) / all_own,
-        "attention": sum(own.get(name, 0.0) for name in _ATTENTION) / all_own,
-        "beam step": statistics.median(spent) / total,
+        "matrix products": products / whole,
+        "attention of the beams": in_attention / whole,
+        "beam step": in_step / whole,
     }
     parts["the rest"] = 1 - sum(parts.values())
-    return {"normalize": normalize, "ms": 1e3 * total, **parts}
+    return {"normalize": normalize, "ms": 1e3 * whole, **parts}
 
 
 def main() -> int:

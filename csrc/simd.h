@@ -11,6 +11,7 @@
 #include <arm_neon.h>
 #endif
 
+#include <cfloat>
 #include <cstdint>
 #include <cstring>
 
@@ -180,7 +181,8 @@ CRS_INLINE int32_t lowest_lane(Ints x) {
 // 2^(x * scale) where that is at most 1 and scale > 0, relative error below 2e-7; 2^-126 below
 // that. 2^n by its bits, the rest of |r| <= 1/2 by a polynomial (degree 5, least relative error).
 CRS_INLINE Floats exp2_nonpositive(Floats x, float scale) {
-  x = maximum(all(-126.0f / scale), x);   // NaN stays NaN
+  const float lowest = -126.0f / scale;
+  x = maximum(all(lowest < -FLT_MAX ? -FLT_MAX : lowest), x);  // NaN stays NaN
   const Floats magic = all(12582912.0f);  // adding it rounds to the nearest integer
   const Floats shifted = fma(x, all(scale), magic);
   const Floats r = fma(x, all(scale), magic - shifted);

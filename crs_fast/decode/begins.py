@@ -1,4 +1,4 @@
-"""The begin tokens that a row of text must not hold, since no SID may follow them there."""
+"""Masks begin tokens that no allowed SID could follow."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from crs_fast.trie import SidTrie, Vocabulary
 
 
 class Begins:
-    """Begin tokens whose SIDs a row's filter allows none of: the SID could only end at once. In a
-    typed catalogue each type is looked at."""
+    """Masks a begin token in the rows whose filter allows no item behind it: such a SID could have
+    no code. In a typed catalogue, where each type of items has its own begin token, each type is
+    judged alone."""
 
     def __init__(self, trie: SidTrie, vocab: Vocabulary) -> None:
         self.trie, self.vocab = trie.tensors, vocab

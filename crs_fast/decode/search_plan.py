@@ -50,7 +50,7 @@ class SearchPlan:
 
     @classmethod
     def of(cls, request: SearchRequest, streams: bool = False) -> SearchPlan:
-        """`streams`: of the model's head."""
+        """`streams`: see `LmHead.streams`."""
         tokens = request.vocabulary.tensors(request.trie.device)
         is_streamed = streams and request.normalize == "vocab"
         if request.normalize == "vocab" and not is_streamed:

@@ -21,8 +21,8 @@ def checked_terminator(
     """The tokens of a terminator, in order.
 
     Raises:
-        ValueError: it is no token and no sequence of tokens, names one token twice, or holds one
-            that stands for a code of the catalogue.
+        ValueError: it is no token and no sequence of tokens, names one token twice, or holds a
+            begin token or one that stands for a code of the catalogue.
     """
     tokens = _tokens(terminator)
     if not tokens:
@@ -34,6 +34,10 @@ def checked_terminator(
         if tokens.count(token) > 1:
             raise ValueError(
                 f"{op}: terminator must be distinct token ids (got {token} more than once)"
+            )
+        if token in vocab.begins:
+            raise ValueError(
+                f"{op}: terminator must hold no begin token (got {token}, which is one)"
             )
         for ids, codes in zip(vocab.token_ids, trie.level_codes, strict=False):
             if bool((ids[codes] == token).any()):

@@ -183,6 +183,9 @@ def test_a_terminator_must_be_no_code():
             recommend(model, ids, mask, trie=trie, vocab=vocab, terminator=bad)
         with pytest.raises(ValueError, match=f"SidLogitsProcessor: terminator must {message}"):
             SidLogitsProcessor(trie, vocab, prompt_length=3, terminator=bad)
+    opened = SidVocab(vocab.token_ids, begin=LINE_BREAK)
+    with pytest.raises(ValueError, match=f"hold no begin token .got {LINE_BREAK}, which is one"):
+        SidLogitsProcessor(trie, opened, terminator=[EOS, LINE_BREAK])
     # A code that no item carries may serve, and so may the token that ends SIDs in text.
     unused = int(vocab.token_ids[1][3])
     recommend(model, ids, mask, trie=trie, vocab=vocab, terminator=unused)

@@ -19,8 +19,8 @@ def vocab_logsumexp(
     softcap: float | None = None,
     temperature: float = 1.0,
 ) -> torch.Tensor:
-    """The log-sum-exp of each row's logits over the vocabulary. On CUDA nothing of [R, V] is
-    written.
+    """The log-sum-exp of each row's logits over the vocabulary. On CUDA, where
+    Triton is installed, nothing of [R, V] is written.
 
         logits = scale * (hidden @ weight.T + bias)             # in the dtype of the weights
         logits = softcap * tanh(logits / softcap)               # where there is one

@@ -11,7 +11,14 @@ from ..dtypes import NATIVE_FLOATS, name_of
 _OP = "vocab_logsumexp"
 
 
-def check(hidden, weight, bias, scale, softcap, temperature) -> None:
+def check(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: float,
+    softcap: float | None,
+    temperature: float,
+) -> None:
     _check_tensor("hidden", hidden, hidden, NATIVE_FLOATS, "[R, D]")
     _check_tensor("weight", weight, hidden, (hidden.dtype,), "[V, D]")
     if bias is not None:

@@ -1,6 +1,7 @@
 """The native trie ops against full enumeration and against the plain-PyTorch oracle."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -143,8 +144,8 @@ def test_step_against_enumeration(name, sids, filtered, normalize, dtype):
     plain = reference.trie_step(
         logits, scores, nodes, trie.tensors, vocab.tensors(), num_beams, normalize, 0.7, filters
     )
-    for mine, theirs in zip(got[1:], plain[1:], strict=True):
-        assert torch.equal(mine, theirs)
+    for ours, expected_one in zip(got[1:], plain[1:], strict=True):
+        assert torch.equal(ours, expected_one)
     torch.testing.assert_close(got[0], plain[0], atol=TOLERANCE[dtype], rtol=0)
     expected = brute_step(sids, allow, logits, scores, prefixes, vocab, num_beams, normalize, 0.7)
     for b in range(batch):
@@ -180,11 +181,24 @@ def test_step_with_known_normalizers_needs_only_the_levels_logits(dtype):
     for run in (trie_step, reference.trie_step):
         got = run(of_level, *arguments)
         torch.testing.assert_close(got[0], want[0], atol=TOLERANCE[dtype], rtol=0)
-        for mine, theirs in zip(got[1:], want[1:], strict=True):
-            assert torch.equal(mine, theirs)
+        for ours, expected_one in zip(got[1:], want[1:], strict=True):
+            assert torch.equal(ours, expected_one)
     for wrong, normalize in ((known[1:], "vocab"), (known, "level")):
         with pytest.raises(ValueError, match=r"trie_step: normalizers must be .* = \[4\] with"):
             trie_step(of_level, scores, nodes, trie.tensors, few, 8, normalize, 1.0, None, wrong)
+
+
+def test_a_suppressed_token_at_the_highest_temperatures():
+    """All logits but the suppressed one are alike then."""
+    trie, tokens = SidTrie.from_sids([[0, 1], [1, 0]]), vocab_of(2, 2).tensors()
+    logits = torch.arange(40.0)[None]
+    logits[0, 30] = -torch.inf
+    root = torch.zeros(1, 1, dtype=torch.int64)
+    for temperature in (1e10, 4e37, 3e38):
+        step = trie_step(
+            logits, torch.zeros(1, 1), root, trie.tensors, tokens, 2, "vocab", temperature
+        )
+        torch.testing.assert_close(step[0], torch.full((1, 2), -math.log(39)))
 
 
 def test_step_breaks_ties_to_the_lower_parent_then_code():
@@ -243,8 +257,8 @@ def test_native_step_equals_the_reference(
         torch.testing.assert_close(got[0], plain[0], atol=3e-5, rtol=0)
         # Rounding may order two near-equal sums either way; equal sums must give equal beams.
         sure = clear_places(plain[0]) | torch.equal(got[0], plain[0])
-        for mine, theirs in zip(got[1:], plain[1:], strict=True):
-            assert torch.equal(mine[sure], theirs[sure])
+        for ours, expected_one in zip(got[1:], plain[1:], strict=True):
+            assert torch.equal(ours[sure], expected_one[sure])
         scores, nodes = got[0], got[1]
 
 

@@ -115,8 +115,8 @@ def test_cuda_step_takes_normalizers(dtype, device):
         moved(tokens, device), *rest, known.to(device),
     )  # fmt: skip
     torch.testing.assert_close(got[0].cpu(), want[0], atol=1e-5, rtol=0)
-    for mine, theirs in zip(got[1:], want[1:], strict=True):
-        assert torch.equal(mine.cpu(), theirs)
+    for ours, expected_one in zip(got[1:], want[1:], strict=True):
+        assert torch.equal(ours.cpu(), expected_one)
 
 
 # More beams than a block's buffer lists: one row's candidates are all listed.
@@ -160,8 +160,8 @@ def test_cuda_step_equals_the_reference(shape, ties, normalize, dtype, device):
         torch.testing.assert_close(got[0].cpu(), expected[0], atol=1e-4, rtol=0)
         # Sums are taken in another order, so beams that score alike may change places.
         clear = clear_places(got[0].cpu()) | torch.isinf(expected[0]) | ties
-        for mine, theirs in zip(got[1:], expected[1:], strict=True):
-            assert torch.equal(mine.cpu()[clear], theirs[clear])
+        for ours, expected_one in zip(got[1:], expected[1:], strict=True):
+            assert torch.equal(ours.cpu()[clear], expected_one[clear])
 
 
 @pytest.mark.parametrize("shape", MANY_BEAMS, ids=str)
@@ -207,8 +207,8 @@ def test_a_recorded_step_follows_the_slot():
         slot.load(trie)
         graph.replay()
         expected = trie_step(logits, scores, nodes, trie.to("cuda").tensors, tokens, 50)
-        for mine, theirs in zip(out, expected, strict=True):
-            assert torch.equal(mine, theirs)
+        for ours, expected_one in zip(out, expected, strict=True):
+            assert torch.equal(ours, expected_one)
 
 
 @pytest.mark.gpu
@@ -223,8 +223,8 @@ def test_cuda_step_compiles_without_graph_breaks():
         8,
     )
     compiled = torch.compile(trie_step, fullgraph=True, backend="aot_eager")
-    for mine, theirs in zip(compiled(*args), trie_step(*args), strict=True):
-        assert torch.equal(mine, theirs)
+    for ours, expected_one in zip(compiled(*args), trie_step(*args), strict=True):
+        assert torch.equal(ours, expected_one)
 
 
 @pytest.mark.parametrize(("barred", "out_beams"), [(412, 150), (452, 70), (0, 300)])
