@@ -31,7 +31,7 @@ float logsumexp(const T* logits, int64_t size, float inverse_temperature) {
   if (!std::isfinite(highest)) return highest;
 
   const float scale = inverse_temperature * 1.44269504088896341f;  // exp(x) = 2^(x / log(2))
-  const auto power = [&](Floats value) { return exp2_nonpositive(value - highest, scale); };
+  const auto power = [&](Floats value) { return exp2_nonpositive((value - highest) * scale); };
   Floats sums[kChains] = {power(rest)};
   for (i = 0; i + kChains * kLanes <= whole; i += kChains * kLanes)
     for (int c = 0; c < kChains; ++c) sums[c] += power(load(logits + i + c * kLanes));

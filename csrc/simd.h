@@ -11,7 +11,6 @@
 #include <arm_neon.h>
 #endif
 
-#include <cfloat>
 #include <cstdint>
 #include <cstring>
 
@@ -178,14 +177,13 @@ CRS_INLINE int32_t lowest_lane(Ints x) {
   return x[0];
 }
 
-// 2^(x * scale) where that is at most 1 and scale > 0, relative error below 2e-7; 2^-126 below
-// that. 2^n by its bits, the rest of |r| <= 1/2 by a polynomial (degree 5, least relative error).
-CRS_INLINE Floats exp2_nonpositive(Floats x, float scale) {
-  const float lowest = -126.0f / scale;
-  x = maximum(all(lowest < -FLT_MAX ? -FLT_MAX : lowest), x);  // NaN stays NaN
-  const Floats magic = all(12582912.0f);  // adding it rounds to the nearest integer
-  const Floats shifted = fma(x, all(scale), magic);
-  const Floats r = fma(x, all(scale), magic - shifted);
+// 2^x for x <= 0, relative error below 2e-7; 2^-126 below that. 2^n by its bits, the rest of
+// |r| <= 1/2 by a polynomial (degree 5, least relative error).
+CRS_INLINE Floats exp2_nonpositive(Floats x) {
+  x = maximum(all(-126.0f), x);     // NaN stays NaN
+  const float magic = 12582912.0f;  // adding it rounds to the nearest integer
+  const Floats shifted = x + magic;
+  const Floats r = x - (shifted - magic);
   Floats p = fma(r, all(1.327647199253398e-3f), all(9.675541334453752e-3f));
   p = fma(p, r, all(5.550713273497850e-2f));
   p = fma(p, r, all(2.402211972383997e-1f));
