@@ -1,4 +1,5 @@
-"""Plots step time by catalogue size: `python benchmarks/plot_step.py --out docs/step_vs_n.svg`.
+"""Plots step time by catalogue size: `python benchmarks/plot_step.py --out docs/step_vs_n.svg`, for
+the instruction set of CRS_FAST_ISA.
 
 It answers two questions. Does a step depend on N if the number of legal children per beam is fixed
 (in a tree that fans out by 4 at every depth, so that a larger catalogue is deeper)? And what does a
@@ -19,7 +20,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.environment import machine
+from benchmarks.environment import instruction_set, machine
 from benchmarks.run import measure
 from crs_fast.ops import trie_step, trie_walk
 from crs_fast.trie import SidTrie, SidVocab
@@ -96,12 +97,14 @@ def plot(rows: list[dict[str, Any]], out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    isa = instruction_set("cpu")
+
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for name in dict.fromkeys(row["workload"] for row in rows):
         line = [row for row in rows if row["workload"] == name]
         axes.plot([r["items"] for r in line], [r["us"] for r in line], marker="o", label=name)
     axes.set(xscale="log", xlabel="items", ylabel="µs per step", ylim=(0, None))
-    axes.set_title(f"trie_step, (B, M) = ({BATCH}, {BEAMS}), V = {CODES}, CPU", fontsize=10)
+    axes.set_title(f"trie_step, (B, M) = ({BATCH}, {BEAMS}), V = {CODES}, {isa}", fontsize=10)
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(out)
