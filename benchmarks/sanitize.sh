@@ -18,6 +18,7 @@ python="$(command -v python3)"
 address() {
   local tree=build/asan/tree seconds="${1:-}" failed=0
   echo "== address and undefined: build"
+  mkdir -p build
   cmake -S . -B build/asan -G Ninja -DCRS_FAST_CUDA=0 -DCMAKE_BUILD_TYPE=Debug \
     -DCRS_FAST_SANITIZE=address,undefined -DPython_EXECUTABLE="$python" \
     -Dpybind11_DIR="$("$python" -m pybind11 --cmakedir)" \
