@@ -10,6 +10,7 @@ import torch
 
 from crs_fast.cli import main, quickstart, quickstart_report
 from crs_fast.crs.backbones import tiny_backbone
+from crs_fast.crs.checkpoint import MANIFEST
 from crs_fast.crs.data import write_dialogues, write_items
 from crs_fast.crs.data.dialogue import CrsDataset, Dialogue, Item, Mention, Turn
 from crs_fast.crs.evaluation.evaluate import Evaluation
@@ -270,9 +271,12 @@ def test_where_a_model_runs(command, given, gpu, expected, folder, monkeypatch):
 
 
 @pytest.mark.parametrize("given", [[], ["--trust-remote-code"]], ids=["", "trusted"])
-@pytest.mark.parametrize("command", ["evaluate", "chat", "serve", "train --out x"])
-def test_code_beside_a_model_runs_only_if_the_caller_says_so(command, given, folder, monkeypatch):
+@pytest.mark.parametrize("command", ["evaluate", "chat", "serve", "train --out x", "predict"])
+def test_code_beside_a_model_runs_only_if_the_caller_says_so(
+    command, given, folder, tmp_path, monkeypatch
+):
     trusted = []
+    (tmp_path / MANIFEST).touch()
 
     def load(path, *, trust_remote_code, **_):
         trusted.append(trust_remote_code)
@@ -281,7 +285,9 @@ def test_code_beside_a_model_runs_only_if_the_caller_says_so(command, given, fol
     monkeypatch.setattr(Recommender, "from_pretrained", load)
     monkeypatch.setattr("crs_fast.crs.training.backbone.load_backbone", load)
     data = ["--data", str(folder / "data")] if command[0] in "et" else []
-    assert main([*command.split(), *data, "--model", "m", *given]) == 2
+    if command == "predict":
+        data = [str(folder / "data" / "test.jsonl"), "--out", str(tmp_path / "out")]
+    assert main([*command.split(), *data, "--model", str(tmp_path), *given]) == 2
     assert trusted == [bool(given)]
 
 

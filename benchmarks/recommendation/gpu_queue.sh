@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The runs that the result pages still lack, most valuable first, for a GPU that is lent for minutes.
+# The runs that the result pages still lack, most valuable first, for a GPU rented for minutes.
 #
 #     gpu_queue.sh prepare            on a CPU: make the catalogues, which travel in $out
 #     gpu_queue.sh [--minutes 14]     work the list off; call it again to go on where it was cut off
@@ -48,14 +48,19 @@ print(max(tried, key=tried.get, default="1e-3"))
 PY
 }
 
-# One line per run: the experiment's folder, then the arguments. Runs of one folder may differ in
-# methods and seeds only.
-list() {
-  local rate="$1" redial="--data redial --tokens $redial_tokens" quiet=--no-replies
-  local inspired="--data inspired --tokens $inspired_tokens --lr 5e-4"
+redial="--data redial --tokens $redial_tokens" quiet=--no-replies
+
+# A list has one line per run: the experiment's folder, then the arguments. Runs of one folder may
+# differ in methods and seeds only.
+list_rates() {
   for one in 1e-3 5e-4 2e-3; do
     echo "redial_valid_$one $redial --lr $one --split valid $quiet --methods gcrs"
   done
+}
+
+# What is trained at the best rate.
+list_rest() {
+  local rate="$1" inspired="--data inspired --tokens $inspired_tokens --lr 5e-4"
   echo "redial_$rate $redial --lr $rate --methods popularity,copy,copy-popularity,gcrs"
   echo "redial_$rate $redial --lr $rate --methods co-mention+mentions+copy-odds"
   echo "redial_$rate $redial --lr $rate --methods resp"
@@ -93,10 +98,8 @@ if [ "$what" = merge ]; then
   exit
 fi
 
-rate=1e-3
-[ -n "$dry" ] || rate="$(best_rate)"
 if [ "$what" = prepare ]; then
-  [ -n "$dry" ] && { list "$rate" | cut -d " " -f 1 | sort -u; exit; }
+  [ -n "$dry" ] && { (list_rates; list_rest 1e-3) | cut -d " " -f 1 | sort -u; exit; }
   python3 - "$out" <<'PY'
 """The catalogues that the list needs, which every experiment finds under its own catalogue/."""
 import pathlib, sys
@@ -114,32 +117,40 @@ fi
 
 deadline=$((SECONDS + 60 * minutes))
 started="" failed=0
-while read -r folder arguments <&3; do
-  line="$(command_of "$folder" "$arguments")"
-  if [ -n "$dry" ]; then
-    echo "$line"
-    continue
-  fi
-  mark="$out/done/$(echo "$folder $arguments" | tr -c 'a-zA-Z0-9.\n' _)"
-  [ -f "$mark" ] && continue
-  data="${folder%%_*}"
-  mkdir -p "$out/$folder" "$out/done"
-  if [ -d "$out/prepared/$data/catalogue" ] && [ ! -d "$out/$folder/catalogue" ]; then
-    cp -r "$out/prepared/$data/catalogue" "$out/$folder/"
-  fi
-  while [ ! -f "$mark" ]; do
-    left=$((deadline - SECONDS))
-    [ "$left" -gt 20 ] || { echo "gpu_queue: time is up; next: $folder $arguments"; exit 0; }
-    started="$SECONDS" status=0
-    timeout --kill-after=10 "$((left < limit ? left : limit))" $line >>"$out/$folder/log.txt" 2>&1 ||
-      status=$?
-    echo "$((SECONDS - started)) s, status $status: $folder $arguments"
-    case "$status" in
-      0) touch "$mark" ;;
-      124 | 137) ;; # cut off; it goes on from its checkpoint
-      *) tail -3 "$out/$folder/log.txt" >&2; failed=1; break ;;
-    esac
+# Run what is not done yet of the list on file descriptor 3.
+work_off() {
+  while read -r folder arguments <&3; do
+    line="$(command_of "$folder" "$arguments")"
+    if [ -n "$dry" ]; then
+      echo "$line"
+      continue
+    fi
+    mark="$out/done/$(echo "$folder $arguments" | tr -c 'a-zA-Z0-9.\n' _)"
+    [ -f "$mark" ] && continue
+    data="${folder%%_*}"
+    mkdir -p "$out/$folder" "$out/done"
+    if [ -d "$out/prepared/$data/catalogue" ] && [ ! -d "$out/$folder/catalogue" ]; then
+      cp -r "$out/prepared/$data/catalogue" "$out/$folder/"
+    fi
+    while [ ! -f "$mark" ]; do
+      left=$((deadline - SECONDS))
+      [ "$left" -gt 20 ] || { echo "gpu_queue: time is up; next: $folder $arguments"; exit 0; }
+      started="$SECONDS" status=0
+      timeout --kill-after=10 "$((left < limit ? left : limit))" $line >>"$out/$folder/log.txt" 2>&1 ||
+        status=$?
+      echo "$((SECONDS - started)) s, status $status: $folder $arguments"
+      case "$status" in
+        0) touch "$mark" ;;
+        124 | 137) ;; # cut off; it goes on from its checkpoint
+        *) tail -3 "$out/$folder/log.txt" >&2; failed=1; break ;;
+      esac
+    done
   done
-done 3< <(list "$rate")
+}
+
+work_off 3< <(list_rates)
+rate=1e-3
+[ -n "$dry" ] || rate="$(best_rate)"
+work_off 3< <(list_rest "$rate")
 [ -n "$dry" ] || echo "gpu_queue: the list is done"
 exit "$failed"

@@ -46,6 +46,7 @@ def run(args: Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         dtype=dtype_of(args),
         device=device_of(args),
+        trust_remote_code=args.trust_remote_code,
         workers=args.workers,
     )
     turns, problems = 0, []

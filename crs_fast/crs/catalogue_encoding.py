@@ -49,7 +49,8 @@ def encode_catalogue(
         batch_size: texts per forward pass.
         device: where an encoder given by its name runs.
         workers: so many actors of Ray Data, each of which takes whole files; None works in this
-            process, without Ray. With a device "cuda", each gets a GPU.
+            process, without Ray. With a device "cuda", each gets a GPU; None
+            requests no GPU from Ray.
 
     Yields:
         For each file as it is done: `source`, `target`, `items` (how many), `kept` (whether it was

@@ -264,7 +264,7 @@ class ExposedList:
         catalogue: the catalogue's groups.
         named: ids that the conversation named or showed; ids of no item are ignored.
         num_items: the most items of the list.
-        candidates: items that join the beams of its searches, if `fill_lists` is told how.
+        turns: the conversation, for which a source gives the candidates that join the beams.
     """
 
     def __init__(
@@ -273,9 +273,9 @@ class ExposedList:
         catalogue: ItemGroups,
         named: Iterable[str],
         num_items: int,
-        candidates: Sequence[Scored] = (),
+        turns: Sequence[Turn] = (),
     ) -> None:
-        self.candidates = candidates
+        self.turns = turns
         self.exposure, self.catalogue, self.num_items = exposure, catalogue, num_items
         self.items: list[Scored] = []
         self.complete = False
@@ -352,24 +352,21 @@ def fill_lists(
     join: JoinedBeams | None = None,
 ) -> None:
     """Fill the lists of some requests of a batch, of `rows`, from searches over their items, which
-    `join` joins by each list's candidates. A list that a limit leaves short is filled up by another
-    search, without what is full."""
-    pending = list(zip(rows, lists, strict=True))
+    `join` joins by candidates for each list's conversation. A list that a limit leaves short is
+    filled up by another search, without what is full."""
+    candidates: Sequence[Sequence[Scored]] = [()] * len(lists)
+    if join is not None:
+        candidates = join.candidates([one.turns for one in lists])
+    pending = list(zip(rows, lists, candidates, strict=True))
     while pending:
-        filters = [one.filter() for _, one in pending]
-        some = [row for row, _ in pending]
+        filters = [one.filter() for _, one, _ in pending]
+        some = [row for row, _, _ in pending]
         out = turns.rank(some, num_beams=num_beams, normalize=normalize, filters=stacked(filters))
-        if join is None:
-            ranked = [
-                list(zip(map(str, ids), scores, strict=True))
-                for ids, scores in zip(out.items, out.item_scores, strict=True)
-            ]
-        else:
-            candidates = [one.candidates for _, one in pending]
-            ranked = join_beams(turns, some, out, candidates, join, filters, normalize)
-        for (_, one), items, beams in zip(pending, ranked, out.num_valid.tolist(), strict=True):
+        own = [of_list for _, _, of_list in pending]
+        ranked = join_beams(turns, some, out, own, join, filters, normalize)
+        for (_, one, _), items, beams in zip(pending, ranked, out.num_valid.tolist(), strict=True):
             one.take(items, exhausted=beams < num_beams)
-        pending = [(row, one) for row, one in pending if not one.complete]
+        pending = [request for request in pending if not request[1].complete]
 
 
 def named_items(turns: Iterable[Turn], shown: Iterable[str] = ()) -> list[str]:

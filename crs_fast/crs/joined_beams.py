@@ -58,6 +58,20 @@ class JoinedBeams:
         if self.rule not in RULES:
             raise ValueError(f"JoinedBeams: rule must be one of {RULES} (got {self.rule!r})")
 
+    def candidates(self, contexts: Sequence[Sequence[Turn]]) -> Sequence[Sequence[Scored]]:
+        """The source's candidates of each conversation.
+
+        Raises:
+            ValueError: the source did not give one list for each.
+        """
+        lists = self.source(contexts) if contexts else []
+        if len(lists) != len(contexts):
+            raise ValueError(
+                f"JoinedBeams: source must give one list for each of {len(contexts)} "
+                f"conversations (got {len(lists)})"
+            )
+        return lists
+
     def need_exact(self, normalize: str) -> None:
         """
         Raises:
@@ -83,7 +97,8 @@ class JoinedBeams:
 
     def _score(self, p: float, q: float) -> float:
         if self.rule == "product":
-            return (1 - self.share) * p + self.share * q
+            weighted = ((1 - self.share, p), (self.share, q))
+            return sum(weight * x for weight, x in weighted if weight)  # 0 * -inf would be NaN
         terms = (_log(1 - self.share) + p, _log(self.share) + q)
         largest = max(terms)
         if largest == -math.inf:
@@ -100,7 +115,7 @@ def join_beams(
     rows: Sequence[int],
     beams: RecommendOutput,
     candidates: Sequence[Sequence[Scored]],
-    join: JoinedBeams,
+    join: JoinedBeams | None,
     filters: Sequence[ItemFilter | None],
     normalize: str = "vocab",
 ) -> list[list[Scored]]:
@@ -109,34 +124,43 @@ def join_beams(
     Args:
         turns, rows: the requests that `beams` are of, as in `TurnBatch.rank`.
         candidates: those of each request.
+        join: how they join; None leaves the beams as they are.
         filters: the filter of each request; what it denies does not join.
 
     Raises:
         ValueError: see `JoinedBeams.need_exact`; a candidate that is no item.
     """
+    lists = _scored_items(beams)
+    if join is None:
+        return lists
     join.need_exact(normalize)
-    found = [
-        dict(zip(map(str, ids), scores, strict=True))
-        for ids, scores in zip(beams.items, beams.item_scores, strict=True)
-    ]
+    model_scores = [dict(one) for one in lists]
     missing = [
-        [i for i, _ in of_request if i not in model]
-        for of_request, model in zip(candidates, found, strict=True)
+        [i for i, _ in of_request if i not in scores]
+        for of_request, scores in zip(candidates, model_scores, strict=True)
     ]
-    asked = [at for at, ids in enumerate(missing) if ids]
-    if asked:
+    incomplete = [at for at, ids in enumerate(missing) if ids]
+    if incomplete:
         trie = turns.bundle.trie
-        allowed = [trie.filter(allow=missing[at]) for at in asked]
+        allowed = [trie.filter(allow=missing[at]) for at in incomplete]
         both = [
             one if (given := filters[at]) is None else one & given
-            for at, one in zip(asked, allowed, strict=True)
+            for at, one in zip(incomplete, allowed, strict=True)
         ]
         exact = turns.rank(
-            [rows[at] for at in asked],
-            num_beams=max(len(missing[at]) for at in asked),
+            [rows[at] for at in incomplete],
+            num_beams=max(len(missing[at]) for at in incomplete),
             normalize=normalize,
             filters=stacked(both),
         )
-        for at, ids, scores in zip(asked, exact.items, exact.item_scores, strict=True):
-            found[at] |= zip(map(str, ids), scores, strict=True)
-    return [join.ranked(m, c) for m, c in zip(found, candidates, strict=True)]
+        for at, scored in zip(incomplete, _scored_items(exact), strict=True):
+            model_scores[at].update(scored)
+    return [join.ranked(m, c) for m, c in zip(model_scores, candidates, strict=True)]
+
+
+def _scored_items(beams: RecommendOutput) -> list[list[Scored]]:
+    """The items of each request with their scores, best first."""
+    return [
+        list(zip(map(str, ids), scores, strict=True))
+        for ids, scores in zip(beams.items, beams.item_scores, strict=True)
+    ]

@@ -408,19 +408,15 @@ class Recommender:
         one_each = None if single else len(batch)
         exposures = exposures_of(op, self.groups, limits, one_each, exclude, allow)
         contexts = [self.turns(one) for one in batch]
-        join = options.join
-        candidates = [()] * len(batch) if join is None else join.source(contexts)
         lists = [
             ExposedList(
                 exposure,
                 self.groups,
                 named_items(turns, shown_items(one)),
                 options.num_items,
-                of_one,
+                turns,
             )
-            for one, turns, exposure, of_one in zip(
-                batch, contexts, exposures, candidates, strict=True
-            )
+            for one, turns, exposure in zip(batch, contexts, exposures, strict=True)
         ]
         return read_contexts(self.bundle, contexts, options, cache), lists
 

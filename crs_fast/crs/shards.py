@@ -37,7 +37,7 @@ def do_shards(
         make_work: called with `arguments` once in each worker; a class of a module.
         workers: so many actors of Ray Data, each of which takes whole files; None works in this
             process, without Ray.
-        device: if it is "cuda", each actor gets a GPU.
+        device: if it is "cuda", each actor gets a GPU; None requests no GPU from Ray.
     """
     if workers is None:
         return map(make_work(*arguments), shards)

@@ -62,6 +62,34 @@ def test_joined_scores_are_exact(recommender, rule, share):
         assert [s for *_, s in got] == pytest.approx([s for _, s in expected], abs=1e-4)
 
 
+@pytest.mark.parametrize("rule", ["mixture", "product"])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_weight_of_zero_leaves_out_what_is_impossible(rule, share):
+    join = JoinedBeams(always([]), share, rule)
+    sure, impossible = {"a": -1.0, "b": -2.0}, {"a": -math.inf, "b": -math.inf}
+    model, source = (sure, impossible) if share == 0 else (impossible, sure)
+    assert join.ranked(model, [*source.items()]) == [("a", -1.0), ("b", -2.0)]
+
+
+def test_the_source_is_asked_only_where_a_list_is_ranked(recommender):
+    asked = []
+
+    def source(contexts):
+        asked.append(len(contexts))
+        return [CANDIDATES] * len(contexts)
+
+    join = JoinedBeams(source)
+    recommender.respond(ASK, mode="chat", join=join, max_new_tokens=3)
+    recommender.respond(ASK, item="i0", join=join, max_new_tokens=3)
+    assert asked == []
+    recommender.respond([ASK, ASK], mode="rec", join=join, max_new_tokens=3)
+    assert asked == [2]
+    answers = predict(recommender.bundle, dialogues(4), num_beams=3, join=join, progress=False)
+    ranked = sum(bool(p.ranking) for p in answers)
+    ranked += sum(len(p.messages) for p in answers)
+    assert sum(asked[1:]) == ranked < len(answers)
+
+
 def test_respond_writes_about_the_joined_top_item(recommender):
     join = JoinedBeams(always([("i0", -1e-6)]), 0.99)
     response = recommender.respond(ASK, mode="rec", join=join, max_new_tokens=3)
@@ -117,6 +145,16 @@ def test_neighbours_are_nearest_by_cosine_to_the_last_turns():
         (
             lambda r: r.rank(ASK, normalize="legal", join=JoinedBeams(always(CANDIDATES))),
             "normalize must be one of",
+        ),
+        (
+            lambda r: r.rank(ASK, join=JoinedBeams(lambda contexts: []), num_beams=3, num_items=2),
+            r"source must give one list for each of 1 conversations \(got 0\)",
+        ),
+        (
+            lambda r: predict(
+                r.bundle, dialogues(2), join=JoinedBeams(lambda contexts: []), progress=False
+            ),
+            "source must give one list for each",
         ),
     ],
 )

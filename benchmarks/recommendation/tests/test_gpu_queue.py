@@ -1,7 +1,9 @@
-"""The list of runs for a lent GPU: every command is one that the experiment takes."""
+"""The list of runs for a rented GPU: every command is one that the experiment takes."""
 
+import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,13 @@ SCRIPT = Path(__file__).parents[1] / "gpu_queue.sh"
 FREE = ("arms", "seeds")  # what runs of one folder may differ in
 
 
-def call(*arguments):
+def call(*arguments, **environment):
     return subprocess.run(
-        ["bash", str(SCRIPT), *arguments], check=False, capture_output=True, text=True
+        ["bash", str(SCRIPT), *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
     )
 
 
@@ -34,6 +40,27 @@ def test_every_command_is_understood(size):
         settings = {name: value for name, value in args.items() if name not in FREE}
         assert folders.setdefault(args["out"], settings) == settings
         assert args["data"] == Path(args["out"]).name.partition("_")[0]
+
+
+# In place of an experiment: it notes that 5e-4 is the best rate.
+EXPERIMENT = f"""#!/bin/bash
+[ "$1" = -m ] || exec {sys.executable} "$@"
+while [ "$1" != --out ]; do shift; done
+case "$2" in *_5e-4) recall=0.3 ;; *) recall=0.1 ;; esac
+echo '{{"recommendation": {{"paper": {{"gcrs": {{"recall@10": '$recall'}}}}}}}}' >"$2/results.json"
+"""
+
+
+def test_the_rest_is_trained_at_the_best_rate_of_the_same_call(tmp_path):
+    (tmp_path / "python3").write_text(EXPERIMENT)
+    (tmp_path / "python3").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    shown = call("--tiny", "--out", str(tmp_path / "out"), PATH=path)
+    assert shown.returncode == 0, shown.stderr
+    assert "the list is done" in shown.stdout
+    folders = {folder.name for folder in (tmp_path / "out").iterdir()} - {"done"}
+    rates = {f"redial_valid_{rate}" for rate in ("1e-3", "5e-4", "2e-3")}
+    assert folders == {*rates, "redial_5e-4", "inspired"}
 
 
 def test_bad_arguments():

@@ -120,10 +120,11 @@ def read_info(path: Path, required: str | None = None) -> dict[str, dict[str, An
     return info
 
 
-def by_number(text: str) -> tuple[bool, int, str]:
+def by_number(text: str) -> tuple[bool, int, str, str]:
     """A key that sorts digits as numbers, however long, and before other texts."""
     is_number = text.isascii() and text.isdigit()
-    return (not is_number, len(text.lstrip("0")) if is_number else 0, text)
+    digits = text.lstrip("0") if is_number else ""
+    return (not is_number, len(digits), digits, text)
 
 
 def _not_whole(path: Path, error: Exception, line: int | None = None) -> ValueError:

@@ -245,10 +245,11 @@ def _contexts(
 
 @dataclass(frozen=True, slots=True)
 class _Joining:
-    """What joins the beams of some predictions. `candidates` has those of each, by its `id`."""
+    """How candidates join the beams of some predictions. `contexts` has the turns before each, by
+    its `id`."""
 
     join: JoinedBeams
-    candidates: dict[int, Sequence[Scored]]
+    contexts: dict[int, Sequence[Turn]]
 
 
 def _joining(
@@ -260,8 +261,7 @@ def _joining(
     if join is None:
         return None
     join.need_exact(normalize)
-    found = join.source(contexts)
-    return _Joining(join, {id(p): c for p, c in zip(predictions, found, strict=True)})
+    return _Joining(join, {id(p): c for p, c in zip(predictions, contexts, strict=True)})
 
 
 def _rank(
@@ -277,15 +277,16 @@ def _rank(
     if not rows:
         return
 
+    join, candidates = None, dict[int, Sequence[Scored]]()
+    if joining is not None:
+        join = joining.join
+        contexts = [joining.contexts[id(predictions[row])] for row in rows]
+        candidates = dict(zip(rows, join.candidates(contexts), strict=True))
+
     def search(rows: list[int], filters: list[ItemFilter | None]) -> list[list[Scored]]:
         beams = turns.rank(rows, num_beams=num_beams, normalize=normalize, filters=stacked(filters))
-        if joining is None:
-            return [
-                list(zip(map(str, ids), scores, strict=True))[:num_beams]
-                for ids, scores in zip(beams.items, beams.item_scores, strict=True)
-            ]
-        candidates = [joining.candidates[id(predictions[row])] for row in rows]
-        lists = join_beams(turns, rows, beams, candidates, joining.join, filters, normalize)
+        own = [candidates.get(row, ()) for row in rows]
+        lists = join_beams(turns, rows, beams, own, join, filters, normalize)
         return [one[:num_beams] for one in lists]
 
     for row, items in zip(rows, search(rows, [None] * len(rows)), strict=True):

@@ -34,6 +34,7 @@ def predict_files(
     max_new_tokens: int = 64,
     dtype: torch.dtype | None = None,
     device: str | None = None,
+    trust_remote_code: bool = False,
     workers: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Answer every recommender turn of some dialogues, as `evaluate` does, each file of dialogues
@@ -49,9 +50,10 @@ def predict_files(
         out: folder for `<name>.jsonl`.
         model: a model directory.
         num_beams, replies, max_new_tokens: see `evaluate`.
-        dtype, device: of the model.
+        dtype, device, trust_remote_code: as in `Recommender.from_pretrained`.
         workers: so many actors of Ray Data, each of which takes whole files; None works in this
-            process, without Ray. With a device "cuda", each gets a GPU.
+            process, without Ray. With a device "cuda", each gets a GPU; with None they
+            run on CPUs.
 
     Yields:
         For each file as it is done: `source`, `target`, `turns` (how many), `kept` (whether it was
@@ -85,7 +87,7 @@ def predict_files(
         "predict_files",
         shards,
         _ShardPredictor,
-        (str(folder), options, dtype, device),
+        (str(folder), options, dtype, device, trust_remote_code),
         workers=workers,
         device=device,
     )
@@ -95,15 +97,26 @@ class _ShardPredictor:
     """Answers shards one after another with a model that is loaded once, when it is needed."""
 
     def __init__(
-        self, model: str, options: dict[str, Any], dtype: torch.dtype | None, device: str | None
+        self,
+        model: str,
+        options: dict[str, Any],
+        dtype: torch.dtype | None,
+        device: str | None,
+        trust_remote_code: bool,
     ) -> None:
         self.model, self.options, self.dtype, self.device = model, options, dtype, device
+        self.trust_remote_code = trust_remote_code
         # The manifest has the checksums of all files.
         self.record = {"model": sha256_of(Path(model) / MANIFEST), "dtype": str(dtype), **options}
 
     @cached_property
     def recommender(self) -> Recommender:
-        return Recommender.from_pretrained(self.model, dtype=self.dtype, device=self.device)
+        return Recommender.from_pretrained(
+            self.model,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+        )
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
         try:

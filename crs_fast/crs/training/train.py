@@ -144,12 +144,13 @@ def train_instances(
         new_rows: token ids whose embedding rows are new.
         pad_id: the id of a token for padding.
         codes: for `config.code_noise`, the tokens of each level's codes.
-        sids: for `config.sid_weight` and `config.sid_smoothing`, see `SidLoss`.
+        sids: needed for `config.sid_weight` and `config.sid_smoothing`, see `SidLoss`.
         whole: names of modules that train all their weights even with LoRA.
 
     Raises:
         ValueError: the checkpoint holds other weights than `config` trains, a time limit is given
-            with several processes (each has its own clock), or there are no layers to compile.
+            with several processes (each has its own clock), there are no layers to compile, or
+            `config` changes the loss on SIDs and `sids` is empty.
     """
     require("train", ["accelerate", "matplotlib", *(["peft"] if config.lora_rank else [])])
     if in_four_bits(model) and not config.lora_rank:
@@ -158,6 +159,10 @@ def train_instances(
         raise ValueError(
             f"train: max_minutes must be None with several processes (got {config.max_minutes})"
         )
+    sids = list(sids)
+    changes_sid_loss = config.sid_weight != 1 or config.sid_smoothing > 0
+    if changes_sid_loss and not sids:
+        raise ValueError("train: sids must be given with sid_weight or sid_smoothing (got none)")
     from transformers import set_seed
 
     from crs_fast.crs.training.trainer import save_loss_curve
@@ -182,7 +187,7 @@ def train_instances(
         frozen = freeze_old_rows(model, new_rows)
     disturb = _disturbance(config, pad_id, codes)
     sid_loss = None
-    if config.sid_weight != 1 or config.sid_smoothing:
+    if changes_sid_loss:
         sid_loss = SidLoss(sids, config.sid_weight, config.sid_smoothing)
     trainer = _trainer(
         trained, packs, together, pad_id, disturb, sid_loss, folder, config, progress

@@ -19,6 +19,7 @@ from crs_fast.crs.data import (
     write_items,
 )
 from crs_fast.crs.data.dialogue import CrsDataset, Dialogue, Item, Mention, Turn
+from crs_fast.crs.data.lines import by_number
 from crs_fast.crs.evaluation.predictions import (
     blank_predictions,
     read_predictions,
@@ -313,3 +314,12 @@ def test_a_model_trained_on_odd_texts_is_saved_and_read(tmp_path):
         training=TrainConfig(epochs=1, lora_rank=None),
     )  # fmt: skip
     assert read_items(tmp_path / "model" / "items.jsonl") == dataset.items
+
+
+def test_digits_sort_as_numbers():
+    ordered = ["", "x", "9a", "٣"]
+    numbers = ["0", "00", "7", "07", "08", "8", "10", "010", "99", "100", "9" * 5000]
+    key = [by_number(text) for text in numbers]
+    assert [int(n) for n in sorted(numbers[:-1], key=by_number)] == sorted(map(int, numbers[:-1]))
+    assert max(key) == key[-1]
+    assert all(by_number(text) > key[-1] for text in ordered)

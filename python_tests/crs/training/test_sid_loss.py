@@ -7,7 +7,7 @@ from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue
 from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.packing import collate, label_logits, note_labels, pack, token_losses
 from crs_fast.crs.training.sid_loss import SidLoss
-from crs_fast.crs.training.train import train
+from crs_fast.crs.training.train import train, train_instances
 
 from ..tiny_system import ITEMS, dialogues, say, system
 
@@ -57,7 +57,8 @@ def test_loss_of_each_label(weight, smoothing):
 
 def test_settings_reach_the_training(tmp_path):
     losses = {}
-    for name, settings in {"plain": {}, "weight": {"sid_weight": 4.0}}.items():
+    changes = {"plain": {}, "weight": {"sid_weight": 4.0}, "smoothing": {"sid_smoothing": 0.9}}
+    for name, settings in changes.items():
         model, tokenizer, trie, vocab, control, _ = system()
         config = TrainConfig(
             lora_rank=None, max_tokens=300, tokens_per_batch=300, logging_steps=1, **settings
@@ -68,6 +69,17 @@ def test_settings_reach_the_training(tmp_path):
         )  # fmt: skip
         losses[name] = result.losses[0]["loss"]
     assert losses["weight"] > 1.2 * losses["plain"]
+    assert abs(losses["smoothing"] - losses["plain"]) > 1e-3
+
+
+@pytest.mark.parametrize("settings", [{"sid_weight": 2.0}, {"sid_smoothing": 0.1}])
+def test_settings_need_sids(settings, tmp_path):
+    with pytest.raises(ValueError, match="sids must be given with sid_weight or sid_smoothing"):
+        train_instances(
+            system()[0], [], new_rows=[], pad_id=0, output_dir=tmp_path / "out",
+            config=TrainConfig(lora_rank=None, **settings),
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_settings():
