@@ -68,7 +68,7 @@ def _engine_arguments(group: Any) -> None:
         "--max-batch-tokens", type=_whole, help="tokens of one forward pass, with padding"
     )
     group.add_argument(
-        "--max-chunk", type=_whole, help="tokens read between two words of the replies in progress"
+        "--max-chunk", type=_whole, help="tokens read between two tokens of the replies in progress"
     )
     group.add_argument("--max-wait", type=above_zero, help="seconds that a batch waits for more")
     group.add_argument("--max-queue", type=_whole, help="turns that wait before 503")

@@ -37,12 +37,6 @@ class Conversations:
         kept = None if name is None else self._kept.get(name)
         return 0 if kept is None else len(kept.ids)
 
-    def shared_length(self, name: str | None, context: Sequence[int]) -> int:
-        """How many tokens of a context need not be read, because they are kept of its
-        conversation."""
-        kept = None if name is None else self._kept.get(name)
-        return 0 if kept is None else _shared(kept.ids, context)
-
     def find(self, name: str | None, context: Sequence[int]) -> tuple[KeptTokens, int] | None:
         """What can be reused for a context: what is kept of its conversation, or else of another
         one, and how many tokens at its beginning are the context's, at most all but the last. None
@@ -52,8 +46,8 @@ class Conversations:
             if shared := _shared(self._kept[name].ids, context):
                 return self._kept[name], shared
         others = list(self._names.get(_beginning(context), ()))[-_LOOKED_AT:]
-        found = [(self._kept[other], _shared(self._kept[other].ids, context)) for other in others]
-        best = max(found, key=lambda one: one[1], default=None)
+        reusable = [(self._kept[one], _shared(self._kept[one].ids, context)) for one in others]
+        best = max(reusable, key=lambda pair: pair[1], default=None)
         return best if best and best[1] else None
 
     def keep(self, name: str, tokens: KeptTokens) -> None:

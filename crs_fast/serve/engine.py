@@ -39,7 +39,8 @@ class Engine:
         recommender: model and catalogue.
         max_batch_tokens: the most tokens that one prefill reads, padding included.
         max_chunk: the most tokens that are read between two tokens of the replies in progress,
-            padding included. A turn with more new tokens is read in chunks of so many.
+            padding included. A turn with more new tokens is read in chunks of so many; so is one
+            that no prefill could hold.
         max_wait: seconds that a request may wait for others to share its forward passes. While
             replies are being written it waits as long as the last prefill and ranking took, if that
             is longer.
@@ -187,7 +188,7 @@ class Engine:
                 self._worker.fail(turn, error)
 
     def _begin(self, group: list[Turn]) -> None:
-        if not self._worker.is_long(group[0]):
+        if not self._worker.is_long(group[0], self._most_tokens()):
             self._worker.admit(group)
         elif self._worker.read_chunk(group[0]):
             with self._changed:
@@ -221,13 +222,15 @@ class Engine:
         oldest = min(turn.arrived for turn in self._waiting)
         return oldest + patience - time.monotonic()
 
+    def _most_tokens(self) -> int:
+        """The most tokens that may be read now, before the next step of the replies."""
+        return self.max_chunk if len(self._worker) > 0 else self.max_batch_tokens
+
     def _take_group(self) -> list[Turn]:
-        is_writing = len(self._worker) > 0
         group = next_group(
             self._waiting,
             self._worker.unread,
-            max_tokens=self.max_chunk if is_writing else self.max_batch_tokens,
-            max_chunk=self.max_chunk,
+            max_tokens=self._most_tokens(),
             max_turns=self.max_running - len(self._worker),
             seconds_per_token=self._worker.seconds_per_token,
         )

@@ -15,7 +15,6 @@ def next_group(
     unread: Callable[[Turn], int],
     *,
     max_tokens: int,
-    max_chunk: int,
     max_turns: int,
     seconds_per_token: float,
 ) -> list[Turn]:
@@ -27,20 +26,17 @@ def next_group(
     Args:
         waiting: at least one turn.
         unread: tokens of a turn that the model must read.
-        max_tokens: of the forward pass, padding included.
-        max_chunk: a turn with more tokens than these goes alone, because it is read in chunks.
+        max_tokens: of the forward pass, padding included; a turn with more goes alone.
         max_turns: the most turns, at least 1.
         seconds_per_token: how long reading takes.
     """
     lengths = [(turn, unread(turn)) for turn in waiting]
     lengths.sort(key=lambda pair: pair[0].arrived + seconds_per_token * pair[1])
-    first, first_tokens = lengths[0]
-    if first_tokens > max_chunk:
-        return [first]
+    first, _ = lengths[0]
     group: list[Turn] = []
     total = longest = 0
     for turn, tokens in lengths:
-        if turn.catalogue is not first.catalogue or tokens > max_chunk:
+        if turn.catalogue is not first.catalogue:
             continue
         padded = max(longest, tokens) * (len(group) + 1)
         is_padded_much = padded > max(_PADDING * (total + tokens), _LITTLE)

@@ -41,7 +41,7 @@ class Turn:
     context: what the model reads
     exposed: which items may be shown
     cached_tokens: of the context, that the model did not read again
-    beginning: of the context, if it is read in chunks
+    beginning: the part of the context that has been read in chunks so far
     ranking: its mode and items, once the engine knows them
 
     Raises:

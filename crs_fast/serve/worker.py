@@ -66,12 +66,13 @@ class Worker:
         """The most tokens of a turn that the model must still read."""
         if turn.beginning is not None:
             return len(turn.context) - turn.beginning.length
-        name = turn.request.conversation
-        return len(turn.context) - self.conversations.shared_length(name, turn.context)
+        known = self.conversations.find(turn.request.conversation, turn.context)
+        return len(turn.context) - (0 if known is None else known[1])
 
-    def is_long(self, turn: Turn) -> bool:
-        """Whether a turn must be read in chunks before it can be admitted."""
-        return self._lm is not None and self.unread(turn) > self.max_chunk and self._fit([turn])
+    def is_long(self, turn: Turn, limit: int) -> bool:
+        """Whether a turn, of more than `limit` tokens, must be read in chunks before it can be
+        admitted."""
+        return self._lm is not None and self.unread(turn) > limit and self._fit([turn])
 
     @torch.no_grad()
     def read_chunk(self, turn: Turn) -> bool:

@@ -169,6 +169,29 @@ def test_a_long_prompt_does_not_stop_the_words_of_others(long_reader):
     assert answers[-1].timings["queue_ms"] < told.timings["prefill_ms"] / 2
 
 
+def test_long_prompts_are_read_together_while_no_reply_is_written(long_reader):
+    messages = [{"role": "user", "content": "tell me more " * 30}]
+    turn = TurnRequest(messages, "rec", 3, num_beams=4, max_new_tokens=2)
+    with Engine(long_reader, max_wait=0.2, max_chunk=64) as engine:
+        for ticket in [engine.submit(turn) for _ in range(8)]:
+            assert ticket.result(60).usage["prompt_tokens"] > 64
+        assert (engine.metrics["admissions"], engine.metrics["chunks"]) == (1, 0)
+
+
+def test_a_long_prompt_that_another_conversation_has_read_is_read_no_more(long_reader):
+    messages = [{"role": "user", "content": "tell me more " * 60}]
+    short = TurnRequest(ASK, "rec", 3, num_beams=4, max_new_tokens=60, repeat_named=True)
+    long = TurnRequest(messages, "rec", 3, num_beams=4, max_new_tokens=4)
+    with Engine(long_reader, max_wait=0.0, max_chunk=64) as engine:
+        first = engine.submit(replace(long, conversation="a")).result(60)
+        next(iter(engine.submit(short)))
+        others = [engine.submit(replace(long, conversation=name)) for name in ("b", None)]
+        for answer in (other.result(60) for other in others):
+            assert_same(answer, first)
+            assert answer.usage["cached_tokens"] == first.usage["prompt_tokens"] - 1
+        assert engine.metrics["chunks"] == 0
+
+
 def test_a_long_prompt_that_cannot_be_read_harms_no_other(long_reader):
     def fails(module, inputs):
         if inputs[0].shape == (1, 64):
@@ -177,6 +200,8 @@ def test_a_long_prompt_that_cannot_be_read_harms_no_other(long_reader):
     handle = long_reader.bundle.model.get_input_embeddings().register_forward_pre_hook(fails)
     short = TurnRequest(ASK, "rec", 3, num_beams=4, max_new_tokens=5, repeat_named=True)
     with Engine(long_reader, max_chunk=64) as engine:
+        writing = engine.submit(replace(short, max_new_tokens=60))
+        next(iter(writing))
         long = engine.submit(replace(short, messages=LONG))
         answer = engine.submit(short).result(60)
         with pytest.raises(RuntimeError, match="say"):

@@ -19,7 +19,6 @@ def turn(arrived, tokens, catalogue=CATALOGUE):
 def choose(waiting, **options):
     options = {
         "max_tokens": 4096,
-        "max_chunk": 4096,
         "max_turns": 64,
         "seconds_per_token": 0.001,
         **options,
@@ -53,10 +52,10 @@ def test_a_turn_that_is_longer_than_a_forward_pass_goes_alone():
     assert choose(waiting, max_tokens=500) == waiting[:1]
 
 
-def test_a_turn_that_is_longer_than_a_chunk_goes_alone():
+def test_short_turns_pass_one_that_is_longer_than_a_forward_pass():
     short, long = [turn(0.2, 60), turn(0.3, 90)], turn(0.1, 900)
-    assert choose([long, *short], max_chunk=100) == short
-    assert choose([long, turn(2.0, 60)], max_chunk=100) == [long]
+    assert choose([long, *short], max_tokens=200) == short
+    assert choose([long, turn(2.0, 60)], max_tokens=200) == [long]
 
 
 def test_a_group_has_one_catalogue():
