@@ -45,7 +45,10 @@ COLUMNS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for, print a table, write the rows."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.record and args.url:
+        parser.error("--record keeps rows of an engine in this process; leave out --url")
     torch.set_num_threads(args.threads)
     device = "cuda" if args.device == "cuda" else "cpu"
     where = {
@@ -61,10 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         named = {"model": _name(model), "parameters": recommender.bundle.model.num_parameters()}
         for row in _measured(recommender, workload, args):
             rows.append({**named, **row, "load_average": os.getloadavg()[0], **where})
-            print(json.dumps(row), flush=True)
+            print(json.dumps(rows[-1]), flush=True)
     print(table(rows))
-    out = tables.RESULTS / f"serving_{device}.json" if args.record else args.out
-    if out:
+    stored = tables.RESULTS / f"serving_{device}.json"
+    for out in ([args.out] if args.out else []) + ([stored] if args.record else []):
         Path(out).write_text(json.dumps({"serving": rows}, indent=1) + "\n")
     if args.record:
         tables.write(tables.SERVING_PAGE)

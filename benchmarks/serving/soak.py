@@ -285,10 +285,10 @@ def run(soak: Soak, process: Process, seconds: float, clients: int, swap: float)
 def faults(row: dict[str, Any]) -> list[str]:
     """What of a run is not as it must be."""
     names = ("illegal_items", "server_illegal_items", "failures")
-    found = [f"{name}: {row[name]}" for name in names if row[name]]
+    problems = [f"{name}: {row[name]}" for name in names if row[name]]
     if row["end_mib"] > (1 + GROWTH) * row["warm_mib"]:
-        found.append(f"memory grew from {row['warm_mib']} to {row['end_mib']} MiB")
-    return found
+        problems.append(f"memory grew from {row['warm_mib']} to {row['end_mib']} MiB")
+    return problems
 
 
 @contextmanager
