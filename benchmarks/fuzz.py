@@ -33,10 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = CORPUS / args.target
     kept.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f"fuzz-{args.target}-"))  # libFuzzer ends by exit
-    findings = folder / "findings"
-    findings.mkdir()
+    seed_folder = folder / "seeds"
+    seed_folder.mkdir()
     for content in seeds(args.target, folder):
-        (findings / hashlib.sha256(content).hexdigest()[:16]).write_bytes(content)
+        (seed_folder / hashlib.sha256(content).hexdigest()[:16]).write_bytes(content)
     options = [
         f"-max_total_time={args.seconds}",
         f"-seed={args.seed}",
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-rss_limit_mb=4096",
         "-timeout=60",
     ]
-    atheris.Setup([sys.argv[0], *options, str(findings), str(kept)], TARGETS[args.target])
+    atheris.Setup([sys.argv[0], *options, str(seed_folder), str(kept)], TARGETS[args.target])
     atheris.Fuzz()
     return 0
 
