@@ -33,6 +33,7 @@ def run(args: Namespace) -> int:
     says so."""
     from crs_fast.crs.catalogue_encoding import encode_catalogue
 
+    from .file_results import print_results
     from .inputs import device_of
 
     results = encode_catalogue(
@@ -43,20 +44,4 @@ def run(args: Namespace) -> int:
         device=device_of(args),
         workers=args.workers,
     )
-    items, problems = 0, []
-    for result in results:
-        if "error" in result:
-            problems.append(result)
-            print(f"{result['source']}: {result['error']}")
-            continue
-        items += result["items"]
-        state = "was there already" if result["kept"] else "encoded"
-        print(f"{result['target']}: {result['items']} items, {state}")
-    if problems:
-        first = problems[0]
-        raise ValueError(
-            f"{len(problems)} of the files could not be encoded, the first {first['source']}: "
-            f"{first['error']}"
-        )
-    print(f"{items} items in {args.out}")
-    return 0
+    return print_results(results, "items", "encoded", args.out)

@@ -35,6 +35,7 @@ def run(args: Namespace) -> int:
     says so."""
     from crs_fast.crs.evaluation.predict_files import predict_files
 
+    from .file_results import print_results
     from .inputs import device_of, dtype_of
 
     results = predict_files(
@@ -49,20 +50,4 @@ def run(args: Namespace) -> int:
         trust_remote_code=args.trust_remote_code,
         workers=args.workers,
     )
-    turns, problems = 0, []
-    for result in results:
-        if "error" in result:
-            problems.append(result)
-            print(f"{result['source']}: {result['error']}")
-            continue
-        turns += result["turns"]
-        state = "was there already" if result["kept"] else "answered"
-        print(f"{result['target']}: {result['turns']} turns, {state}")
-    if problems:
-        first = problems[0]
-        raise ValueError(
-            f"{len(problems)} of the files could not be answered, the first {first['source']}: "
-            f"{first['error']}"
-        )
-    print(f"{turns} turns in {args.out}")
-    return 0
+    return print_results(results, "turns", "answered", args.out)

@@ -94,21 +94,16 @@ class _ShardEncoder:
         self.name = encoder if encoder is None or isinstance(encoder, str) else _class_name(encoder)
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
-        try:
-            return {"source": shard.source, **self._encode(Path(shard.source), Path(shard.target))}
-        except (ValueError, OSError) as error:
-            return {"source": shard.source, "error": str(error)}
-
-    def _encode(self, source: Path, target: Path) -> dict[str, Any]:
+        source, target = Path(shard.source), Path(shard.target)
         record = {"sha256": sha256_of(source), "encoder": self.name}
         count = _items_done(target, record)
         if kept := count is not None:
-            return {"target": str(target), "items": count, "kept": kept}
+            return {"items": count, "kept": kept}
         items = _read(source)
         self.encoder = load_encoder(self.encoder, self.device)
         x = encode_texts([item.text() for item in items], self.encoder, self.batch_size)
         _write(target, [item.item_id for item in items], x, record)
-        return {"target": str(target), "items": len(items), "kept": kept}
+        return {"items": len(items), "kept": kept}
 
 
 def _read(source: Path) -> tuple[Item, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ class Shard:
     target: str
 
 
-# Does one shard and says what came of it, in values of JSON.
+# Does one shard and says what came of it, in values of JSON; a ValueError or an OSError is the
+# shard's own.
 Work = Callable[[Shard], dict[str, Any]]
 
 
@@ -30,7 +32,8 @@ def do_shards(
     workers: int | None,
     device: str | None,
 ) -> Iterator[dict[str, Any]]:
-    """What comes of each shard, as it is done.
+    """What comes of each shard, as it is done: its `source` and `target`, and what the work says of
+    it, or its `source` and the `error`, which stops no other shard.
 
     Args:
         op: who asks, for error messages.
@@ -40,7 +43,7 @@ def do_shards(
         device: if it is "cuda", each actor gets a GPU; None requests no GPU from Ray.
     """
     if workers is None:
-        return map(make_work(*arguments), shards)
+        return map(partial(_attempted, make_work(*arguments)), shards)
     try:
         from ray import data
     except ImportError as error:
@@ -69,7 +72,14 @@ class _Actor:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         pairs = zip(batch["source"], batch["target"], strict=True)
-        return {"result": [json.dumps(self.work(Shard(*pair))) for pair in pairs]}
+        return {"result": [json.dumps(_attempted(self.work, Shard(*pair))) for pair in pairs]}
+
+
+def _attempted(work: Work, shard: Shard) -> dict[str, Any]:
+    try:
+        return {"source": shard.source, "target": shard.target, **work(shard)}
+    except (ValueError, OSError) as error:
+        return {"source": shard.source, "error": str(error)}
 
 
 def shards_of(

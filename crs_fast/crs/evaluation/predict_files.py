@@ -119,17 +119,12 @@ class _ShardPredictor:
         )
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
-        try:
-            return {"source": shard.source, **self._answer(Path(shard.source), Path(shard.target))}
-        except (ValueError, OSError) as error:
-            return {"source": shard.source, "error": str(error)}
-
-    def _answer(self, source: Path, target: Path) -> dict[str, Any]:
+        source, target = Path(shard.source), Path(shard.target)
         record = {"source": sha256_of(source), **self.record}
         done = target.with_name(f"{target.name.removesuffix('.jsonl')}.done")
         turns = _turns_done(target, done, record)
         if kept := turns is not None:
-            return {"target": str(target), "turns": turns, "kept": kept}
+            return {"turns": turns, "kept": kept}
         bundle = self.recommender.bundle
         dialogues = read_dialogues(source, bundle.items)
         if not dialogues:
@@ -144,7 +139,7 @@ class _ShardPredictor:
         write_predictions(target, predictions)
         written = {**record, "predictions": sha256_of(target), "turns": len(predictions)}
         write_text(done, json.dumps(written, sort_keys=True) + "\n")
-        return {"target": str(target), "turns": len(predictions), "kept": kept}
+        return {"turns": len(predictions), "kept": kept}
 
 
 def _turns_done(target: Path, done: Path, record: dict[str, Any]) -> int | None:
