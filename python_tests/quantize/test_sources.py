@@ -1,8 +1,10 @@
 """Embeddings in the forms people have them in, for `fit` and `encode`."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from torch.utils.data import DataLoader, TensorDataset
 
 from crs_fast.quantize import RQVAE, RQKMeans, load_embeddings
@@ -102,9 +104,6 @@ def test_a_file_that_is_cut_names_itself(tmp_path):
     ],
 )
 def test_a_table_with_gaps_names_the_row(rows, why, tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
-
     parquet.write_table(
         pa.table({"e": pa.array(rows, pa.list_(pa.float32()))}), tmp_path / "e.parquet"
     )

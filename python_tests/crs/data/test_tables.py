@@ -2,7 +2,9 @@
 
 import json
 
+import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -10,9 +12,6 @@ from crs_fast.crs.data import ReadReport, items_from, load_dataset, write_dialog
 from crs_fast.crs.data.dialogue import Dialogue, Item, Mention, Turn
 from crs_fast.quantize import encode_texts
 from crs_fast.trie import SidTrie
-
-datasets = pytest.importorskip("datasets")
-pandas = pytest.importorskip("pandas")
 
 ITEMS = (
     Item("m1", "Heat", 1995, {"genres": "crime, drama"}, "tt1"),
