@@ -117,8 +117,16 @@ def test_what_progress_raises_ends_the_build(monkeypatch):
     assert seen[2:] == [1.0]
 
 
+@pytest.fixture
+def python_handles_ctrl_c():
+    """A shell starts its background jobs with Ctrl-C ignored, and Python leaves that as it is."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
-def test_ctrl_c_ends_the_build(threads):
+def test_ctrl_c_ends_the_build(threads, python_handles_ctrl_c):
     sids = torch.randint(100, (2_000_000, 4), generator=torch.Generator().manual_seed(0))
     order = torch.empty(len(sids), dtype=torch.int32)
     builder = _native.load().TrieBuilder(
