@@ -1,5 +1,5 @@
 """vLLM's two model runners and its `LLM`, as doubles of what they call and hand over. The real
-engine (0.32 on a CPU) was run once; its greedy answers and beams were these."""
+engine (0.32 on a CPU) is run by hand, by benchmarks/vllm_engine.py."""
 
 import sys
 from dataclasses import dataclass, field
