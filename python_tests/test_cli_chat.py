@@ -1,12 +1,16 @@
 """`crs-fast chat` on bytes that are no UTF-8, and on a terminal that lacks characters."""
 
 import io
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from crs_fast.cli import chat, main
+from crs_fast.crs import Recommender
+from crs_fast.crs.checkpoint import Bundle
+from python_tests.crs.tiny_system import ITEMS, system
 
 
 class Echo:
@@ -53,3 +57,15 @@ def test_a_terminal_that_lacks_a_character_shows_another(monkeypatch):
     assert main(["chat", "--model", "x"]) == 0
     sys.stdout.flush()
     assert b"bot> heard hi ?" in shown.getvalue()
+
+
+def test_what_was_named_or_shown_is_not_listed_again():
+    model, tokenizer, trie, vocab, control, builder = system()
+    recommender = Recommender(Bundle(model, tokenizer, trie, vocab, control, ITEMS, builder, None))
+    messages, listed = [], []
+    for text in ("I loved Film 3 and Film 5", "more", "more"):
+        messages.append({"role": "user", "content": text})
+        told = chat.answer(recommender, messages, "rec", 2, sample=False)
+        listed += re.findall(r"^  \d+\. (Film \d)", told, re.MULTILINE)
+    assert len(listed) == 6
+    assert sorted(listed) == sorted({f"Film {n}" for n in range(8)} - {"Film 3", "Film 5"})

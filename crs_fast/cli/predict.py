@@ -16,7 +16,7 @@ def add(commands: Any) -> None:
         "sources",
         nargs="+",
         metavar="DIALOGUES",
-        help="files of dialogues (.jsonl or .jsonl.gz), or folders of them",
+        help="files of dialogues (.jsonl, .jsonl.gz or .parquet), or folders of them",
     )
     parser.add_argument("--model", required=True, help="a model directory")
     parser.add_argument("--out", required=True, help="folder for one predictions file for each")

@@ -13,13 +13,14 @@ import torch
 from crs_fast._files import replacing
 from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.data.jsonl import read_items
-from crs_fast.crs.data.tables import items_from
+from crs_fast.crs.data.parquet import need_pyarrow, read_parquet_items
 from crs_fast.crs.manifest import sha256_of
 from crs_fast.crs.shards import Shard, do_shards, shards_of
 from crs_fast.quantize import encode_texts
 from crs_fast.quantize.text_encoder import EncoderLike, load_encoder
 
 ENDINGS = (".parquet", ".jsonl", ".jsonl.gz")
+_OP = "encode_catalogue"
 _RECORD = b"crs_fast"
 
 
@@ -65,9 +66,9 @@ def encode_catalogue(
     for name, value in (("batch_size", batch_size), ("workers", workers)):
         if value is not None and value < 1:
             raise ValueError(f"encode_catalogue: {name} must be at least 1 (got {value})")
-    _parquet()
+    need_pyarrow(_OP)
     shards = shards_of(
-        "encode_catalogue",
+        _OP,
         sources,
         Path(out),
         reads="items",
@@ -77,7 +78,7 @@ def encode_catalogue(
     )
     Path(out).mkdir(parents=True, exist_ok=True)
     return do_shards(
-        "encode_catalogue",
+        _OP,
         shards,
         _ShardEncoder,
         (encoder, batch_size, device),
@@ -107,10 +108,8 @@ class _ShardEncoder:
 
 
 def _read(source: Path) -> tuple[Item, ...]:
-    if source.suffix == ".parquet":
-        items = items_from(_parquet().read_table(source))
-    else:
-        items = read_items(source)
+    is_parquet = source.suffix == ".parquet"
+    items = read_parquet_items(_OP, source) if is_parquet else read_items(source)
     if not items:
         raise ValueError(f"encode_catalogue: {source.name} must hold items (got none)")
     return items
@@ -123,25 +122,17 @@ def _write(target: Path, ids: list[str], x: torch.Tensor, record: dict[str, Any]
     table = pa.table({"item_id": pa.array(ids, pa.string()), "embedding": vectors})
     with replacing(target) as partial:
         metadata = {_RECORD: json.dumps(record, sort_keys=True).encode()}
-        _parquet().write_table(table.replace_schema_metadata(metadata), partial)
+        need_pyarrow(_OP).write_table(table.replace_schema_metadata(metadata), partial)
 
 
 def _items_done(target: Path, record: dict[str, Any]) -> int | None:
     """How many items a finished shard holds; None if it must be made."""
     if not target.is_file():
         return None
-    schema = _parquet().read_schema(target)
+    schema = need_pyarrow(_OP).read_schema(target)
     if (schema.metadata or {}).get(_RECORD) != json.dumps(record, sort_keys=True).encode():
         return None
-    return int(_parquet().read_metadata(target).num_rows)
-
-
-def _parquet() -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ImportError("encode_catalogue: needs `pip install pyarrow`") from error
-    return parquet
+    return int(need_pyarrow(_OP).read_metadata(target).num_rows)
 
 
 def _class_name(encoder: Any) -> str:

@@ -11,6 +11,7 @@ import torch
 from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.sampling import GREEDY, Sampling, choose
 from crs_fast.decode import Prompt, SidLogitsProcessor, TreeModel
+from crs_fast.decode.lm.recordings import can_record
 from crs_fast.trie import ItemFilter, SidTrie
 from crs_fast.trie.item_filter import stacked
 
@@ -45,13 +46,20 @@ class ReplyBatch:
 
     Semantic IDs in the text are constrained to each reply's catalogue and filter. What a reply says
     does not depend on the others.
+
+    Args:
+        lm: the model of all of them.
+        is_recorded: record the forward passes in CUDA graphs where that is possible, which pays for
+            a batch that lives long.
     """
 
-    def __init__(self, lm: TreeModel) -> None:
+    def __init__(self, lm: TreeModel, is_recorded: bool = False) -> None:
+        from crs_fast.decode.lm.recorded_rows import RecordedRows
         from crs_fast.decode.lm.token_rows import TokenRows
 
         self.replies: list[Reply] = []
-        self._rows = TokenRows(lm)
+        can = is_recorded and can_record(lm.model.device)
+        self._rows = RecordedRows(lm) if can else TokenRows(lm)
         self._hidden = torch.empty(0)
         self._window = torch.empty(0)  # int64 [R, W], the last tokens of each row
         self._constraints: list[tuple[list[int], SidLogitsProcessor]] | None = None

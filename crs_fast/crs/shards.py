@@ -104,6 +104,9 @@ def shards_of(
         ValueError: two sources have one name, or `out` holds a source or what is not of them.
     """
     listed = [sources] if isinstance(sources, str | Path) else list(sources)
+    for path in map(Path, listed):
+        if path.is_dir() and path.resolve() == out.resolve():
+            raise ValueError(f"{op}: out must not hold a source (got {path})")
     shards: dict[Path, Shard] = {}
     for source in (file for path in listed for file in _files(op, Path(path), reads, endings)):
         own = next(one for one in endings if source.name.endswith(one))

@@ -23,7 +23,7 @@ from crs_fast.trie import Vocabulary
 
 from .lm.model_state import ModelState
 from .lm.prompt import PaddedBatch, Prompt
-from .lm.recordings import RecordingPlace, own_tensors, record
+from .lm.recordings import RecordingPlace, record
 from .lm.tree_model import TreeModel
 from .output import Beams
 from .search import search
@@ -129,13 +129,7 @@ class RecordedSearch:
                 bitmaps = FilterTensors(*(tensor.clone() for tensor in plan.filters))
                 plan = replace(plan, filters=bitmaps)
         # The graph knows addresses only: what lies there must stay.
-        parts = (lm.model, lm.view or lm.decoder, lm.head.module)
-        weights = [
-            tensor.detach()
-            for part in parts
-            for module in part.modules()
-            for tensor in own_tensors(module)
-        ]
+        weights = lm.tensors()
         self._filters, self._kept = plan.filters, (plan, weights)
         prompts = PaddedBatch(self._ids, self._mask, shape.is_padded)
         self._replay = record(

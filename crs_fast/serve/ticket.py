@@ -50,10 +50,11 @@ class Ticket:
     def is_cancelled(self) -> bool:
         return self._is_cancelled
 
-    def cancel(self) -> None:
-        """Stop the request. Its last event is `Failed(Cancelled)`, unless it has ended already."""
+    def cancel(self, reason: Exception | None = None) -> None:
+        """Stop the request. Its last event is `Failed(reason)`, by default `Cancelled`, unless it
+        has ended already."""
         self._is_cancelled = True
-        self.put(Failed(Cancelled("the request was cancelled")))
+        self.put(Failed(reason or Cancelled("the request was cancelled")))
 
     def result(self, timeout: float | None = None) -> TurnAnswer:
         """Wait for the end.

@@ -54,7 +54,7 @@ class Worker:
         attention, reason, _ = capability(plain)
         self._lm = None if attention is None else TreeModel(plain, attention)
         self._window = sliding_window(plain)
-        self._replies = None if self._lm is None else ReplyBatch(self._lm)
+        self._replies = None if self._lm is None else ReplyBatch(self._lm, is_recorded=True)
         if self._lm is None:
             self._say_alone(reason)
 
@@ -125,7 +125,7 @@ class Worker:
         for turn in self._running:
             self.fail(turn, error)
         self._running = []
-        self._replies = None if self._lm is None else ReplyBatch(self._lm)
+        self._replies = None if self._lm is None else ReplyBatch(self._lm, is_recorded=True)
 
     def fail(self, turn: Turn, error: Exception) -> None:
         """End a turn without an answer."""
@@ -221,7 +221,8 @@ class Worker:
     def _known(self, turn: Turn) -> tuple[KeptTokens, int] | None:
         """What needs not be read of a turn's context, and how many tokens these are."""
         if turn.beginning is not None:
-            return KeptTokens.of(turn.beginning, 0), turn.beginning.length
+            beginning = KeptTokens.of(turn.beginning, 0, is_copied=False)
+            return beginning, turn.beginning.length
         known = self.conversations.find(turn.request.conversation, turn.context)
         turn.cached_tokens = 0 if known is None else known[1]
         return known

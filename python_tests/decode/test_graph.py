@@ -17,13 +17,13 @@ import torch
 import transformers
 from packaging import version
 from peft import LoraConfig, get_peft_model
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from crs_fast.decode import graph, recommend
 from crs_fast.decode.lm import recordings
 from crs_fast.decode.lm.model_state import ModelState
 from crs_fast.decode.output import Beams
 from crs_fast.trie import SidTrie, TrieSlot
+from python_tests.decode.recording_doubles import NoWaiting, capturing
 from python_tests.helpers import left_padded, random_sids, tiny_model, vocab_of
 
 LEVELS, CODES, WORDS = 3, 6, 7
@@ -32,17 +32,6 @@ transformers_5 = version.parse(transformers.__version__).major >= 5
 if transformers_5:
     # Before, GPT-2 looks for padding among the tokens and Gemma 2 makes a tensor a pass.
     RECORDED += ["gpt2", "gemma2"]
-
-
-class NoWaiting(TorchDispatchMode):
-    """What a CUDA graph can't hold: reading a value back, shapes that depend on values, tensors
-    made of Python lists."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique2",
-                            "lift_fresh", "is_nonzero"), name  # fmt: skip
-        return function(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -55,16 +44,6 @@ def attention_calls(seen):
         return sdpa(*args, attn_mask=attn_mask, **how)
 
     with mock.patch("torch.nn.functional.scaled_dot_product_attention", noted):
-        yield
-
-
-@contextmanager
-def capturing():
-    """transformers and our ops leave out checks of values while a stream is recorded."""
-    with (
-        mock.patch("torch.cuda.is_current_stream_capturing", return_value=True),
-        mock.patch("crs_fast.ops.checked._are_readable", return_value=False),
-    ):
         yield
 
 

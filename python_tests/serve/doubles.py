@@ -34,9 +34,9 @@ class ScriptedTicket:
     def put(self, event):
         self.events.append(event)
 
-    def cancel(self):
+    def cancel(self, reason=None):
         self.is_cancelled = True
-        self.put(Failed(Cancelled("the request was cancelled")))
+        self.put(Failed(reason or Cancelled("the request was cancelled")))
 
     async def __aiter__(self):
         for number in itertools.count():

@@ -9,9 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from crs_fast.crs import reply as reply_module
 from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.turn import TurnCache
+from crs_fast.decode.lm import recorded_rows
 from crs_fast.serve import (
     Busy,
     Cancelled,
@@ -26,6 +28,7 @@ from crs_fast.serve import turn as turn_module
 from crs_fast.serve.ticket import Written
 from python_tests.crs.evaluation.test_predict import bundle as bundle_of
 from python_tests.crs.tiny_system import ITEMS, system
+from python_tests.decode.recording_doubles import record_on_tape
 
 ASK = [{"role": "user", "content": "I like Film 3, any more?"}]
 LONGER = [
@@ -109,6 +112,30 @@ def test_requests_that_join_while_others_are_written_change_nothing(recommender)
         answers = [ticket.result(60) for ticket in tickets]
     for request, answer in zip(requests, answers, strict=True):
         assert_same(answer, responded(recommender, request))
+
+
+def test_recorded_steps_change_no_answer(recommender, monkeypatch):
+    """Replies join and leave the recorded steps, and the catalogue is swapped between them."""
+    recorded = []
+
+    def record(run, place):
+        recorded.append(run)
+        return record_on_tape(run, place)
+
+    monkeypatch.setattr(reply_module, "can_record", lambda device: True)
+    monkeypatch.setattr(recorded_rows, "record", record)
+    other = recommender.with_catalogue(remove=["i6", "i7"])
+    requests = mixed_requests()[::2]
+    with Engine(recommender, max_wait=0.0, max_running=3) as engine:
+        tickets = [engine.submit(request) for request in requests[:4]]
+        next(iter(tickets[1]))
+        engine.swap(other, "1")
+        tickets += [engine.submit(request) for request in requests[4:]]
+        answers = [ticket.result(60) for ticket in tickets]
+        assert engine.metrics["mean_step_rows"] > 1.5
+    for n, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+        assert_same(answer, responded(recommender if n < 4 else other, request))
+    assert 1 < len(recorded) < engine.metrics["steps"] / 3
 
 
 class ForwardPasses:

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from crs_fast.serve import Engine
 from crs_fast.serve.app import create_app
 from crs_fast.serve.http.guard import Access
 from crs_fast.serve.requests import Busy, Done, Ranked, Text, TurnAnswer
@@ -105,6 +106,27 @@ def test_a_turn_appears_as_it_is_made(page, engine):
     assert "12 tokens of context (5 from the cache), 3 written" in figures
     assert texts(page, "#status") == ["Reply: See Film 1 (1991)."]
     assert texts(page, "#send") == ["Send"]
+
+
+def test_a_turn_of_a_model(browser, recommender):
+    """The page on a real engine shows what `respond` answers."""
+    expected = recommender.respond(
+        [{"role": "user", "content": "I like Film 3, any more?"}], "rec", 5, repeat_named=False
+    )
+    with running(create_app(Engine(recommender), name="films")) as url:
+        page = browser.new_page()
+        page.set_default_timeout(20_000)
+        page.goto(url)
+        page.get_by_text("Options").click()
+        page.get_by_label("Intent").select_option("rec")
+        page.get_by_label("Items", exact=True).fill("5")
+        page.keyboard.press("Escape")
+        page.locator("#message").focus()
+        ask(page, "I like Film 3, any more?")
+        assert texts(page, ".item .title") == [title for _, title, _ in expected.items]
+        assert texts(page, ".assistant p")[0].split() == expected.text.split()
+        assert "Film 3" in texts(page, "#removed-items")[0]
+        page.close()
 
 
 def test_the_next_turn_holds_the_conversation(page, engine):

@@ -36,7 +36,7 @@ and no tokenizer can hold, becomes U+FFFD, and the report counts it.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -207,20 +207,42 @@ def read_dialogues(
         ValueError: a broken line or a dialogue_id given twice, with file and line number, unless
             `on_error` is "skip".
     """
+    parse, numbers = dialogue_parser(Path(path), items, report), count(1)
+
+    def parse_line(line: str) -> Dialogue:
+        number = next(numbers)
+        return parse(number, data_object(line, report))
+
+    return tuple(read_lines(Path(path), parse_line, on_error, report))
+
+
+def dialogue_parser(
+    path: Path, items: Iterable[Item] | None = None, report: ReadReport | None = None
+) -> Callable[[int, dict[str, Any]], Dialogue]:
+    """What reads the rows of one file, whatever its kind, as `read_dialogues` reads lines.
+
+    Args:
+        path: of the file. A row of `messages` without a `dialogue_id` is named by it.
+        items, report: see `read_dialogues`.
+
+    Returns:
+        A function of a row's number, from 1, and the row. It raises ValueError, KeyError, TypeError
+        or AttributeError for a broken row.
+    """
     catalogue = None if items is None else tuple(items)
     known = None if catalogue is None else {item.item_id for item in catalogue}
     titles: list[TitleIndex] = []  # made at the first message that needs it
-    ids, numbers = Once("dialogue_id"), count(1)
+    ids = Once("dialogue_id")
 
     def linked(turn: Turn) -> Turn:
         if not titles:
             titles.append(TitleIndex(catalogue or ()))
         return replace(turn, mentions=tuple(titles[0].link(turn.text)))
 
-    def parse(line: str) -> Dialogue:
-        number, record, turns = next(numbers), data_object(line, report), None
+    def parse(number: int, record: dict[str, Any]) -> Dialogue:
+        turns = None
         if "messages" in record:
-            record.setdefault("dialogue_id", f"{Path(path).name.split('.')[0]}-{number}")
+            record.setdefault("dialogue_id", f"{path.name.split('.')[0]}-{number}")
             records = turn_records(record["messages"], report)
             parsed = [(_parse_turn(said, known), "items" in said) for said in records]
             turns = [turn if has_items else linked(turn) for turn, has_items in parsed]
@@ -228,7 +250,7 @@ def read_dialogues(
         ids.check(dialogue.dialogue_id)
         return dialogue
 
-    return tuple(read_lines(Path(path), parse, on_error, report))
+    return parse
 
 
 def write_items(path: str | Path, items: Sequence[Item]) -> None:

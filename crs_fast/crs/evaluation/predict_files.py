@@ -13,7 +13,9 @@ import torch
 
 from crs_fast._files import write_text
 from crs_fast.crs.checkpoint import MANIFEST
+from crs_fast.crs.data.dialogue import Dialogue, Item
 from crs_fast.crs.data.jsonl import read_dialogues
+from crs_fast.crs.data.parquet import need_pyarrow, read_parquet_dialogues
 from crs_fast.crs.evaluation.predict import predict
 from crs_fast.crs.evaluation.predictions import write_predictions
 from crs_fast.crs.evaluation.reply_perplexity import note_gold_nll
@@ -21,7 +23,8 @@ from crs_fast.crs.manifest import sha256_of
 from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.shards import Shard, do_shards, shards_of
 
-ENDINGS = (".jsonl", ".jsonl.gz")
+ENDINGS = (".jsonl", ".jsonl.gz", ".parquet")
+_OP = "predict_files"
 
 
 def predict_files(
@@ -46,7 +49,8 @@ def predict_files(
     they are the same, so a run that was interrupted goes on where it stopped.
 
     Args:
-        sources: files of dialogues (.jsonl, plain or gzipped), or folders of them.
+        sources: files of dialogues, or folders of them: .jsonl (plain or gzipped) or .parquet with
+            the same keys as columns (see `read_parquet_dialogues`).
         out: folder for `<name>.jsonl`.
         model: a model directory.
         num_beams, replies, max_new_tokens: see `evaluate`.
@@ -63,7 +67,7 @@ def predict_files(
         FileNotFoundError: a source or the model is not there, or a folder holds no dialogues.
         ValueError: two sources have one name, `out` holds predictions of other sources, or a number
             is below 1.
-        ImportError: with `workers`, Ray is not installed.
+        ImportError: with `workers`, Ray is not installed; for .parquet, pyarrow is not.
     """
     numbers = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "workers": workers}
     for name, value in numbers.items():
@@ -73,7 +77,7 @@ def predict_files(
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"predict_files: model must be a model directory (got {model})")
     shards = shards_of(
-        "predict_files",
+        _OP,
         sources,
         Path(out),
         reads="dialogues",
@@ -81,10 +85,12 @@ def predict_files(
         writes="predictions",
         ending=".jsonl",
     )
+    if any(shard.source.endswith(".parquet") for shard in shards):
+        need_pyarrow(_OP)
     Path(out).mkdir(parents=True, exist_ok=True)
     options = {"num_beams": num_beams, "replies": replies, "max_new_tokens": max_new_tokens}
     return do_shards(
-        "predict_files",
+        _OP,
         shards,
         _ShardPredictor,
         (str(folder), options, dtype, device, trust_remote_code),
@@ -126,7 +132,7 @@ class _ShardPredictor:
         if kept := turns is not None:
             return {"turns": turns, "kept": kept}
         bundle = self.recommender.bundle
-        dialogues = read_dialogues(source, bundle.items)
+        dialogues = _read(source, bundle.items)
         if not dialogues:
             raise ValueError(f"predict_files: {source.name} must hold dialogues (got none)")
         replies = self.options["replies"]
@@ -140,6 +146,12 @@ class _ShardPredictor:
         written = {**record, "predictions": sha256_of(target), "turns": len(predictions)}
         write_text(done, json.dumps(written, sort_keys=True) + "\n")
         return {"turns": len(predictions), "kept": kept}
+
+
+def _read(source: Path, items: Sequence[Item]) -> tuple[Dialogue, ...]:
+    if source.suffix == ".parquet":
+        return read_parquet_dialogues(_OP, source, items)
+    return read_dialogues(source, items)
 
 
 def _turns_done(target: Path, done: Path, record: dict[str, Any]) -> int | None:

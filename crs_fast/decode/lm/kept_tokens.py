@@ -27,9 +27,14 @@ class KeptTokens:
     layers: list[States | None]
 
     @classmethod
-    def of(cls, prompt: Prompt, row: int) -> KeptTokens:
-        """A copy of one row of a prompt, without what holds no token."""
-        at = prompt.mask[row].nonzero().flatten()
+    def of(cls, prompt: Prompt, row: int, *, is_copied: bool = True) -> KeptTokens:
+        """One row of a prompt, without what holds no token.
+
+        Args:
+            is_copied: False gives the prompt's own keys and values, which change when it does. The
+                row must have no padding.
+        """
+        at = prompt.mask[row].nonzero().flatten() if is_copied else slice(None)
         layers: list[States | None] = []
         batch_layers: list[Any] = prompt.cache.layers
         for layer in batch_layers:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, NamedTuple
 
-from .recordings import Recordings
+from .recordings import MAX_STEP_RECORDINGS, Recordings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,8 +44,10 @@ class ModelState:
     capabilities: what the probe found, for each state of the model that it depends on
     sequential: how beams are decoded one after the other, for each state of the model that it
         depends on
-    failures: the options of `recommend` that failed, each with the case in which it did
-    recordings: its CUDA graphs
+    failures: the options of `recommend` that failed, each with the case in which it did, and what
+        else could not be recorded
+    recordings: its CUDA graphs of searches
+    step_recordings: those of steps in which replies are written, in memory of their own
     """
 
     def __init__(self) -> None:
@@ -54,6 +56,7 @@ class ModelState:
         self.sequential: dict[Hashable, Sequential] = {}
         self.failures: set[tuple[str, Hashable]] = set()
         self.recordings = Recordings(self.lock)
+        self.step_recordings = Recordings(self.lock, MAX_STEP_RECORDINGS)
         self._warnings: set[str] = set()
 
     @staticmethod

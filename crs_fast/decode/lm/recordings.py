@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-MAX_RECORDINGS = 8  # per model
+# Per model: of searches, and of steps, for which numbers of rows and positions both vary.
+MAX_RECORDINGS = 8
+MAX_STEP_RECORDINGS = 32
 _WARM_UP = 2
 # Attributes of PEFT's layers that say what an adapter does.
 _ADAPTER = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")
@@ -35,10 +37,11 @@ class Recordings:
 
     Args:
         lock: the model's.
+        most: as many are kept.
     """
 
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
+    def __init__(self, lock: threading.Lock, most: int = MAX_RECORDINGS) -> None:
+        self._lock, self._most = lock, most
         # Each with the model's fingerprint at the time.
         self._kept: OrderedDict[Hashable, tuple[list[Any], Callable[..., Any]]] = OrderedDict()
         self._pool: Any = None
@@ -56,7 +59,7 @@ class Recordings:
         """What the graph of this key gives for `inputs`, which are on `device`. `make` records the
         graph where there is none, or where the model has changed since."""
         with self._turn(device):
-            others = MAX_RECORDINGS - 1
+            others = self._most - 1
             if key in self._kept:
                 self._kept.move_to_end(key)
                 recorded, replay = self._kept[key]

@@ -26,14 +26,18 @@ class TokenRows:
     lm: the model that reads all of them
     """
 
+    _borrows = True
+
     def __init__(self, lm: TreeModel) -> None:
         self.lm = lm
         self._cache = Cache(layer_class_to_replicate=lambda: RowsLayer(self))  # type: ignore[arg-type]
         self._counts: list[int] = []  # tokens of each row
         self._ends: list[int] = []  # the position behind each row's last token
         self._visible = torch.empty(0, 0, dtype=torch.bool, device=lm.model.device)
-        self.at = torch.empty(0, dtype=torch.int64, device=lm.model.device)  # `_ends` on the device
-        self.width = 0  # positions that the forward pass in progress reads
+        # Of the forward pass in progress: where the new tokens belong, int64 [R], and the number of
+        # positions that it reads.
+        self.at = torch.empty(0, dtype=torch.int64, device=lm.model.device)
+        self.width = 0
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -46,37 +50,44 @@ class TokenRows:
         own: list[Any] = self._cache.layers
         while len(own) < len(layers):
             own.append(RowsLayer(self))
-        for mine, layer in zip(own, layers, strict=False):
+        for rows_layer, layer in zip(own, layers, strict=False):
             if not layer.is_initialized:
                 continue
-            if first == 0:
-                mine.adopt(layer)
+            if first == 0 and self._borrows:
+                rows_layer.adopt(layer)
             else:
-                mine.reserve(first + batch, length)
-                mine.keys[first : first + batch, :, :length] = layer.keys
-                mine.values[first : first + batch, :, :length] = layer.values
+                rows_layer.put(first, layer.keys, layer.values)
         self._see(first + batch, length)
         self._visible[first : first + batch, :length] = prompt.mask
         self._visible[first : first + batch, length:] = False
         position = torch.arange(1, length + 1, device=prompt.mask.device)
         self._ends += (prompt.mask * position).amax(1).tolist()
         self._counts += prompt.mask.sum(1).tolist()
-        self._place()
 
     def feed(self, ids: torch.Tensor) -> torch.Tensor:
         """Append one token to each row, ids int64 [R]. Returns hidden states [R, H]."""
-        rows = len(self)
         self.width = max(self._ends) + 1
-        self._see(rows, self.width)
-        self._visible[torch.arange(rows, device=self.at.device), self.at] = True
-        is_whole = all(count + 1 == self.width for count in self._counts)
-        state = RowState(None if is_whole else self._visible[:rows, : self.width])
-        positions = torch.tensor(self._counts, device=self.at.device)[:, None]
-        hidden = self.lm.append_tree(ids[:, None], positions, state, self._cache)
+        hidden = self._append(ids)
         self._ends = [end + 1 for end in self._ends]
         self._counts = [count + 1 for count in self._counts]
-        self._place()
-        return hidden[:, 0]
+        return hidden
+
+    def _append(self, ids: torch.Tensor) -> torch.Tensor:
+        self._see(len(self), self.width)
+        device = self._visible.device
+        self.at, positions = torch.tensor([self._ends, self._counts], device=device)
+        is_whole = all(count + 1 == self.width for count in self._counts)
+        return self._forward(ids, positions, is_whole)
+
+    def _forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, is_whole: bool = False
+    ) -> torch.Tensor:
+        """ids and positions int64 [R] -> hidden states [R, H]. `is_whole`: no row has a position
+        without a token."""
+        visible = self._visible[: len(ids), : self.width]
+        visible.scatter_(1, self.at[:, None], True)
+        state = RowState(None if is_whole else visible)
+        return self.lm.append_tree(ids[:, None], positions[:, None], state, self._cache)[:, 0]
 
     def leave(self, rows: Sequence[int]) -> list[int]:
         """Remove rows; some of the last ones take their places. Returns the number that each row
@@ -96,12 +107,12 @@ class TokenRows:
         self._ends = [self._ends[row] for row in order]
         self._counts = [self._counts[row] for row in order]
         if not order:
-            self._cache.layers.clear()  # memory goes back, and the next prompt lends its own
-        self._place()
+            self._free()
         return order
 
-    def _place(self) -> None:
-        self.at = torch.tensor(self._ends, dtype=torch.int64, device=self._visible.device)
+    def _free(self) -> None:
+        """The last row has left: memory goes back, and the next prompt lends its own."""
+        self._cache.layers.clear()
 
     def _see(self, rows: int, width: int) -> None:
         """Make room in `_visible`."""
@@ -137,6 +148,17 @@ class RowsLayer(DynamicLayer):
         for states in (self.keys, self.values):
             states[:, :, layer.get_seq_length() :] = 0
         self.dtype, self.device, self.is_initialized = self.keys.dtype, self.keys.device, True
+
+    def put(self, first: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Copy keys and values [B, H, n, D] into the rows from `first` on."""
+        rows, length = first + keys.shape[0], keys.shape[2]
+        if not self.is_initialized:
+            self.keys, self.values = keys[:0], values[:0]
+            self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
+        self.reserve(rows, length)
+        for buffer, states in ((self.keys, keys), (self.values, values)):
+            buffer[first:rows, :, :length] = states
+            buffer[first:rows, :, length:] = 0  # a row that left may have had numbers that are none
 
     def reserve(self, rows: int, width: int) -> None:
         """Make room for so many rows and positions, and for more of what is lacking."""

@@ -11,6 +11,7 @@ import torch
 from .attention_kernels import attention_of_any_shape
 from .compiled_layers import enough_cases
 from .head import LmHead
+from .recordings import own_tensors
 from .stand_in import stand_in
 from .tree_state import RowState, TreeState
 from .tree_view import tree_view
@@ -54,6 +55,12 @@ class TreeModel:
     def decoder(self) -> Any:
         """The decoder with its own attention."""
         return stand_in(self._decoder)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """What its forward passes read: weights and buffers."""
+        parts = (self.model, self.view or self.decoder, self.head.module)
+        modules = [module for part in parts for module in part.modules()]
+        return [tensor.detach() for module in modules for tensor in own_tensors(module)]
 
     def append_sequence(
         self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor, cache: Cache

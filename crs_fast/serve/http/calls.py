@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from .prometheus import Meters
 
 
+# The engine looks at deadlines between two forward passes. If it has not said so many seconds after
+# one that a turn is late, the client is told all the same.
+_GRACE = 1.0
+
+
 @dataclass(frozen=True, slots=True)
 class Server:
     """What the routes share. `name` is the model's, as OpenAI's clients call it."""
@@ -122,10 +127,14 @@ class TurnCall:
             Problem: the turn failed; raised in place of the event `Failed`.
         """
         watch = asyncio.create_task(self._cancel_when_gone(request))
+        overdue = asyncio.get_running_loop().call_later(
+            self.seconds + _GRACE, self.ticket.cancel, TimeoutError("the engine is busy")
+        )
         try:
             yield self._checked()
         finally:
             watch.cancel()
+            overdue.cancel()
             if not self._has_ended:
                 self.ticket.cancel()
                 self.server.meters.failed("cancelled")

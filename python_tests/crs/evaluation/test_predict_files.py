@@ -59,6 +59,31 @@ def test_all_files_together_are_the_predictions_of_all_dialogues(sources, tmp_pa
         assert one.gold_nll is not None
 
 
+def test_parquet_files_get_the_same_answers(sources, tmp_path, model):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    columns = tmp_path / "columns"
+    columns.mkdir()
+    rows = [json.loads(line) for line in (sources / "a.jsonl").open()]
+    parquet.write_table(pa.Table.from_pylist(rows), columns / "a.parquet")
+    (columns / "b.parquet").write_bytes(b"no parquet")
+    (lines,) = run(sources / "a.jsonl", tmp_path / "lines", model)
+    for kept in (False, True):
+        good, bad = run(columns, tmp_path / "out", model)
+        assert (Path(good["target"]).name, good["turns"], good["kept"]) == ("a.jsonl", 6, kept)
+        assert "b.parquet must be a parquet file" in bad["error"]
+    assert Path(good["target"]).read_text() == Path(lines["target"]).read_text()
+    with pytest.raises(ValueError, match="out must not hold a source"):
+        run(columns, columns, model)  # the next run would take the predictions for dialogues
+
+
+def test_parquet_files_need_pyarrow(tmp_path, model, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"predict_files: \.parquet needs .*the extra parquet"):
+        run(tmp_path / "a.parquet", tmp_path / "out", model)
+    assert not (tmp_path / "out").exists()
+
+
 def test_only_what_is_new_is_answered(sources, tmp_path, model):
     out = tmp_path / "out"
 

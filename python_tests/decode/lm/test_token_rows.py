@@ -90,7 +90,13 @@ def test_a_kept_sequence_goes_on_in_another_batch(kind):
     kept = [KeptTokens.of(prompt, row) for row in (0, 1)]
     assert [one.ids for one in kept] == [a[:7], b[:3]]
     assert kept[0].nbytes == sum(2 * layer.keys[0, :, :7].nbytes for layer in prompt.cache.layers)
-    del prompt
+    view = KeptTokens.of(prompt, 0, is_copied=False)
+    for (keys, _), layer, (copied, _) in zip(
+        view.layers, prompt.cache.layers, kept[0].layers, strict=True
+    ):
+        assert torch.equal(keys, copied)
+        assert keys.data_ptr() == layer.keys.data_ptr()
+    del prompt, view
     again = resumed(TreeModel(model), [(kept[1], 3), None, (kept[0], 5)], room=4)
     rest = [b[3:9], c[:2], a[5:12]]
     again.append(*right_pad(rest, 0))

@@ -1,0 +1,81 @@
+"""Items and dialogues in parquet files: the keys of a line of JSON are the columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from crs_fast.crs.data.dialogue import Dialogue, Item
+from crs_fast.crs.data.jsonl import dialogue_parser
+from crs_fast.crs.data.lines import data_line
+from crs_fast.crs.data.tables import items_from, rows_of
+
+_BATCH = 1024  # rows that are Python's own values at a time
+
+
+def need_pyarrow(op: str) -> Any:
+    """The module that reads and writes parquet files.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+    """
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError(
+            f"{op}: .parquet needs `pip install pyarrow` (the extra parquet)", name="pyarrow"
+        ) from error
+    return parquet
+
+
+def read_parquet_items(op: str, path: Path) -> tuple[Item, ...]:
+    """The items of a file.
+
+    Raises:
+        ValueError: it is no parquet file, or a row is broken.
+    """
+    return items_from(_rows(op, path))
+
+
+def read_parquet_dialogues(
+    op: str, path: Path, items: Iterable[Item] | None = None
+) -> tuple[Dialogue, ...]:
+    """The dialogues of a file, as `read_dialogues` reads the same rows from lines of JSON.
+
+    `turns` and `messages` are lists of structs, `liked` is a map or a struct, `seen` a list. Each
+    may be text in JSON instead. What is null counts as absent.
+
+    Raises:
+        ValueError: it is no parquet file, or a row is broken.
+    """
+    parse, dialogues = dialogue_parser(path, items), []
+    for number, row in enumerate(rows_of(_rows(op, path)), 1):
+        try:
+            dialogues.append(parse(number, _from_cells(row)))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            why = f"no key {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{op}: {path.name}, row {number} must be readable: {why}") from error
+    return tuple(dialogues)
+
+
+def _rows(op: str, path: Path) -> Iterator[dict[str, Any]]:
+    parquet = need_pyarrow(op)
+    from pyarrow import ArrowException
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH):
+                yield from batch.to_pylist()
+    except ArrowException as error:
+        raise ValueError(f"{op}: {path.name} must be a parquet file (got {error})") from error
+
+
+def _from_cells(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of columns with the values that a line of JSON has."""
+    for key in ("turns", "messages", "seen", "liked"):
+        if isinstance(row.get(key), str):
+            row[key] = data_line(row[key])
+    if isinstance(row.get("liked"), list):  # the pairs of a map
+        row["liked"] = dict(row["liked"])
+    return row

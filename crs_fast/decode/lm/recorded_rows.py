@@ -1,0 +1,118 @@
+"""Token rows whose forward passes are recorded in CUDA graphs and replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+
+from .model_state import ModelState
+from .recordings import RecordingPlace, record
+from .token_rows import RowsLayer, TokenRows
+from .tree_model import TreeModel
+
+# Positions that the smallest recording reads.
+_LEAST_WIDTH = 256
+# Keys and values that may stay in memory while there are no rows.
+_KEPT_BYTES = 1 << 30
+_FAILURE = ("token_rows", None)
+
+
+class StepShape(NamedTuple):
+    """What a recorded forward pass can't change.
+
+    rows, width: numbers of rows and positions, rounded up
+    buffers: addresses and shapes of what it reads and writes
+    """
+
+    rows: int
+    width: int
+    buffers: tuple[tuple[int, torch.Size], ...]
+
+
+class RecordedRows(TokenRows):
+    """`TokenRows` on a GPU, where the host needs more time to launch the kernels of a forward pass
+    than the device to run them.
+
+        feed: round the numbers of rows and positions up to powers of two
+              copy tokens, their positions and where they belong to where the recording reads them
+              replay the forward pass recorded for this shape, or record it first
+
+    Powers of two, because a server meets all numbers of rows and lengths, and recording takes as
+    long as several forward passes. The rows that fill up a shape read one token that nobody asks
+    for.
+
+    A prompt's keys and values are always copied, so that the buffers stay where they are while rows
+    join and leave. When they grow, all shapes are recorded anew. Recording runs a forward pass
+    several times, which changes nothing: the same token is written to the same position.
+    """
+
+    _borrows = False
+
+    def __init__(self, lm: TreeModel) -> None:
+        super().__init__(lm)
+        # Token ids, where they belong in the cache, and their positions.
+        self._inputs = torch.zeros(3, 0, dtype=torch.int64, device=lm.model.device)
+
+    def _append(self, ids: torch.Tensor) -> torch.Tensor:
+        state, failure = ModelState.of(self.lm.model), ""
+        if _FAILURE not in state.failures:
+            try:
+                return self._replayed(state, ids)
+            except Exception as problem:  # whatever a model's code raises while it is recorded
+                failure = f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]}"
+        hidden = super()._append(ids)
+        if failure:  # and not the model's
+            state.failures.add(_FAILURE)
+            state.warn_once(f"TokenRows: steps are not recorded in CUDA graphs: {failure}")
+        return hidden
+
+    def _replayed(self, state: ModelState, ids: torch.Tensor) -> torch.Tensor:
+        number, rows = len(self), _power_of_two(len(self))
+        self.width = max(_LEAST_WIDTH, _power_of_two(self.width))
+        self._see(rows, self.width)
+        layers = self._filled_layers()
+        for layer in layers:
+            layer.reserve(rows, self.width)
+        if rows > self._inputs.shape[1]:
+            self._inputs = self._inputs.new_zeros(3, rows)
+        unused = [0] * (rows - number)
+        places = torch.tensor([[*self._ends, *unused], [*self._counts, *unused]])
+        self._inputs[0, :number] = ids
+        self._inputs[1:, :rows] = places
+        buffers = [self._inputs, self._visible]
+        buffers += [states for layer in layers for states in (layer.keys, layer.values)]
+        shape = StepShape(rows, self.width, tuple((b.data_ptr(), b.shape) for b in buffers))
+        tokens, self.at, positions = self._inputs[:, :rows]
+        step = partial(self._forward, tokens, positions)
+        model = self.lm.model
+        hidden = state.step_recordings.run(
+            model, model.device, shape, partial(_Recorded, self.lm, step), ()
+        )
+        return hidden[:number].clone()
+
+    def _free(self) -> None:
+        if sum(la.keys.nbytes + la.values.nbytes for la in self._filled_layers()) > _KEPT_BYTES:
+            super()._free()
+
+    def _filled_layers(self) -> list[RowsLayer]:
+        layers: list[Any] = self._cache.layers
+        return [layer for layer in layers if layer.is_initialized]
+
+
+class _Recorded:
+    """A recorded forward pass, and the weights at the addresses that it reads."""
+
+    def __init__(
+        self, lm: TreeModel, step: Callable[[], torch.Tensor], place: RecordingPlace
+    ) -> None:
+        self._weights, self._replay = lm.tensors(), record(step, place)
+
+    def __call__(self) -> torch.Tensor:
+        return self._replay()
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()

@@ -1,0 +1,202 @@
+"""Recorded steps of rows, with a stand-in for the CUDA graph: what they give and when they are
+recorded. That the device's own recordings give the same is in `test_recorded_rows_gpu.py`."""
+
+import warnings
+
+import pytest
+import torch
+
+from crs_fast.decode import Prompt, TreeModel, right_pad
+from crs_fast.decode.lm import recorded_rows
+from crs_fast.decode.lm.model_state import ModelState
+from crs_fast.decode.lm.recorded_rows import RecordedRows
+from crs_fast.decode.lm.recordings import MAX_STEP_RECORDINGS
+from python_tests.decode.recording_doubles import record_on_tape
+from python_tests.helpers import tiny_model
+
+VOCAB = 40
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The steps that were recorded."""
+    runs = []
+
+    def record(run, place):
+        runs.append(run)
+        return record_on_tape(run, place)
+
+    monkeypatch.setattr(recorded_rows, "record", record)
+    monkeypatch.setattr(recorded_rows, "_LEAST_WIDTH", 16)
+    return runs
+
+
+class Sequences:
+    """Rows that are fed random tokens, each compared with a forward pass of its own."""
+
+    def __init__(self, model, attention="tree", atol=2e-4, rtol=1e-4):
+        self.tolerance = {"atol": atol, "rtol": rtol}
+        self.model, self.rows = model, RecordedRows(TreeModel(model, attention))
+        self.tokens, self.generator = [], torch.Generator().manual_seed(0)
+
+    def draw(self, n):
+        return torch.randint(VOCAB, (n,), generator=self.generator).tolist()
+
+    def join(self, *lengths):
+        new = [self.draw(n) for n in lengths]
+        ids, mask = (part.to(self.model.device) for part in right_pad(new, 0))
+        self.rows.join(Prompt(self.model, ids, mask, room=2))
+        self.tokens += new
+
+    def leave(self, *rows):
+        order = self.rows.leave(rows)
+        self.tokens = [self.tokens[row] for row in order]
+
+    def feed(self, times=1):
+        for _ in range(times):
+            ids = self.draw(len(self.tokens))
+            self.tokens = [[*s, token] for s, token in zip(self.tokens, ids, strict=True)]
+            device = self.model.device
+            hidden = self.rows.feed(torch.tensor(ids, device=device))
+            for got, tokens in zip(self.rows.lm.head(hidden), self.tokens, strict=True):
+                alone = self.model(torch.tensor([tokens], device=device), use_cache=False)
+                torch.testing.assert_close(got, alone.logits[0, -1], **self.tolerance)
+
+
+@pytest.mark.parametrize("attention", ["tree", "mask"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "neox"])
+@torch.no_grad()
+def test_rows_that_join_grow_and_leave(made, kind, attention):
+    rows = Sequences(tiny_model(kind, VOCAB), attention)
+    rows.join(9, 4, 6)
+    rows.feed(5)
+    assert len(made) == 1  # 4 rows, 16 positions
+    rows.join(3, 14)
+    rows.feed(1)
+    assert len(made) == 2  # 8 rows
+    rows.feed(3)
+    assert len(made) == 3  # 32 positions
+    for gone in ([0], [2, 1], [1]):
+        rows.leave(*gone)
+        rows.feed()
+    rows.join(5)
+    rows.feed(4)
+    rows.leave(*range(len(rows.tokens)))
+    rows.join(5, 6, 7)
+    rows.feed()
+
+
+@torch.no_grad()
+def test_what_was_recorded_serves_rows_that_come_later(made):
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(9, 5, 7, 3)
+    rows.feed(3)
+    for lengths in ((4, 5, 6, 7), (9, 3, 2), (1, 1, 12)):
+        rows.leave(*range(len(rows.tokens)))
+        rows.join(*lengths)
+        rows.feed(3)
+        rows.leave(1)
+        rows.join(8)
+        rows.feed()
+    assert len(made) == 1
+
+
+@torch.no_grad()
+def test_a_result_outlives_the_next_step(made):
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(3, 5)
+    kept = rows.rows.feed(torch.tensor([1, 2]))
+    before = kept.clone()
+    rows.rows.feed(torch.tensor([3, 4]))
+    assert torch.equal(kept, before)
+
+
+@torch.no_grad()
+def test_numbers_that_are_none_stay_in_their_row(made):
+    """Attention multiplies what a row does not see by 0."""
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(9, 5, 12)
+    rows.feed()
+    for layer in rows.rows._cache.layers:
+        layer.keys[2:], layer.values[2:] = torch.nan, torch.nan
+    rows.leave(2)
+    rows.join(3)
+    rows.feed(2)
+    rows.join(2)
+    rows.feed(2)
+
+
+@torch.no_grad()
+def test_memory_goes_back_if_it_is_much(made, monkeypatch):
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(9)
+    rows.feed()
+    monkeypatch.setattr(recorded_rows, "_KEPT_BYTES", 100)
+    rows.leave(0)
+    assert not rows.rows._cache.layers
+    rows.join(9, 4)
+    rows.feed(2)
+    assert len(made) == 2
+
+
+@torch.no_grad()
+def test_a_model_that_changes_is_recorded_anew(made):
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(9)
+    rows.feed(2)
+    model = rows.model
+    model.model.norm.weight.mul_(0.5)  # in place
+    rows.feed()
+    assert len(made) == 1
+    model.model.norm.weight = torch.nn.Parameter(torch.rand_like(model.model.norm.weight))
+    rows.feed()
+    assert len(made) == 2
+
+
+@torch.no_grad()
+def test_a_model_keeps_its_newest_recordings(made):
+    model = tiny_model("llama", VOCAB)
+    for _ in range(MAX_STEP_RECORDINGS + 1):
+        rows = Sequences(model)
+        rows.join(2)
+        rows.rows.feed(torch.tensor([1]))
+    state = ModelState.of(model)
+    assert len(state.step_recordings._kept) == MAX_STEP_RECORDINGS
+    assert not state.recordings._kept
+
+
+@torch.no_grad()
+def test_what_can_not_be_recorded_runs_eagerly_and_is_not_tried_again(monkeypatch):
+    tries = []
+
+    def record(run, place):
+        tries.append(run)
+        run()
+        raise RuntimeError("operation not permitted when stream is capturing\nand so on")
+
+    monkeypatch.setattr(recorded_rows, "record", record)
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(9, 5)
+    with pytest.warns(UserWarning, match="steps are not recorded .*not permitted when") as caught:
+        rows.feed()
+    assert len(caught) == 1
+    rows.join(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rows.feed(3)
+    assert len(tries) == 1
+
+
+@torch.no_grad()
+def test_an_error_of_the_model_is_no_failure_of_the_recording(made):
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(9)
+
+    def fails(module, inputs):
+        raise RuntimeError("no")
+
+    handle = rows.model.model.norm.register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="no"):
+        rows.rows.feed(torch.tensor([1]))
+    handle.remove()
+    assert not ModelState.of(rows.model).failures
