@@ -291,6 +291,25 @@ def test_code_beside_a_model_runs_only_if_the_caller_says_so(
     assert trusted == [bool(given)]
 
 
+@pytest.mark.parametrize(("given", "expected"), [([], None), (["--join", "0.2"], 0.2)])
+@pytest.mark.parametrize("command", ["evaluate", "chat", "serve", "predict"])
+def test_what_joins_the_beams(command, given, expected, folder, tmp_path, monkeypatch):
+    shares = []
+    (tmp_path / MANIFEST).touch()
+
+    class Loaded:
+        def with_join(self, join):
+            shares.append(join)
+            raise ValueError("that's enough")
+
+    monkeypatch.setattr(Recommender, "from_pretrained", lambda *_, **__: Loaded())
+    data = ["--data", str(folder / "data")] if command == "evaluate" else []
+    if command == "predict":
+        data = [str(folder / "data" / "test.jsonl"), "--out", str(tmp_path / "out")]
+    assert main([command, *data, "--model", str(tmp_path), *given]) == 2
+    assert shares == [expected]
+
+
 def test_a_device_that_is_not_there(capsys):
     assert main(["chat", "--device", "nonsense"]) == 2
     assert "chat: --device must be one that PyTorch finds here" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The runs that the result pages still lack, most valuable first, for a GPU rented for minutes.
 #
-#     gpu_queue.sh prepare            on a CPU: make the catalogues, which travel in $out
+#     gpu_queue.sh prepare            on a CPU: make the catalogues, 43 MB, which travel in $out
 #     gpu_queue.sh [--minutes 14]     work the list off; call it again to go on where it was cut off
 #     gpu_queue.sh merge              copy the finished tables to results/
 #
@@ -9,11 +9,13 @@
 # commands). $CRS_FAST_DATA is the folder with redial/ and inspired/.
 #
 # A run is one method of an experiment, under 4 minutes on an H100: three epochs of ReDial train in 84
-# s there. One that takes longer is stopped and goes on from its checkpoint at once. The rates are
-# compared on validation first; the rest of ReDial is trained at the best rate that is known by then.
+# s there. One that takes longer is stopped and goes on from its checkpoint at once, at most three
+# times. The rates are compared on validation first; the rest of ReDial is trained at the best rate
+# that is known by then. SmolLM2 is unpacked once per machine: its GGUF file takes 18 CPU seconds to
+# read, the unpacked one half a second. A run tokenises its dialogues itself, in 4 CPU seconds.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-what=work minutes=14 out=gpu_queue tiny="" dry="" limit=240
+what=work minutes=14 out=gpu_queue tiny="" dry="" limit=240 most_tries=4
 while [ $# -gt 0 ]; do
   case "$1" in
     prepare | merge) what="$1" ;;
@@ -28,7 +30,8 @@ done
 [[ "$minutes" =~ ^[0-9]+$ ]] || { echo "gpu_queue: --minutes must be a whole number (got $minutes)" >&2; exit 2; }
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-model=(--model smollm2 --bf16-answers --compile-layers --tokens-per-batch 24576 --save-steps 150)
+unpacked="$out/prepared/smollm2"
+model=(--model "$unpacked" --bf16-answers --compile-layers --tokens-per-batch 24576 --save-steps 150)
 redial_tokens=10200000 inspired_tokens=2200000
 if [ -n "$tiny" ]; then
   model=(--model tiny --limit 3 --tokens-per-batch 1024 --save-steps 10)
@@ -117,6 +120,19 @@ fi
 
 deadline=$((SECONDS + 60 * minutes))
 started="" failed=0
+if [ -z "$tiny$dry" ] && [ ! -d "$unpacked" ]; then
+  python3 - "$unpacked" <<'PY'
+import pathlib, sys
+from crs_fast._files import replacing_folder
+from crs_fast.crs.backbones import load_backbone
+
+parts, target = load_backbone("smollm2"), pathlib.Path(sys.argv[1])
+target.parent.mkdir(parents=True, exist_ok=True)
+with replacing_folder(target, lambda name: False) as folder:
+    for part in parts:
+        part.save_pretrained(folder)
+PY
+fi
 # Run what is not done yet of the list on file descriptor 3.
 work_off() {
   while read -r folder arguments <&3; do
@@ -132,10 +148,16 @@ work_off() {
     if [ -d "$out/prepared/$data/catalogue" ] && [ ! -d "$out/$folder/catalogue" ]; then
       cp -r "$out/prepared/$data/catalogue" "$out/$folder/"
     fi
+    tries=0
     while [ ! -f "$mark" ]; do
       left=$((deadline - SECONDS))
       [ "$left" -gt 20 ] || { echo "gpu_queue: time is up; next: $folder $arguments"; exit 0; }
-      started="$SECONDS" status=0
+      if [ "$tries" = "$most_tries" ]; then
+        echo "gpu_queue: cut off $tries times: $folder $arguments" >&2
+        failed=1
+        break
+      fi
+      started="$SECONDS" status=0 tries=$((tries + 1))
       timeout --kill-after=10 "$((left < limit ? left : limit))" $line >>"$out/$folder/log.txt" 2>&1 ||
         status=$?
       echo "$((SECONDS - started)) s, status $status: $folder $arguments"

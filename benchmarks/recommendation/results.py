@@ -18,6 +18,7 @@ from crs_fast.crs.data.dialogue import CrsDataset
 from crs_fast.crs.evaluation.corrected_labels import label_figures
 from crs_fast.crs.evaluation.metrics import ranking_metrics
 from crs_fast.crs.evaluation.predictions import Prediction, read_predictions
+from crs_fast.crs.evaluation.reply_samples import replies_markdown
 from crs_fast.crs.evaluation.report import (
     CAVEATS,
     TITLES,
@@ -128,9 +129,21 @@ def write_results(
         for done in sorted((out / "runs").glob("*/seed*/done.json"))
     }
     write_text(out / "results.json", json.dumps(figures, indent=1) + "\n")
-    write_text(out / "results.md", results_markdown(figures))
+    write_text(out / "results.md", results_markdown(figures) + _replies(dataset, split, first))
     _plot(out / "results.png", figures["recommendation"])
     return figures
+
+
+def _replies(dataset: CrsDataset, split: str, runs: dict[str, list[Prediction]]) -> str:
+    """Some replies of the method that others are compared with, or else of the first that wrote
+    any."""
+    names = [name for name, run in runs.items() if any(p.reply is not None for p in run)]
+    if not names:
+        return ""
+    name = BASE if BASE in names else names[0]
+    return "\n" + replies_markdown(
+        dataset, split, runs[name], heading=f"Replies as they are: {name}, first seed"
+    )
 
 
 def _belongs(name: str, protocol: str) -> bool:

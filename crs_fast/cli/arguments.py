@@ -46,6 +46,13 @@ def model_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="of its weights (default: as saved)",
     )
+    parser.add_argument(
+        "--join",
+        type=share,
+        metavar="SHARE",
+        help="let the items whose texts are nearest join the beams, with this weight, such as 0.1 "
+        "(docs/catalogue.md)",
+    )
     trust_argument(parser)
 
 

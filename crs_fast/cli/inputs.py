@@ -33,12 +33,13 @@ def read_model(args: Namespace) -> Recommender:
     """The recommender that the arguments name, on the device they name."""
     from crs_fast.crs.recommender import Recommender
 
-    return Recommender.from_pretrained(
+    recommender = Recommender.from_pretrained(
         args.model,
         dtype=dtype_of(args),
         device=device_of(args),
         trust_remote_code=args.trust_remote_code,
     )
+    return recommender.with_join(args.join)
 
 
 def dtype_of(args: Namespace) -> torch.dtype | None:

@@ -45,6 +45,7 @@ def run(args: Namespace) -> int:
         num_beams=args.beams,
         replies=not args.no_replies,
         max_new_tokens=args.max_new_tokens,
+        join=args.join,
         dtype=dtype_of(args),
         device=device_of(args),
         trust_remote_code=args.trust_remote_code,

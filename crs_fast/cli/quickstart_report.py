@@ -144,12 +144,9 @@ def gold_ranks(prediction: Prediction) -> list[int]:
 
 
 def _answer(prediction: Prediction, titles: dict[str, str]) -> list[str]:
-    from crs_fast.crs.evaluation.predictions import PLACEHOLDER
+    from crs_fast.crs.evaluation.reply_samples import with_titles
 
-    text = prediction.reply or ""
-    for item_id in prediction.reply_items:
-        text = text.replace(PLACEHOLDER, titles[item_id], 1)
-    lines = [f"  model       {text}"]
+    lines = [f"  model       {with_titles(prediction, titles)}"]
     if prediction.gold_items:
         best = [f"{n}. {titles[i]}" for n, i in enumerate((prediction.ranking or [])[:3], 1)]
         lines.append(f"              {'  '.join(best)}")

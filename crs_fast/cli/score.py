@@ -25,6 +25,14 @@ def add(commands: Any) -> None:
         "--against", help="another system's file: paired differences on the same targets"
     )
     parser.add_argument(
+        "--replies",
+        type=int,
+        default=0,
+        metavar="N",
+        help="print N replies as they are, drawn at random, each with its context and gold reply",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of --replies")
+    parser.add_argument(
         "--fuse-with-copying",
         choices=("ranks", "odds"),
         help="fuse the rankings with the items named before: by reciprocal ranks, or by how often "
@@ -42,6 +50,7 @@ def run(args: Namespace) -> int:
         read_predictions,
         write_predictions,
     )
+    from crs_fast.crs.evaluation.reply_samples import replies_markdown
     from crs_fast.crs.evaluation.report import difference_table, scores_markdown
     from crs_fast.crs.evaluation.score import (
         PROTOCOLS,
@@ -84,6 +93,8 @@ def run(args: Namespace) -> int:
     ):
         if tables:
             print(tables)
+    if args.replies:
+        print(replies_markdown(dataset, args.split, ours, args.replies, args.seed))
     if args.against:
         theirs = read_predictions(args.against, dialogues, dataset.items)
         seen = named_items(dataset.splits["train"])

@@ -160,6 +160,7 @@ def _run_replicas(args: Namespace) -> int:
         name=args.name or Path(args.model).resolve().name,
         device=device_of(args),
         dtype=dtype_of(args),
+        join=args.join,
         access=access,
         limits=limits,
         engine=_engine_options(args),

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from crs_fast.crs.data.dialogue import Turn
+from crs_fast.crs.data.dialogue import Item, Turn
 from crs_fast.trie import ItemFilter
 from crs_fast.trie.item_filter import stacked
 
@@ -53,10 +53,15 @@ class JoinedBeams:
     rule: str = "mixture"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"JoinedBeams: share must lie in [0, 1] (got {self.share})")
+        check_share(self.share)
         if self.rule not in RULES:
             raise ValueError(f"JoinedBeams: rule must be one of {RULES} (got {self.rule!r})")
+
+    def for_items(self, items: Sequence[Item]) -> JoinedBeams:
+        """The same for another catalogue. A source that has no method `for_items`, as
+        `TextNeighbours` has, stays and must know the catalogue by itself."""
+        follow = getattr(self.source, "for_items", None)
+        return self if follow is None else replace(self, source=follow(items))
 
     def candidates(self, contexts: Sequence[Sequence[Turn]]) -> Sequence[Sequence[Scored]]:
         """The source's candidates of each conversation.
@@ -104,6 +109,15 @@ class JoinedBeams:
         if largest == -math.inf:
             return largest
         return largest + math.log(sum(math.exp(term - largest) for term in terms))
+
+
+def check_share(share: float) -> None:
+    """
+    Raises:
+        ValueError: the share of a source is outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"JoinedBeams: share must lie in [0, 1] (got {share})")
 
 
 def _log(x: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -38,10 +39,11 @@ from crs_fast.crs.exposure import (
 )
 from crs_fast.crs.hub import local_folder, upload
 from crs_fast.crs.item_encoder import QUANTIZER, ItemEncoder, save_quantizer
-from crs_fast.crs.joined_beams import JoinedBeams
+from crs_fast.crs.joined_beams import JoinedBeams, check_share
 from crs_fast.crs.reply import placed
 from crs_fast.crs.reply_text import ReplyText
 from crs_fast.crs.sampling import Sampling
+from crs_fast.crs.text_neighbours import TextNeighbours
 from crs_fast.crs.turn import TurnBatch, TurnCache
 
 __all__ = ["Messages", "RankedItem", "Ranking", "Recommender", "Response"]
@@ -59,8 +61,9 @@ class Recommender:
         bundle: Bundle,
         groups_of: GroupsOf = genres_of,
         item_encoder: ItemEncoder | None = None,
+        join: JoinedBeams | None = None,
     ) -> None:
-        self.bundle, self.groups_of = bundle, groups_of
+        self.bundle, self.groups_of, self.join = bundle, groups_of, join
         self._item_encoder = item_encoder
         self.titles = {item.item_id: item.display() for item in bundle.items}
 
@@ -180,8 +183,35 @@ class Recommender:
         return changed
 
     def with_bundle(self, bundle: Bundle) -> Recommender:
-        """A recommender for another bundle, with this one's groups and way to encode items."""
-        return Recommender(bundle, self.groups_of, self._item_encoder)
+        """A recommender for another bundle, with this one's groups, way to encode items and
+        join."""
+        join = None if self.join is None else self.join.for_items(bundle.items)
+        return Recommender(bundle, self.groups_of, self._item_encoder, join)
+
+    def with_join(self, join: JoinedBeams | float | None) -> Recommender:
+        """A recommender whose every search is joined by the candidates of another source, where a
+        call names none of its own. It shares the model with this one.
+
+        Args:
+            join: how they join the beams, in every catalogue that `with_catalogue` makes of this
+                one. A number is the share of the nearest neighbours by text (`TextNeighbours`), by
+                the text encoder that made the catalogue's SIDs or else MiniLM; then all items are
+                encoded now. None leaves the beams alone.
+
+        Raises:
+            ValueError: a share outside [0, 1].
+            ImportError: the text encoder is not installed.
+        """
+        if isinstance(join, int | float):
+            check_share(join)  # before all items are encoded
+            encoder = self._item_encoder or self._read_item_encoder()
+            neighbours = TextNeighbours(
+                self.bundle.items, None if encoder is None else encoder.encoder
+            )
+            join = JoinedBeams(neighbours, join)
+        changed = copy.copy(self)
+        changed.join = join
+        return changed
 
     def prepare(self) -> Recommender:
         """Make what the first request would make and wait for. Returns self."""
@@ -242,7 +272,8 @@ class Recommender:
             num_beams: width of the beam search over items, at least `num_items`.
             normalize: see `crs_fast.recommend`.
             join: how the candidates of another source join the beams (see `JoinedBeams`), such as
-                the nearest neighbours by text; scores are then the joined ones.
+                the nearest neighbours by text; scores are then the joined ones. None takes the
+                recommender's own, if it has one (see `with_join`).
             cache: a `TurnCache` that is kept over the turns of one dialogue (or batch). Then the
                 model reads only what was said since the last turn.
             max_new_tokens: the most tokens of the reply; an item that is open then is finished.
@@ -266,7 +297,7 @@ class Recommender:
             num_beams=num_beams,
             normalize=normalize,
             max_new_tokens=max_new_tokens,
-            join=join,
+            join=join or self.join,
         )
         limits = Exposure((), None, groups, max_per_group, repeat_named)
         turns, lists = self._read("respond", batch, single, options, limits, exclude, allow, cache)
@@ -331,7 +362,7 @@ class Recommender:
             num_beams=num_beams,
             normalize=normalize,
             max_new_tokens=max_new_tokens,
-            join=join,
+            join=join or self.join,
         )
         limits = Exposure((), None, groups, max_per_group, repeat_named)
         turns, lists = self._read("stream", batch, single, options, limits, exclude, allow, cache)
@@ -381,7 +412,7 @@ class Recommender:
             num_beams=max(50, num_items) if num_beams is None else num_beams,
             normalize=normalize,
             max_new_tokens=0,
-            join=join,
+            join=join or self.join,
         )
         limits = Exposure((), None, groups, max_per_group, repeat_named)
         turns, lists = self._read("rank", batch, single, options, limits, exclude, allow, cache)

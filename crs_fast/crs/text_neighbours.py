@@ -3,6 +3,8 @@ so an item that no dialogue has named is found like any other."""
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,8 @@ from crs_fast.quantize import encode_texts
 from crs_fast.quantize.text_encoder import EncoderLike, load_encoder
 
 _NOTHING_SAID = "hello"
+# Texts that are encoded before another thread may encode its own.
+_BATCH = 64
 
 
 class TextNeighbours:
@@ -50,28 +54,58 @@ class TextNeighbours:
             if not value > 0:
                 raise ValueError(f"TextNeighbours: {name} must be above 0 (got {value!r})")
         self._encoder = load_encoder(encoder)
-        if embeddings is None:
-            embeddings = encode_texts([item.text() for item in items], self._encoder)
-        known = torch.as_tensor(embeddings, device="cpu").float()  # [N, D]
-        if not len(items) or known.ndim != 2 or len(known) != len(items):
+        self._encoding = threading.Lock()  # a tokenizer serves one thread at a time
+        self._turns, self._num_items, self._temperature = turns, num_items, temperature
+        texts = [item.text() for item in items]
+        known = self._encode(texts) if embeddings is None else embeddings
+        self._take(items, texts, torch.as_tensor(known, device="cpu").float())
+
+    def for_items(self, items: Sequence[Item]) -> TextNeighbours:
+        """The same for another catalogue. An item whose text is in this one keeps its embedding;
+        the other texts are encoded.
+
+        Raises:
+            ValueError: there is no item.
+        """
+        texts = [item.text() for item in items]
+        rows = {text: row for row, text in enumerate(self._texts)}
+        new = [text for text in dict.fromkeys(texts) if text not in rows]
+        known = self._embeddings
+        if new:
+            rows |= {text: len(known) + n for n, text in enumerate(new)}
+            known = torch.cat([known, self._encode(new)])
+        changed = copy.copy(self)
+        changed._take(items, texts, known[[rows[text] for text in texts]])
+        return changed
+
+    def _take(self, items: Sequence[Item], texts: list[str], embeddings: torch.Tensor) -> None:
+        if not len(items) or embeddings.ndim != 2 or len(embeddings) != len(items):
             raise ValueError(
                 f"TextNeighbours: embeddings must be one row per item, {len(items)} and at least 1 "
-                f"(got shape {tuple(known.shape)})"
+                f"(got shape {tuple(embeddings.shape)})"
             )
-        self._ids = [item.item_id for item in items]
-        self._mean = known.mean(0)
-        self._items = F.normalize(known - self._mean, dim=-1)
-        self._turns, self._temperature = turns, temperature
-        self._num_items = min(num_items, len(items))
+        self._ids, self._texts = [item.item_id for item in items], texts
+        self._embeddings = embeddings  # [N, D]
+        self._mean = embeddings.mean(0)
+        self._items = F.normalize(embeddings - self._mean, dim=-1)
+
+    def _encode(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings [n, D], a few texts at a time: a query need not wait for a whole catalogue."""
+        parts = []
+        for first in range(0, max(len(texts), 1), _BATCH):
+            with self._encoding:
+                parts.append(encode_texts(texts[first : first + _BATCH], self._encoder))
+        return torch.cat(parts)
 
     def __call__(self, contexts: Sequence[Sequence[Turn]]) -> list[list[Scored]]:
         """The candidates of each conversation, (item id, log-probability), best first."""
         if not contexts:
             return []
         said = [" ".join(turn.text for turn in turns[-self._turns :]) for turns in contexts]
-        query = encode_texts([text or _NOTHING_SAID for text in said], self._encoder)  # [B, D]
+        query = self._encode([text or _NOTHING_SAID for text in said])  # [B, D]
+        most = min(self._num_items, len(self._ids))
         cosines = F.normalize(query - self._mean, dim=-1) @ self._items.T  # [B, N]
-        log_q, best = (cosines / self._temperature).log_softmax(-1).topk(self._num_items)
+        log_q, best = (cosines / self._temperature).log_softmax(-1).topk(most)
         return [
             [(self._ids[i], score) for i, score in zip(of_one, scores, strict=True)]
             for of_one, scores in zip(best.tolist(), log_q.tolist(), strict=True)

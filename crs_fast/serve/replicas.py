@@ -37,6 +37,7 @@ def application(
     name: str | None = None,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
+    join: float | None = None,
     access: Access | None = None,
     limits: Limits | None = None,
     engine: dict[str, Any] | None = None,
@@ -54,6 +55,7 @@ def application(
         name: the model's name for OpenAI's clients; by default its directory's.
         device: where each replica runs; with "cuda", Ray gives each a GPU of its own.
         dtype: of the weights; by default as saved.
+        join: share of the nearest neighbours by text, see `Recommender.with_join`.
         access: who may use it. By default the tokens in each replica's CRS_FAST_TOKEN and
             CRS_FAST_ADMIN_TOKEN; without either, the catalogue cannot be changed over HTTP.
         limits: what one request may ask for.
@@ -83,6 +85,7 @@ def application(
         name=name or Path(model).resolve().name,
         device=device,
         dtype=dtype,
+        join=join,
         access=access,
         limits=limits,
         engine=engine or {},
@@ -102,6 +105,7 @@ class Replica:
         name: str,
         device: str,
         dtype: torch.dtype | None,
+        join: float | None,
         access: Access | None,
         limits: Limits,
         engine: dict[str, Any],
@@ -112,7 +116,7 @@ class Replica:
         self.access = access or _access_of_environment()
         recommender = Recommender.from_pretrained(
             model, dtype=dtype, device=device, trust_remote_code=trust_remote_code
-        )
+        ).with_join(join)
         self.store = SharedCatalogueStore(
             recommender,
             catalogue,

@@ -61,7 +61,7 @@ class Turn:
         _check(request)
         if not as_batch(request.messages, "TurnRequest")[1]:
             raise ValueError("TurnRequest: messages must be one conversation (got a batch)")
-        turns = recommender.turns(request.messages)
+        self._turns = turns = recommender.turns(request.messages)
         wanted = Exposure(
             request.exclude,
             request.allow,
@@ -92,7 +92,9 @@ class Turn:
     def start_over(self) -> None:
         """Forget what was found so far."""
         groups = self.catalogue.recommender.groups
-        self.exposed = ExposedList(self.exposure, groups, self._named, self.request.num_items)
+        self.exposed = ExposedList(
+            self.exposure, groups, self._named, self.request.num_items, self._turns
+        )
 
     @property
     def is_cancelled(self) -> bool:

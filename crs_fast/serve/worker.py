@@ -240,11 +240,13 @@ class Worker:
             if turn.prefers_items(chance):
                 rows_of.setdefault(turn.request.num_beams, []).append(row)
         vocab_size = turns.bundle.model.config.get_text_config().vocab_size
+        join = group[0].catalogue.recommender.join
         for num_beams, rows in rows_of.items():
             most = max(1, _MOST_LOGITS // (num_beams * vocab_size))
             for first in range(0, len(rows), most):
                 some = rows[first : first + most]
-                fill_lists(turns, some, [group[row].exposed for row in some], num_beams=num_beams)
+                lists = [group[row].exposed for row in some]
+                fill_lists(turns, some, lists, num_beams=num_beams, join=join)
         for turn in group:
             turn.take_items()
 

@@ -1,13 +1,16 @@
 """Candidates that join the beams, against scores of the whole catalogue."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from crs_fast.crs import text_neighbours
 from crs_fast.crs.checkpoint import Bundle
-from crs_fast.crs.data.dialogue import SEEKER
+from crs_fast.crs.data.dialogue import SEEKER, Item
 from crs_fast.crs.evaluation.predict import predict
+from crs_fast.crs.item_encoder import ItemEncoder
 from crs_fast.crs.joined_beams import JoinedBeams
 from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.text_neighbours import TextNeighbours
@@ -132,11 +135,57 @@ def test_neighbours_are_nearest_by_cosine_to_the_last_turns():
     assert source([]) == []
 
 
+def test_neighbours_in_another_catalogue_are_those_of_a_new_source():
+    encoded = []
+
+    def encode(texts):
+        encoded.extend(texts)
+        return torch.tensor([[text.count(c) for c in "zFilm 0123456789"] for text in texts]).float()
+
+    items = (*ITEMS[3:], Item("n1", "zzz"), replace(ITEMS[0], title="Filmz 7"))
+    contexts = [(say(SEEKER, text),) for text in ("a zebra", "Filmz 77", "Film 4")]
+    expected = TextNeighbours(items, encode, num_items=7)(contexts)
+    source = TextNeighbours(ITEMS, encode, num_items=7)
+    del encoded[:]
+    changed = source.for_items(items)
+    assert encoded == [item.text() for item in items[-2:]]
+    for one, other in zip(changed(contexts), expected, strict=True):
+        assert [i for i, _ in one] == [i for i, _ in other]
+        assert [q for _, q in one] == pytest.approx([q for _, q in other], abs=1e-5)
+    assert expected[0][0][0] == "n1"
+    assert "n1" not in dict(source(contexts)[0])
+
+
+def test_a_recommender_has_a_join_of_its_own(recommender):
+    join = JoinedBeams(always(CANDIDATES), 0.6)
+    own = recommender.with_join(join)
+    assert own.rank(ASK, 3) == recommender.rank(ASK, 3, join=join) != recommender.rank(ASK, 3)
+    other = JoinedBeams(always([("i7", -0.1)]), 0.9)
+    assert own.rank(ASK, 3, join=other) == recommender.rank(ASK, 3, join=other)
+    assert own.with_join(None).rank(ASK, 3) == recommender.rank(ASK, 3)
+    answers = own.with_catalogue(remove=["i5"]).respond(ASK, "rec", 3, max_new_tokens=2)
+    assert answers.items[0][0] == "i0"
+
+
+@pytest.mark.parametrize("name", [None, "the catalogue's"])
+def test_a_share_joins_the_nearest_neighbours_by_text(recommender, name, monkeypatch):
+    """By the encoder that made the SIDs, if its name is known."""
+
+    def encode(texts):
+        return torch.tensor([[text.count(c) for c in "Film 0123456789"] for text in texts]).float()
+
+    monkeypatch.setattr(text_neighbours, "load_encoder", {name: encode, encode: encode}.get)
+    made = Recommender(recommender.bundle, item_encoder=name and ItemEncoder(None, name))
+    join = JoinedBeams(TextNeighbours(ITEMS, encode), 0.3)
+    assert made.with_join(0.3).rank(ASK, 3) == recommender.rank(ASK, 3, join=join)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda r: JoinedBeams(always(CANDIDATES), 2), r"share must lie in \[0, 1\] \(got 2\)"),
         (lambda r: JoinedBeams(always(CANDIDATES), rule="x"), "rule must be one of"),
+        (lambda r: r.with_join(1.5), r"share must lie in \[0, 1\] \(got 1.5\)"),
         (lambda r: TextNeighbours(ITEMS, lambda t: torch.ones(len(t), 2), turns=0), "turns must"),
         (
             lambda r: TextNeighbours(ITEMS, lambda t: t, embeddings=torch.ones(2, 2)),

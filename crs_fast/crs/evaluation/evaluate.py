@@ -98,7 +98,8 @@ def evaluate(
         replies: also generate replies (BLEU, Distinct) and score the gold ones (perplexity).
         limit: evaluate only the first so many dialogues.
         baselines: further rankings to compare with, by name.
-        join: how the candidates of another source join the beams, see `JoinedBeams`.
+        join: how the candidates of another source join the beams, see `JoinedBeams`; None takes the
+            recommender's own, if it has one.
 
     Raises:
         ValueError: the data set lacks this split or "train", the split has no target, or two of its
@@ -106,6 +107,7 @@ def evaluate(
     """
     need_splits(dataset, "evaluate", ("train", split))
     start = time.perf_counter()
+    join = join or recommender.join
     dialogues = dataset.splits[split][:limit]
     need_distinct_ids(dialogues, "evaluate")  # or the predictions can't be saved
     predictions = predict(
@@ -125,7 +127,11 @@ def evaluate(
         note_gold_nll(recommender.bundle, dialogues, predictions, progress=progress)
         text = {"mode of replies": "gold mode, the model's own top item"}
         text |= text_figures(predictions)
-    settings = dict(num_beams=num_beams, normalize=normalize, dialogues=len(dialogues))
+    settings: dict[str, Any] = dict(
+        num_beams=num_beams, normalize=normalize, dialogues=len(dialogues)
+    )
+    if join is not None:
+        settings["join"] = {"share": join.share, "rule": join.rule}
     return Evaluation(
         dataset.name,
         split,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -19,6 +19,7 @@ from crs_fast.crs.evaluation.predictions import (
     blank_predictions,
 )
 from crs_fast.crs.joined_beams import JoinedBeams, Scored, join_beams
+from crs_fast.crs.sampling import GREEDY, Sampling
 from crs_fast.crs.sequence import Layout, SequenceBuilder
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.decode.lm.attention_kernels import attention_of_any_shape
@@ -124,6 +125,35 @@ def rank_messages(
         turn.messages[instance.message] = MessageRanking(
             said.ranking, said.new_ranking, said.scores, said.named
         )
+
+
+@attention_of_any_shape()
+def write_replies(
+    bundle: Bundle,
+    dialogues: Sequence[Dialogue],
+    predictions: Sequence[Prediction],
+    *,
+    sampling: Sampling = GREEDY,
+    max_new_tokens: int = 64,
+    tokens_per_batch: int | None = None,
+    progress: bool = True,
+) -> list[Prediction]:
+    """The predictions with other replies, written as `predict` writes them: in the gold mode, after
+    the top item of each ranking. All other fields stay, and so do the predictions given.
+
+    Args:
+        sampling: how the words are chosen; samples are drawn by torch's own random state.
+    """
+    answers = [replace(p) for p in predictions]
+    contexts = _contexts(bundle, dialogues, answers, max_new_tokens)
+    recs = [bool(p.gold_items) for p in answers]
+    limit = tokens_per_batch or batch_tokens(bundle.model.device)
+    for chunk in show_progress(
+        chunks(contexts, [p.dialogue for p in answers], limit), "replies", progress
+    ):
+        for members, turns in walk(bundle, contexts, recs, chunk, limit):
+            _reply(bundle, turns, [answers[i] for i in members], max_new_tokens, sampling)
+    return answers
 
 
 @attention_of_any_shape()
@@ -307,14 +337,19 @@ def _rank(
 
 
 def _reply(
-    bundle: Bundle, turns: TurnBatch, predictions: Sequence[Prediction], max_new_tokens: int
+    bundle: Bundle,
+    turns: TurnBatch,
+    predictions: Sequence[Prediction],
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
 ) -> None:
     builder = bundle.builder
     prefixes = [
         builder.prefix(REC, p.ranking[0]) if p.gold_items and p.ranking else builder.prefix(CHAT)
         for p in predictions
     ]
-    _note(bundle, turns.write(prefixes, max_new_tokens=max_new_tokens), predictions)
+    written = turns.write(prefixes, max_new_tokens=max_new_tokens, **asdict(sampling))
+    _note(bundle, written, predictions)
 
 
 def _note(

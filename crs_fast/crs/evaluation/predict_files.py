@@ -19,6 +19,7 @@ from crs_fast.crs.data.parquet import need_pyarrow, read_parquet_dialogues
 from crs_fast.crs.evaluation.predict import predict
 from crs_fast.crs.evaluation.predictions import write_predictions
 from crs_fast.crs.evaluation.reply_perplexity import note_gold_nll
+from crs_fast.crs.joined_beams import check_share
 from crs_fast.crs.manifest import sha256_of
 from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.shards import Shard, do_shards, shards_of
@@ -35,6 +36,7 @@ def predict_files(
     num_beams: int = 50,
     replies: bool = True,
     max_new_tokens: int = 64,
+    join: float | None = None,
     dtype: torch.dtype | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
@@ -54,6 +56,7 @@ def predict_files(
         out: folder for `<name>.jsonl`.
         model: a model directory.
         num_beams, replies, max_new_tokens: see `evaluate`.
+        join: share of the nearest neighbours by text, see `Recommender.with_join`.
         dtype, device, trust_remote_code: as in `Recommender.from_pretrained`.
         workers: so many actors of Ray Data, each of which takes whole files; None works in this
             process, without Ray. With a device "cuda", each gets a GPU; with None they
@@ -87,13 +90,15 @@ def predict_files(
     )
     if any(shard.source.endswith(".parquet") for shard in shards):
         need_pyarrow(_OP)
+    if join is not None:
+        check_share(join)
     Path(out).mkdir(parents=True, exist_ok=True)
     options = {"num_beams": num_beams, "replies": replies, "max_new_tokens": max_new_tokens}
     return do_shards(
         _OP,
         shards,
         _ShardPredictor,
-        (str(folder), options, dtype, device, trust_remote_code),
+        (str(folder), options, join, dtype, device, trust_remote_code),
         workers=workers,
         device=device,
     )
@@ -106,14 +111,17 @@ class _ShardPredictor:
         self,
         model: str,
         options: dict[str, Any],
+        join: float | None,
         dtype: torch.dtype | None,
         device: str | None,
         trust_remote_code: bool,
     ) -> None:
         self.model, self.options, self.dtype, self.device = model, options, dtype, device
-        self.trust_remote_code = trust_remote_code
+        self.join, self.trust_remote_code = join, trust_remote_code
         # The manifest has the checksums of all files.
         self.record = {"model": sha256_of(Path(model) / MANIFEST), "dtype": str(dtype), **options}
+        if join is not None:
+            self.record["join"] = join
 
     @cached_property
     def recommender(self) -> Recommender:
@@ -122,7 +130,7 @@ class _ShardPredictor:
             dtype=self.dtype,
             device=self.device,
             trust_remote_code=self.trust_remote_code,
-        )
+        ).with_join(self.join)
 
     def __call__(self, shard: Shard) -> dict[str, Any]:
         source, target = Path(shard.source), Path(shard.target)
@@ -131,13 +139,13 @@ class _ShardPredictor:
         turns = _turns_done(target, done, record)
         if kept := turns is not None:
             return {"turns": turns, "kept": kept}
-        bundle = self.recommender.bundle
+        bundle, join = self.recommender.bundle, self.recommender.join
         dialogues = _read(source, bundle.items)
         if not dialogues:
             raise ValueError(f"predict_files: {source.name} must hold dialogues (got none)")
         replies = self.options["replies"]
         predictions = predict(
-            bundle, dialogues, **self.options, free_rankings=replies, progress=False
+            bundle, dialogues, **self.options, free_rankings=replies, join=join, progress=False
         )
         if replies:
             note_gold_nll(bundle, dialogues, predictions, progress=False)

@@ -11,7 +11,8 @@ from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.control_tokens import CHAT, REC
 from crs_fast.crs.data.dialogue import RECOMMENDER, SEEKER, Dialogue
 from crs_fast.crs.evaluation.batched_turns import chains, chunks, walk
-from crs_fast.crs.evaluation.predict import predict, predict_in_words
+from crs_fast.crs.evaluation.predict import predict, predict_in_words, write_replies
+from crs_fast.crs.sampling import Sampling
 from crs_fast.crs.sequence import GCRS, Layout
 from crs_fast.crs.turn import TurnBatch, TurnCache
 from crs_fast.trie import ItemFilter
@@ -166,3 +167,21 @@ def test_what_a_masked_column_held_is_not_read():
     prefixes = [builder.prefix(CHAT)] * 2
     got = TurnBatch(system, shorter, cache).write(prefixes, max_new_tokens=6)
     assert got == TurnBatch(system, shorter).write(prefixes, max_new_tokens=6)
+
+
+def test_replies_are_written_again_behind_the_same_items():
+    system = bundle("llama")
+    made = predict(system, [DIALOGUE, *dialogues(3)], num_beams=4, max_new_tokens=6, progress=False)
+    blank = [replace(p, reply=None, reply_items=[], invalid_items=0) for p in made]
+    split = [DIALOGUE, *dialogues(3)]
+    again = write_replies(system, split, blank, max_new_tokens=6, progress=False)
+    assert again == made
+    assert all(p.reply is None for p in blank)
+    drawn = [
+        write_replies(
+            system, split, blank, sampling=Sampling(True, 1.0), max_new_tokens=6, progress=False
+        )
+        for _ in range(2)
+    ]
+    assert [p.reply for p in drawn[0]] != [p.reply for p in drawn[1]]
+    assert [p.ranking for p in drawn[0]] == [p.ranking for p in made]

@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from crs_fast.cli import main
+from crs_fast.crs import text_neighbours
 from crs_fast.crs.checkpoint import save_bundle
+from crs_fast.crs.data.dialogue import CrsDataset
 from crs_fast.crs.data.jsonl import write_dialogues
+from crs_fast.crs.evaluation.evaluate import evaluate
 from crs_fast.crs.evaluation.predict import predict
 from crs_fast.crs.evaluation.predict_files import predict_files
 from crs_fast.crs.evaluation.predictions import read_predictions
@@ -100,6 +104,31 @@ def test_only_what_is_new_is_answered(sources, tmp_path, model):
     (out / "a.jsonl").write_text("")
     (out / "b.done").write_text("[]")
     assert kept(num_beams=5) == [False, False]
+
+
+def test_joined_rankings_are_made_anew_and_kept(sources, tmp_path, model, monkeypatch):
+    def encode(texts):
+        return torch.tensor([[text.count(c) for c in "Film 0123456789"] for text in texts]).float()
+
+    monkeypatch.setattr(text_neighbours, "load_encoder", lambda encoder: encode)
+    out = tmp_path / "out"
+    run(sources, out, model)
+    assert [r["kept"] for r in run(sources, out, model, join=0.4)] == [False, False]
+    assert [r["kept"] for r in run(sources, out, model, join=0.4)] == [True, True]
+    made = read_predictions(out / "a.jsonl", dialogues(3), ITEMS)
+    recommender = Recommender.from_pretrained(model).with_join(0.4)
+    expected = predict(
+        recommender.bundle, dialogues(3), **OPTIONS, join=recommender.join, progress=False
+    )
+    assert [p.ranking for p in made] == [p.ranking for p in expected]
+    evaluation = evaluate(
+        recommender,
+        CrsDataset("d", ITEMS, {"train": dialogues(3), "test": dialogues(3)}),
+        **OPTIONS,
+        progress=False,
+    )
+    assert [p.ranking for p in evaluation.predictions] == [p.ranking for p in expected]
+    assert evaluation.settings["join"] == {"share": 0.4, "rule": "mixture"}
 
 
 def test_a_broken_file_stops_no_other(sources, tmp_path, model, capsys):

@@ -16,6 +16,7 @@ from crs_fast.crs.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
+from crs_fast.crs.evaluation.reply_samples import replies_markdown
 from crs_fast.crs.evaluation.report import recommendation_table
 from crs_fast.crs.evaluation.score import (
     mode_figures,
@@ -305,8 +306,9 @@ def test_score_command(tmp_path, capsys):
     write_predictions(tmp_path / "a.jsonl", answers(6))
     write_predictions(tmp_path / "b.jsonl", answers(7))
     command = ["score", str(tmp_path / "a.jsonl"), "--data", str(data)]
-    assert main([*command, "--against", str(tmp_path / "b.jsonl")]) == 0
+    assert main([*command, "--against", str(tmp_path / "b.jsonl"), "--replies", "2"]) == 0
     printed = capsys.readouterr().out
+    assert replies_markdown(DATASET, "test", answers(6), 2) in printed
     figures = json.loads(printed.splitlines()[-1])
     expected = recommendation_figures(DATASET, "test", answers(6), name="system")
     assert figures["recommendation"] == json.loads(json.dumps(expected))
