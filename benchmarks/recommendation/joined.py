@@ -5,29 +5,29 @@
 
 EXPERIMENT is the folder of a run with `--keep-models` and one learning rate; nothing is trained.
 `--source` is "text" (`TextNeighbours`) or the `predictions.jsonl` of another method on the same
-split, whose rankings have scores, such as the retrieval head's. Prints hits among new targets that
-training never names and among those that it does, each with n and the recall's 95 % interval, and
-those of the paper's protocol.
+split, whose rankings have scores, such as the retrieval head's; that method then has rows of its
+own. Prints hits among new targets that were held out on purpose (if the experiment has any), that
+training never names, and that it names, and those of the paper's protocol: each with n, the
+recall's 95 % interval, and the paired differences to the beams alone in points.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
 from benchmarks.recommendation.arms import choose_arms
-from benchmarks.recommendation.reproduce import Plan, make_setting
+from benchmarks.recommendation.reproduce import Plan, make_setting, plan_data
 from crs_fast.crs.checkpoint import Bundle
-from crs_fast.crs.data import load_dataset
 from crs_fast.crs.data.dialogue import CrsDataset, Dialogue, Turn
 from crs_fast.crs.evaluation.evaluate import log_test
 from crs_fast.crs.evaluation.metrics import bootstrap_interval, target_values
 from crs_fast.crs.evaluation.predict import predict
 from crs_fast.crs.evaluation.predictions import Prediction, read_predictions
-from crs_fast.crs.evaluation.score import Targets, named_items, protocol_targets
+from crs_fast.crs.evaluation.score import Targets, named_items, paired_runs, protocol_targets
 from crs_fast.crs.joined_beams import RULES, JoinedBeams, Scored, Source
 from crs_fast.crs.text_neighbours import TextNeighbours
 from crs_fast.crs.training.config import TrainConfig
@@ -51,7 +51,9 @@ def read_plan(out: Path) -> Plan:
     )
 
 
-def kept_model(plan: Plan, dataset: CrsDataset, out: Path, method: str) -> Bundle:
+def kept_model(
+    plan: Plan, dataset: CrsDataset, held: frozenset[str], out: Path, method: str
+) -> Bundle:
     """The trained system of a method's seed 0."""
     (arm,) = choose_arms(method)
     rate = plan.learning_rates[0]
@@ -59,7 +61,7 @@ def kept_model(plan: Plan, dataset: CrsDataset, out: Path, method: str) -> Bundl
     folder = out / "runs" / arm.name / "seed0"
     if not any(folder.rglob("checkpoint-*")):
         raise ValueError(f"joined: {folder} must hold a kept model (got no checkpoint)")
-    bundle = arm.fit(make_setting(plan, dataset, out=out), folder, config).bundle
+    bundle = arm.fit(make_setting(plan, dataset, held, out), folder, config).bundle
     if bundle is None:
         raise ValueError(f"joined: method must be generative (got {method!r})")
     return bundle
@@ -75,27 +77,42 @@ def source_of(predictions: Sequence[Prediction], dialogues: Sequence[Dialogue]) 
     return lambda contexts: [known.get(tuple(turns), []) for turns in contexts]
 
 
-def groups(predictions: Sequence[Prediction], seen: set[str]) -> dict[str, Targets]:
-    """The targets of the table's rows."""
+def groups(
+    predictions: Sequence[Prediction], seen: set[str], held: frozenset[str]
+) -> dict[str, Targets]:
+    """The targets of the table's rows.
+
+    Args:
+        seen: the items that training names.
+        held: the items that were held out of it.
+    """
     new = protocol_targets(predictions, "new-only")
-    warm = [i for i, (_, _, item) in enumerate(new.keys) if item in seen]
-    return {
-        "never named, new": protocol_targets(predictions, "unseen, new-only", seen),
-        "named in training, new": Targets(
-            new.ranks[warm], new.dialogues[warm], [new.keys[i] for i in warm]
-        ),
-        "all, paper's protocol": protocol_targets(predictions, "paper"),
+    kinds = {
+        "held out, new": held,
+        "never named, new": {item for _, _, item in new.keys} - seen - held,
+        "named in training, new": seen,
     }
+    rows = {kind: _of_items(new, items) for kind, items in kinds.items()}
+    rows["all, paper's protocol"] = protocol_targets(predictions, "paper")
+    return {kind: targets for kind, targets in rows.items() if targets.keys}
 
 
-def cells(targets: Targets) -> str:
-    """n, and hits with the recall's interval at each of `KS`."""
-    shown = [str(len(targets.keys))]
+def _of_items(targets: Targets, items: Collection[str]) -> Targets:
+    rows = [i for i, (_, _, item) in enumerate(targets.keys) if item in items]
+    return Targets(targets.ranks[rows], targets.dialogues[rows], [targets.keys[i] for i in rows])
+
+
+def cells(targets: Targets, beams: Targets) -> str:
+    """n, hits with the recall's interval at each of `KS`, and what they gain over the beams."""
+    shown, gains = [str(len(targets.keys))], paired_runs([targets], [beams], KS)
     for k in KS:
         values = target_values(targets.ranks, k)
         low, high = bootstrap_interval(values, targets.dialogues)
         recall = f"{100 * values.mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
         shown.append(f"{int(values.sum())} = {recall}")
+    for k in KS:
+        low, high = gains[f"difference@{k} interval"]
+        shown.append(f"{100 * gains[f'difference@{k}']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]")
     return " | ".join(shown)
 
 
@@ -108,26 +125,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--share", type=float, nargs="+", default=[0.1])
     args = parser.parse_args(argv)
     plan = read_plan(args.out)
-    dataset = load_dataset(plan.data, plan.root)
+    dataset, held = plan_data(plan)
     dialogues = dataset.splits[plan.split][: plan.limit]
+    others: dict[str, list[Prediction]] = {}
     if args.source == "text":
         source: Source = TextNeighbours(dataset.items, plan.sids.encoder)
     else:
-        source = source_of(read_predictions(args.source, dialogues, dataset.items), dialogues)
-    bundle = kept_model(plan, dataset, args.out, args.method)
-    joins = [JoinedBeams(source, share, rule) for rule in args.rule for share in args.share]
+        others["source alone"] = read_predictions(args.source, dialogues, dataset.items)
+        source = source_of(others["source alone"], dialogues)
+    bundle = kept_model(plan, dataset, held, args.out, args.method)
     seen = named_items(dataset.splits["train"])
-    print("| rule, share | targets | n | hits@1 | hits@10 | hits@50 |\n|---|---|---|---|---|---|")
-    for join in [None, *joins]:
+    joins = [JoinedBeams(source, share, rule) for rule in args.rule for share in args.share]
+
+    def answers(join: JoinedBeams | None) -> list[Prediction]:
         if plan.split == "test":
             log_test(args.out, arm=f"{args.method}, joined by {args.source}", join=str(join))
-        answers = predict(
+        return predict(
             bundle, dialogues, num_beams=plan.num_beams, replies=False, messages=False, join=join,
             progress=False,
         )  # fmt: skip
-        name = "beams alone" if join is None else f"{join.rule}, {join.share:g}"
-        for group, targets in groups(answers, seen).items():
-            print(f"| {name} | {group} | {cells(targets)} |", flush=True)
+
+    columns = [*(f"hits@{k}" for k in KS), *(f"@{k} − beams" for k in KS)]
+    print(f"| rule, share | targets | n | {' | '.join(columns)} |\n{'|---' * (3 + 2 * len(KS))}|")
+    alone = answers(None)
+    beams = groups(alone, seen, held)
+
+    def show(name: str, predictions: Sequence[Prediction]) -> None:
+        for kind, targets in groups(predictions, seen, held).items():
+            print(f"| {name} | {kind} | {cells(targets, beams[kind])} |", flush=True)
+
+    show("beams alone", alone)
+    for name, predictions in others.items():
+        show(name, predictions)
+    for join in joins:
+        show(f"{join.rule}, {join.share:g}", answers(join))
 
 
 if __name__ == "__main__":

@@ -140,7 +140,7 @@ def reproduce(plan: Plan, out: str | Path, say: Say = print, keep_models: bool =
     join_processes()
     if not first_process():
         say = _silent
-    dataset, held = _dataset(plan)
+    dataset, held = plan_data(plan)
     with first_alone():
         _write_config(plan, out)
     setting = make_setting(plan, dataset, held, out)
@@ -172,7 +172,8 @@ def _silent(text: str) -> None:
     """All processes but the first print nothing."""
 
 
-def _dataset(plan: Plan) -> tuple[CrsDataset, frozenset[str]]:
+def plan_data(plan: Plan) -> tuple[CrsDataset, frozenset[str]]:
+    """The data set of a plan, and the ids of the items that it holds out of training."""
     dataset = load_dataset(plan.data, plan.root)
     tries = len(plan.learning_rates) > 1
     need_splits(dataset, "reproduce", ["train", plan.split, *(["valid"] if tries else [])])
@@ -260,7 +261,7 @@ def tokens_for(plan: Plan, minutes: float) -> int:
     """
     if several_processes():
         raise ValueError("reproduce: tokens must be given with several processes (got minutes)")
-    setting = make_setting(plan, *_dataset(plan))
+    setting = make_setting(plan, *plan_data(plan))
     arms = choose_arms(",".join(plan.arms))
     training = [arm for arm in arms if arm.trains and not isinstance(arm, FusedArm)]
     if not training:

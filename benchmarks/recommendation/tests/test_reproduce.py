@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.recommendation import answering
+from benchmarks.recommendation import answering, joined
 from benchmarks.recommendation import reproduce as module
 from benchmarks.recommendation.arms.generative import GenerativeArm, extended
 from benchmarks.recommendation.cli import main
@@ -304,14 +304,36 @@ def test_command(data, tmp_path, capsys):
     assert json.loads((tmp_path / "config.json").read_text())["tokens"] > 0
 
 
-def test_held_out_items_have_tables_of_their_own(data, tmp_path):
+NAMES = ("beams alone", "source alone", "mixture, 0", "mixture, 1")
+
+
+def test_held_out_items_have_tables_of_their_own(data, tmp_path, capsys):
     held = plan(data, arms=("gcrs", "popularity"), hold_out=0.5)
-    reproduce(held, tmp_path, lambda text: None)
+    reproduce(held, tmp_path, lambda text: None, keep_models=True)
     found = json.loads((tmp_path / "results.json").read_text())["recommendation"]
     n = found["held out"]["gcrs"]["n"]
     assert 0 < n < found["paper"]["gcrs"]["n"]
     # Every item is reachable: with as many beams as items all are ranked.
     assert found["held out"]["gcrs"]["recall@10"] == 1.0
+
+    # The kept model answers the same, and its beams can be joined by what another method ranked.
+    own = tmp_path / "runs/gcrs/seed0/predictions.jsonl"
+    joined.main(["--out", str(tmp_path), "--source", str(own), "--share", "0", "1"])
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    new, paper = (found[protocol]["gcrs"] for protocol in ("held out, new-only", "paper"))
+    alone, source, *both = ([row for row in rows if row[0] == f"| {name}"] for name in NAMES)
+    assert [alone[0][1:3], alone[-1][1:3]] == [
+        ["held out, new", str(new["n"])],
+        ["all, paper's protocol", str(paper["n"])],
+    ]
+    for row, figures in ((alone[0], new), (alone[-1], paper)):
+        hits = [int(cell.split()[0]) for cell in row[3:5]]
+        assert hits == [figures["hits@1"], figures["hits@10"]]
+    for other in (source, *both):
+        assert [row[1:6] for row in other] == [row[1:6] for row in alone]
+        assert all(cell.strip(" |") == "+0.0 [+0.0, +0.0]" for row in other for cell in row[6:])
+    log = (tmp_path / "test_log.jsonl").read_text().splitlines()
+    assert len(log) == 5
 
 
 @pytest.mark.parametrize(("missing", "rates"), [("test", (1e-3,)), ("valid", (1e-3, 1e-2))])
