@@ -103,17 +103,18 @@ def _whole(model: Any) -> Any:
     return base if is_whole else None
 
 
-@torch.no_grad()
 def _is_known(model: Any, inner: Any, batch: dict[str, torch.Tensor]) -> bool:
     """Whether the model's logits are the head's after `LmHead.scaled`, by those of the first label.
-    Waits for the device, and leaves the random state as it was."""
+    Waits for the device, and leaves the random state as it was. Gradients are not turned off:
+    layers would be compiled once more."""
     devices = [batch["labels"].device] if batch["labels"].is_cuda else []
     with torch.random.fork_rng(devices):
-        states = label_states(model, batch)
+        # DistributedDataParallel would wait for a backward pass.
+        states = label_states(getattr(model, "module", model), batch)
         if states is None:
             return False
         head = _Head(inner, states)
-        with head.autocast:
+        with torch.no_grad(), head.autocast:
             own = head(states.hidden[:1])[0].float()
     is_exact = states.hidden.dtype == torch.float32 and states.autocast is None
     tolerance = 1e-4 if is_exact else 2e-2
