@@ -40,8 +40,13 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "filter": ("crs_fast/trie/item_filter", "crs_fast/trie/item_ids"),
     "resolve_collisions": ("crs_fast/quantize/collisions",),
     "search": ("crs_fast/decode/",),
+    "respond": ("crs_fast/crs/answer", "crs_fast/crs/reply", "crs_fast/crs/turn"),
     "quantize": ("crs_fast/quantize/",),
-    "training": ("crs_fast/crs/training/packing", "crs_fast/crs/training/compiled"),
+    "training": (
+        "crs_fast/crs/training/packing",
+        "crs_fast/crs/training/compiled",
+        "crs_fast/crs/training/label_loss",
+    ),
 }
 # What runs on one kind of device only is no part of the other kind's kernel.
 _ONLY_CUDA = re.compile(r"\.cuh?$|/triton[^/]*\.py$")

@@ -7,8 +7,9 @@
 All methods of a case run interleaved in one process, after a check that they agree. Prints a table
 and, as the last line, JSON with one row per method. `--out` merges the rows into FILE as each case
 ends: a row replaces the older one of the same case, method, device, instruction set and machine. A
-case that fails is reported and the others still run; the exit status says so. On a GPU a row also
-has the memory that the method's first call took beyond what was allocated before.
+case that fails is reported and the others still run; the exit status says so. On a GPU, and on the
+CPU for cases about memory, a row also has the memory that the method's first call took beyond what
+was allocated before.
 
 `--base` runs the same cases of commit REF in turn with the ones here: see compare.py.
 """
@@ -27,6 +28,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +63,14 @@ def seconds_per_call(run: Callable[[], Any], device: str, calls: int) -> float:
 
 
 def measure(
-    methods: Methods, device: str, repeats: int
+    methods: Methods, device: str, repeats: int, counts_memory: bool = False
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """For each method, `repeats` times in seconds per call, and the MiB that its first call took
-    (0 on the CPU, where it is not counted). Short calls are repeated within one time, so that the
+    (on the CPU 0 without `counts_memory`). Short calls are repeated within one time, so that the
     clock's own cost does not show."""
     calls, memory = {}, {}
     for name, run in methods.items():
-        memory[name] = extra_memory(run, device)
+        memory[name] = extra_memory(run, device, counts_memory)
         calls[name] = max(1, min(100, int(MEASURED_SECONDS / seconds_per_call(run, device, 1))))
     times: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(repeats):
@@ -77,9 +79,11 @@ def measure(
     return times, memory
 
 
-def extra_memory(run: Callable[[], Any], device: str) -> float:
+def extra_memory(run: Callable[[], Any], device: str, counts_memory: bool = False) -> float:
     """MiB that one call takes beyond what was allocated before it."""
     if device != "cuda":
+        if counts_memory:
+            return _extra_cpu_memory(run)
         run()
         return 0.0
     torch.cuda.synchronize()
@@ -88,6 +92,16 @@ def extra_memory(run: Callable[[], Any], device: str) -> float:
     run()
     torch.cuda.synchronize()
     return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _extra_cpu_memory(run: Callable[[], Any]) -> float:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiled:
+        run()
+    events: Any = profiled.profiler
+    changes = [e for e in events.kineto_results.events() if e.name() == "[memory]"]
+    changes.sort(key=lambda change: change.start_ns())
+    return max(accumulate((change.nbytes() for change in changes), initial=0)) / 2**20
 
 
 @contextmanager
@@ -109,7 +123,7 @@ def rows_of(case: Case, size: str, device: str, repeats: int) -> list[dict[str, 
     if case.spinning:
         workload += f"; {case.spinning} processes spin beside the run"
     with spinning(case.spinning):
-        times, memory = measure(methods, device, repeats)
+        times, memory = measure(methods, device, repeats, case.counts_memory)
     baseline = statistics.median(next(iter(times.values())))
     rows = []
     for method, values in times.items():

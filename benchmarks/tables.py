@@ -40,7 +40,7 @@ _QUANTIZER_COLUMNS = {
     "largest_bucket": "largest bucket",
 }
 # Columns that only some cases have.
-_OPTIONAL_COLUMNS = {"extra_mib": "GPU MiB", "requests_per_s": "requests/s"}
+_OPTIONAL_COLUMNS = {"extra_mib": "MiB", "requests_per_s": "requests/s"}
 
 Row = dict[str, Any]
 

@@ -1,6 +1,17 @@
 """The one registry of benchmark cases."""
 
-from . import attention, beams, collisions, head, lookup, published, text_table, training, trie
+from . import (
+    attention,
+    beams,
+    collisions,
+    head,
+    lookup,
+    published,
+    respond,
+    text_table,
+    training,
+    trie,
+)
 from .case import Case
 
 # A GPU's time can end before all cases have run: those that matter least come last.
@@ -10,6 +21,7 @@ CASES: list[Case] = [
     *attention.CASES,
     *head.CASES,
     *beams.CASES,
+    *respond.CASES,
     *published.CASES,
     *training.CASES,
     *lookup.CASES,

@@ -51,8 +51,8 @@ class System:
         self.words = (151_936 if cuda else 49_152) if full else 200
         trie, self.vocab = catalogue(items, levels, codes, self.words)
         vocab = self.words + levels * codes
-        config = _qwen3(vocab, *QWEN3[qwen3]) if full and cuda else _small(vocab, full)
-        self.model = _random_model(config, torch.bfloat16 if cuda else torch.float32, device)
+        config = qwen3_config(vocab, *QWEN3[qwen3]) if full and cuda else small_config(vocab, full)
+        self.model = random_model(config, torch.bfloat16 if cuda else torch.float32, device)
         self.trie = trie.to(device)
         generator = torch.Generator().manual_seed(1)
         ids = torch.randint(self.words, (self.batch, self.prompt), generator=generator)
@@ -84,16 +84,20 @@ class System:
         )  # fmt: skip
 
     def prefilled(self, ids: torch.Tensor) -> Any:
-        """A cache of all but the last token, repeated for the beams."""
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.model.config)
-        self.model.model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(self.beams)
-        return cache
+        return prefilled(self.model, ids, self.beams)
 
 
-def _qwen3(vocab: int, width: int, inner: int, heads: int, key_heads: int) -> Any:
+def prefilled(model: Any, ids: torch.Tensor, beams: int) -> Any:
+    """A cache of all but the last token, repeated for the beams."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    model.model(input_ids=ids[:, :-1], past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(beams)
+    return cache
+
+
+def qwen3_config(vocab: int, width: int, inner: int, heads: int, key_heads: int) -> Any:
     from transformers import Qwen3Config
 
     return Qwen3Config(
@@ -103,7 +107,7 @@ def _qwen3(vocab: int, width: int, inner: int, heads: int, key_heads: int) -> An
     )  # fmt: skip
 
 
-def _small(vocab: int, full: bool) -> Any:
+def small_config(vocab: int, full: bool) -> Any:
     """SmolLM-like."""
     from transformers import LlamaConfig
 
@@ -115,7 +119,7 @@ def _small(vocab: int, full: bool) -> Any:
     )  # fmt: skip
 
 
-def _random_model(config: Any, dtype: torch.dtype, device: str) -> Any:
+def random_model(config: Any, dtype: torch.dtype, device: str) -> Any:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -266,7 +270,7 @@ def host(size: str, device: str) -> tuple[str, Methods]:
         vocab_size=200 + LEVELS * 64, hidden_size=64, intermediate_size=64,
         num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
     )  # fmt: skip
-    model, trie = _random_model(config, torch.float32, device), trie.to(device)
+    model, trie = random_model(config, torch.float32, device), trie.to(device)
     ids = torch.randint(200, (1, 8), generator=torch.Generator().manual_seed(1)).to(device)
 
     @torch.no_grad()

@@ -21,7 +21,8 @@ class Case:
     does. `requests`: how many requests one call answers; the table then has requests per second.
     `claims`: what others publish of the same workload, with their machine. It stands below the
     table and never in it, since nobody measured it here. Beside the timed calls run `spinning`
-    processes that want a core each."""
+    processes that want a core each. `counts_memory`: memory is counted on the CPU too, where that
+    slows a call down."""
 
     name: str
     make: Callable[[str, str], tuple[str, Methods]]
@@ -30,6 +31,7 @@ class Case:
     requests: int = 0
     claims: str = ""
     spinning: int = 0
+    counts_memory: bool = False
 
 
 def catalogue(items: int, levels: int, codes: int, words: int) -> tuple[SidTrie, SidVocab]:

@@ -1,5 +1,5 @@
-"""Training: one pass (loss and gradients) over dialogues, instances apart and as branches; and
-whole steps of SmolLM2's shape in bfloat16."""
+"""Training: one pass (loss and gradients) over dialogues, instances apart and as branches; whole
+steps of SmolLM2's shape in bfloat16, and the loss over its vocabulary."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data import load_dataset
 from crs_fast.crs.sequence import Instance, SequenceBuilder
 from crs_fast.crs.training.compiled import compile_layers, decoder_layers
+from crs_fast.crs.training.label_loss import LOGITS_AT_ONCE, LabelLoss
 from crs_fast.crs.training.packing import (
     PAD,
     Collate,
@@ -22,7 +23,7 @@ from crs_fast.crs.training.packing import (
     batches,
     collate,
     collate_separate,
-    next_token_loss,
+    note_labels,
     pack,
     separate,
 )
@@ -106,6 +107,53 @@ def training_step(size: str, device: str) -> tuple[str, Methods]:
     )
 
 
+def label_loss(size: str, device: str) -> tuple[str, Methods]:
+    """The loss and all gradients, with all logits at once and with some at a time."""
+    workload, run = label_loss_pass(size, device)
+    methods: Methods = {}
+    for name in ("all logits", *(name for name in LOGITS_AT_ONCE.designs if name != "all logits")):
+
+        def call(name: str = name) -> torch.Tensor:
+            with LOGITS_AT_ONCE.using(name):
+                return run()
+
+        methods[name] = call
+    wanted, *others = (call() for call in methods.values())
+    for gradients in others:
+        if (gradients - wanted).norm() > (1e-5 if device == "cpu" else 1e-2) * wanted.norm():
+            raise AssertionError("label_loss: the methods disagree, nothing was timed")
+    return workload, methods
+
+
+def label_loss_pass(size: str, device: str) -> tuple[str, Callable[[], torch.Tensor]]:
+    """A batch through one layer of SmolLM2's width and its head, forwards and backwards: what it
+    is, and one call of it, which returns the gradient of the embedding, which is the head's too."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokens = {"toy": 300, "full": 4096 if device == "cpu" else STEP_TOKENS}[size]
+    source, toy, eos, groups = _instances(size, 2 if size == "toy" else 400, SHAPES["toy", "cpu"])
+    packs = [p for group in groups for p in pack(group, tokens)]
+    shape = SMOLLM2 | {"num_hidden_layers": 1}
+    model = toy if size == "toy" else LlamaForCausalLM(LlamaConfig(**shape))
+    model.train().to(device)
+    batch = _on_device(packs, collate, tokens, eos, device)[-1]
+    loss = LabelLoss()
+
+    def run() -> torch.Tensor:
+        model.zero_grad()
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            total, count = loss(model, batch)
+        (total / count).backward()
+        return model.get_input_embeddings().weight.grad
+
+    config = model.config
+    return (
+        f"{batch['labels'].numel()} tokens of {source}, {len(batch['label_at'])} labels, "
+        f"{config.num_hidden_layers} layer x {config.hidden_size}, vocab {config.vocab_size}",
+        run,
+    )
+
+
 def _instances(
     size: str, dialogues: int, shape: dict[str, int]
 ) -> tuple[str, Any, int, list[list[Instance]]]:
@@ -131,18 +179,18 @@ def _on_device(
     eos: int,
     device: str,
 ) -> list[dict[str, torch.Tensor]]:
-    return [
-        {k: v.to(device) for k, v in together(some, eos).items()}
-        for some in batches(packs, limit, range(len(packs)))
-    ]
+    ready = [together(some, eos) for some in batches(packs, limit, range(len(packs)))]
+    for batch in ready:
+        note_labels(batch)
+    return [{k: v.to(device) for k, v in batch.items()} for batch in ready]
 
 
 def _gradients(model: Any, ready: Sequence[dict[str, torch.Tensor]]) -> float:
     """The summed loss of all batches; gradients pile up in the parameters."""
     model.zero_grad()
-    total = 0.0
+    total, label_loss = 0.0, LabelLoss()
     for batch in ready:
-        loss, _ = next_token_loss(model, batch)
+        loss, _ = label_loss(model, batch)
         loss.backward()
         total += float(loss.detach())
     return total
@@ -153,11 +201,12 @@ def _stepper(
 ) -> Callable[[], torch.Tensor]:
     """Optimizer steps on all batches, with an optimizer of its own; returns the last loss."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    label_loss = LabelLoss()
 
     def steps() -> torch.Tensor:
         for batch in ready:
             with torch.autocast(device, torch.bfloat16):
-                total, count = next_token_loss(model, batch)
+                total, count = label_loss(model, batch)
             loss = total / count
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -188,5 +237,6 @@ def _check(models: dict[str, Any], methods: Methods) -> None:
 
 CASES = [
     Case("training", training, ("training",), ("cpu", "cuda")),
+    Case("label_loss", label_loss, ("training",), ("cpu", "cuda"), counts_memory=True),
     Case("training_step", training_step, ("training",), ("cuda",)),
 ]

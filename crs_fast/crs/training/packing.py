@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -143,7 +143,7 @@ def drop_context(batch: dict[str, torch.Tensor], share: float, token: int) -> No
     stay unchanged."""
     ids = batch["input_ids"]
     context = batch["labels"] == IGNORE
-    ids.masked_fill_(context & (torch.rand(ids.shape) < share), token)
+    ids.masked_fill_(context & (torch.rand(ids.shape, device=ids.device) < share), token)
 
 
 def swap_codes(batch: dict[str, torch.Tensor], share: float, codes: Sequence[torch.Tensor]) -> None:
@@ -155,7 +155,9 @@ def swap_codes(batch: dict[str, torch.Tensor], share: float, codes: Sequence[tor
     for level in codes:
         level = level.to(ids.device)
         drawn = torch.rand(ids.shape, device=ids.device) < share
-        replaced = in_response & torch.isin(ids, level) & drawn
+        ordered = level.sort().values  # `torch.isin` would wait for a GPU
+        nearest = torch.searchsorted(ordered, ids).clamp(max=len(ordered) - 1)
+        replaced = in_response & (ordered[nearest] == ids) & drawn
         other = torch.randint(len(level), ids.shape, device=ids.device)
         ids.copy_(torch.where(replaced, level[other], ids))
 
@@ -227,26 +229,77 @@ def label_logits(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tens
 
     The head runs only at positions with a label: in a small model it costs more than all layers.
     """
-    labels = batch["labels"].flatten()
-    at = batch["label_at"] if "label_at" in batch else _places(labels)
-    with _head_at(model, at), attention_of_any_shape():
-        logits = model(**_model_inputs(model, batch)).logits
+    labels, at = _labels(batch)
+    with _head_reads(model, lambda states: states.flatten(0, 1)[at][None]):
+        logits = _forward(model, batch)
     if logits.shape[:2] != (1, len(at)):  # the model did not call the head that it names
         logits = logits.flatten(0, 1)[at][None]
     return logits[0].float(), labels[at]
 
 
+class LabelStates(NamedTuple):
+    """What the head reads at the labels of a batch.
+
+    hidden [n, H], labels int64 [n]
+    first_logits [V]: what the model makes of the first one
+    autocast: the dtype of the autocast in which the model calls its head, or None
+    """
+
+    hidden: torch.Tensor
+    labels: torch.Tensor
+    first_logits: torch.Tensor
+    autocast: torch.dtype | None
+
+
+def label_states(
+    model: Any, batch: dict[str, torch.Tensor], order: torch.Tensor | None = None
+) -> LabelStates | None:
+    """The hidden states at the labels of a batch, in flattened order or in `order`, int64 [n],
+    without their logits. None if the model does not call the head that it names."""
+    labels, at = _labels(batch)
+    if order is not None:
+        at = at[order]
+    read: list[tuple[torch.Tensor, torch.dtype | None]] = []
+
+    def keep(states: torch.Tensor) -> torch.Tensor:
+        device = states.device.type
+        has_autocast = torch.is_autocast_enabled(device)
+        autocast = torch.get_autocast_dtype(device) if has_autocast else None
+        read.append((states.flatten(0, 1)[at], autocast))
+        # One position, since distributed training looks for all parameters in the model's outputs.
+        return read[0][0][None, :1]
+
+    with _head_reads(model, keep):
+        logits = _forward(model, batch)
+    if not read or logits.shape[:2] != (1, 1):
+        return None
+    hidden, autocast = read[0]
+    return LabelStates(hidden, labels[at], logits[0, 0].detach(), autocast)
+
+
+def _labels(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The flattened labels and the positions of those that count."""
+    labels = batch["labels"].flatten()
+    return labels, batch["label_at"] if "label_at" in batch else _places(labels)
+
+
+def _forward(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The model's logits [B, S, V], of a head that may read something else."""
+    with attention_of_any_shape():
+        return model(**_model_inputs(model, batch)).logits
+
+
 @contextmanager
-def _head_at(model: Any, at: torch.Tensor) -> Iterator[None]:
-    """Inside this context, the head reads only the states at the flat positions `at` [n], as a
-    batch of shape [1, n]."""
+def _head_reads(model: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Inside this context, the head reads what `change` makes of the states [B, S, H], as a batch
+    of shape [1, n]."""
     head = getattr(model, "module", model).get_output_embeddings()
     if head is None:
         yield
         return
 
     def pick(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (args[0].flatten(0, 1)[at][None], *args[1:])
+        return (change(args[0]), *args[1:])
 
     hook = head.register_forward_pre_hook(pick)
     try:

@@ -35,11 +35,15 @@ class SidLoss:
         self._begins = {prefix[0] for prefix in following if len(prefix) == 1}
 
     def note(self, batch: dict[str, torch.Tensor]) -> None:
-        """Add `code_at`, int64 [m], the codes' places among the labels of a batch, and `siblings`,
-        int64 [m, K], padded by -1. Call it where the batch is made, on the CPU."""
+        """Add `code_at`, int64 [m], the codes' places among the n labels of a batch; `siblings`,
+        int64 [m, K], padded by -1; and `code_first`, int64 [n], the places of all labels, codes
+        first. Call it where the batch is made, on the CPU."""
         labels = batch["labels"]
-        places, siblings = self._codes(labels[labels != IGNORE].tolist())
+        labels = labels[labels != IGNORE]
+        places, siblings = self._codes(labels.tolist())
         batch["code_at"] = torch.tensor(places, dtype=torch.int64)
+        is_text = torch.ones(labels.shape, dtype=torch.bool).index_fill(0, batch["code_at"], False)
+        batch["code_first"] = torch.cat([batch["code_at"], is_text.nonzero()[:, 0]])
         widest = max(map(len, siblings), default=1)
         padded = [[*codes, *[-1] * (widest - len(codes))] for codes in siblings]
         batch["siblings"] = torch.tensor(padded, dtype=torch.int64).view(len(places), widest)
@@ -64,10 +68,32 @@ class SidLoss:
         """Losses in nats, [n], of float logits [n, V] at labels [n] of a batch that `note` saw."""
         losses = F.cross_entropy(logits, labels, reduction="none")
         at, siblings = batch["code_at"], batch["siblings"]
-        changed = losses[at]
-        if self.smoothing:
-            of_siblings = -logits[at].log_softmax(-1).gather(1, siblings.clamp(min=0))  # [m, K]
-            is_one = siblings >= 0
-            mean = of_siblings.masked_fill(~is_one, 0).sum(1) / is_one.sum(1)
-            changed = (1 - self.smoothing) * changed + self.smoothing * mean
-        return losses.index_copy(0, at, self.weight * changed)
+        changed = self._of_codes(logits[at], labels[at], losses[at], siblings)
+        return losses.index_copy(0, at, changed)
+
+    def of_first(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        losses: torch.Tensor,
+        siblings: torch.Tensor,
+    ) -> torch.Tensor:
+        """Losses [n] of labels [n] whose first ones are codes with siblings [m, K]. `losses` [n]
+        are their cross-entropies, from float logits [n, V]."""
+        m = len(siblings)
+        return torch.cat([self._of_codes(logits[:m], labels[:m], losses[:m], siblings), losses[m:]])
+
+    def _of_codes(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        losses: torch.Tensor,
+        siblings: torch.Tensor,
+    ) -> torch.Tensor:
+        if not self.smoothing:
+            return self.weight * losses
+        normalizers = losses[:, None] + logits.gather(1, labels[:, None])
+        of_siblings = normalizers - logits.gather(1, siblings.clamp(min=0))  # [m, K]
+        is_one = siblings >= 0
+        mean = of_siblings.masked_fill(~is_one, 0).sum(1) / is_one.sum(1)
+        return self.weight * ((1 - self.smoothing) * losses + self.smoothing * mean)

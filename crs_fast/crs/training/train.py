@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FEW_STEPS = 50
+WORKERS = 2  # processes that make batches for a GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ def train_instances(
         )
     elif config.embeddings == "new":
         frozen = freeze_old_rows(model, new_rows)
-    disturb = _disturbance(config, pad_id, codes)
+    disturb = _disturbance(config, pad_id, [level.to(model.device) for level in codes])
     sid_loss = None
     if changes_sid_loss:
         sid_loss = SidLoss(sids, config.sid_weight, config.sid_smoothing)
@@ -262,6 +263,23 @@ def require(caller: str, packages: Sequence[str]) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """Makes a batch of its sequences, with everything that can be computed on the CPU ahead of the
+    step. It draws nothing at random, and a process of its own may run it."""
+
+    together: Collate
+    pad_id: int
+    sid_loss: SidLoss | None
+
+    def __call__(self, samples: list[list[Packed]]) -> dict[str, torch.Tensor]:
+        batch = self.together(samples[0], self.pad_id)
+        note_labels(batch)
+        if self.sid_loss is not None:
+            self.sid_loss.note(batch)
+        return batch
+
+
 def _trainer(
     model: Any,
     packs: list[Packed],
@@ -280,19 +298,12 @@ def _trainer(
     if config.max_tokens:
         config = replace(config, epochs=config.max_tokens / sum(map(len, packs)))
 
-    def collator(samples: list[list[Packed]]) -> dict[str, torch.Tensor]:
-        batch = together(samples[0], pad_id)
-        disturb(batch)
-        note_labels(batch)
-        if sid_loss is not None:
-            sid_loss.note(batch)
-        return batch
-
     return PackedTrainer(
         model=model,
         args=_arguments(folder, config, progress),
         train_dataset=batches(packs, config.tokens_per_batch, order),
-        data_collator=collator,
+        data_collator=Preparation(together, pad_id, sid_loss),
+        disturb=disturb,
         clock=Clock(config.max_minutes * 60 if config.max_minutes else None),
         loss_file=LossFile(folder / "loss.jsonl"),
         warmup=config.warmup_ratio,
@@ -305,9 +316,9 @@ def _trainer(
 def _arguments(folder: Path, config: TrainConfig, progress: bool) -> TrainingArguments:
     from transformers import TrainingArguments
 
-    bf16 = config.bf16
+    cuda, bf16 = torch.cuda.is_available(), config.bf16
     if bf16 is None:
-        bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        bf16 = cuda and torch.cuda.is_bf16_supported()
     return TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -319,8 +330,13 @@ def _arguments(folder: Path, config: TrainConfig, progress: bool) -> TrainingArg
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
         bf16=bf16,
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=not cuda,
+        # On a GPU the host must run ahead of the device: batches are made in processes of their
+        # own, their copies are not waited for, and no loss is looked at before it is logged.
+        dataloader_num_workers=WORKERS if cuda else 0,
+        dataloader_pin_memory=cuda,
+        accelerator_config={"non_blocking": cuda},
+        logging_nan_inf_filter=False,
         logging_steps=config.logging_steps,
         logging_first_step=True,
         save_strategy="steps" if config.save_steps else "no",

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from crs_fast._files import replacing
 from crs_fast.crs.data.lines import write_lines
-from crs_fast.crs.training.packing import PAD, label_logits, next_token_loss
+from crs_fast.crs.training.label_loss import LabelLoss
+from crs_fast.crs.training.packing import PAD
 from crs_fast.crs.training.resume import begin_checkpoint, drop_old, mark_whole
 from crs_fast.crs.training.sid_loss import SidLoss
 
@@ -119,7 +120,8 @@ class PackedTrainer(Trainer):
     The loss is the mean over all labels of a step. The learning rate rises linearly over `warmup`
     and then falls to zero along a cosine, by the larger of the shares of steps and of time that are
     done. For the parameters in `rows` it is multiplied by `rows_ratio`. `sid_loss`, if given, takes
-    the place of the cross-entropy.
+    the place of the cross-entropy. `disturb` changes a batch in place just before it is read: its
+    random draws belong to the step, so that a resumed training repeats them.
     """
 
     def __init__(
@@ -131,13 +133,15 @@ class PackedTrainer(Trainer):
         rows: Sequence[torch.nn.Parameter] = (),
         rows_ratio: float = 1.0,
         sid_loss: SidLoss | None = None,
+        disturb: Callable[[dict[str, torch.Tensor]], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.clock, self.loss_file, self.warmup = clock, loss_file, warmup
-        self.sid_loss = sid_loss
+        self.label_loss, self.disturb = LabelLoss(sid_loss), disturb
         self.rows, self.rows_ratio = {id(row) for row in rows}, rows_ratio
         self.model_accepts_loss_kwargs = True  # makes Trainer count the labels of a step
+        self._loss_shifts_labels = False  # they are shifted already: the first one counts too
         self.tokens_read: torch.Tensor | int = 0
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
@@ -183,14 +187,12 @@ class PackedTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
+        if self.disturb is not None:
+            self.disturb(inputs)
         branch = inputs.get("branch")
         read = branch != PAD if branch is not None else inputs["attention_mask"] > 0
         self.tokens_read += read.sum()
-        if self.sid_loss is None:
-            total, count = next_token_loss(model, inputs)
-        else:
-            losses = self.sid_loss(*label_logits(model, inputs), inputs)
-            total, count = losses.sum(), losses.numel()
+        total, count = self.label_loss(model, inputs)
         if num_items_in_batch is None:
             return total / count
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1

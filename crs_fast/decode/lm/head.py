@@ -53,7 +53,7 @@ class LmHead:
 
     def __call__(self, hidden: torch.Tensor, tokens: torch.Tensor | None = None) -> torch.Tensor:
         """hidden [R, H] -> logits [R, V], or [R, C] for tokens int64 [C]."""
-        return self._scaled(_logits(self.module, hidden, tokens))
+        return self.scaled(_logits(self.module, hidden, tokens))
 
     @property
     def streams(self) -> bool:
@@ -76,7 +76,8 @@ class LmHead:
             hidden.to(weight.dtype), weight, bias, self.scale, self.softcap, temperature
         )
 
-    def _scaled(self, logits: torch.Tensor) -> torch.Tensor:
+    def scaled(self, logits: torch.Tensor) -> torch.Tensor:
+        """What the model makes of its head's outputs."""
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:

@@ -1,0 +1,196 @@
+"""The training loss of a batch's labels, without the logits of all labels at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from crs_fast.crs.training.packing import (
+    LabelStates,
+    label_logits,
+    label_states,
+    next_token_loss,
+)
+from crs_fast.crs.training.sid_loss import SidLoss
+from crs_fast.decode.lm.head import LmHead
+from crs_fast.decode.lm.stand_in import acts_outside
+from crs_fast.ops.designs import Choice
+
+# How many logits are computed at once: those of as many labels as fit, or of all labels.
+LOGITS_AT_ONCE: Choice[int | None] = Choice(
+    {"2^26 logits": 1 << 26, "2^24 logits": 1 << 24, "2^28 logits": 1 << 28, "all logits": None}
+)
+
+
+class LabelLoss:
+    """The summed loss of a batch's labels, and their number.
+
+        for some labels at a time:  logits = head(states of these labels)
+                                    loss += sum of their losses; gradients += theirs
+
+    Logits, of which a label has one per token of the vocabulary, take more memory than anything
+    else in the training of a small model. Here the gradients of the head and of its input are
+    computed in the forward pass, while some labels' logits are there. So no product is computed
+    twice, and the gradients of the head's weights are added up in float32.
+
+    A model gets this if it is one of transformers, of PEFT, or one of these within
+    DistributedDataParallel, and if its logits are what `LmHead` makes of its head's; the first
+    batch shows this. The logits of all others are computed at once.
+
+    Args:
+        sid_loss: if given, takes the place of the cross-entropy; it must have seen the batches.
+
+    Source: Hsu et al. 2024, "Liger Kernel" (arXiv 2410.10989), FusedLinearCrossEntropy.
+    """
+
+    def __init__(self, sid_loss: SidLoss | None = None) -> None:
+        self.sid_loss = sid_loss
+        self._is_known: bool | None = None  # whether `LmHead` makes the model's logits
+
+    def __call__(self, model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+        most = LOGITS_AT_ONCE.now
+        inner = None if most is None or self._is_known is False else _whole(model)
+        if inner is not None and self._is_known is None:
+            self._is_known = _is_known(model, inner, batch)
+        states = None
+        if inner is not None and self._is_known:
+            order = None if self.sid_loss is None else batch["code_first"]
+            states = label_states(model, batch, order)
+        if most is None or states is None:
+            return self._of_all_logits(model, batch)
+        head = _Head(inner, states)
+
+        def summed(part: torch.Tensor, first: int) -> torch.Tensor:
+            labels = states.labels[first : first + len(part)]
+            logits = head(part).float()
+            losses = F.cross_entropy(logits, labels, reduction="none")
+            if self.sid_loss is not None:
+                siblings = batch["siblings"][first : first + len(part)]
+                losses = self.sid_loss.of_first(logits, labels, losses, siblings)
+            return losses.sum()
+
+        at_once = max(1, most // states.first_logits.shape[-1])
+        with head.autocast:
+            if len(states.labels) <= at_once:
+                return summed(states.hidden, 0), len(states.labels)
+            total = _SumOverParts.apply(states.hidden, summed, at_once, *head.trained(states))
+        return total, len(states.labels)
+
+    def _of_all_logits(
+        self, model: Any, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, int]:
+        if self.sid_loss is None:
+            return next_token_loss(model, batch)
+        losses = self.sid_loss(*label_logits(model, batch), batch)
+        return losses.sum(), losses.numel()
+
+
+def _whole(model: Any) -> Any:
+    """The model of transformers or PEFT that is to be trained; None where its weights may not be
+    in place outside of its forward pass (FSDP, DeepSpeed), or where it is another module."""
+    from transformers import PreTrainedModel
+
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    is_peft = hasattr(inner, "peft_config") and hasattr(inner, "get_base_model")
+    base = inner.get_base_model() if is_peft else inner
+    sharded = any(hasattr(weight, "device_mesh") for weight in base.parameters())
+    is_whole = isinstance(base, PreTrainedModel) and acts_outside(inner) is None and not sharded
+    return base if is_whole else None
+
+
+def _is_known(model: Any, inner: Any, batch: dict[str, torch.Tensor]) -> bool:
+    """Whether the model's logits are the head's after `LmHead.scaled`, by those of the first label.
+    Waits for the device, and leaves the random state as it was. Gradients are not turned off:
+    layers would be compiled once more."""
+    devices = [batch["labels"].device] if batch["labels"].is_cuda else []
+    with torch.random.fork_rng(devices):
+        # DistributedDataParallel would wait for a backward pass.
+        states = label_states(getattr(model, "module", model), batch)
+        if states is None:
+            return False
+        head = _Head(inner, states)
+        with torch.no_grad(), head.autocast:
+            own = head(states.hidden[:1])[0].float()
+    is_exact = states.hidden.dtype == torch.float32 and states.autocast is None
+    tolerance = 1e-4 if is_exact else 2e-2
+    return torch.allclose(own, states.first_logits.float(), tolerance, tolerance)
+
+
+class _Head:
+    """A model's head in the model's own training mode, with what the model does after it."""
+
+    def __init__(self, model: Any, states: LabelStates) -> None:
+        self._module = model.get_output_embeddings()
+        self._scaled = LmHead(model).scaled
+        device = states.hidden.device.type
+        self.autocast: AbstractContextManager[Any] = torch.autocast(
+            device, states.autocast, enabled=states.autocast is not None
+        )
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """hidden [n, H] -> logits [n, V]."""
+        return self._scaled(self._module(hidden[None])[0])
+
+    def trained(self, states: LabelStates) -> list[torch.Tensor]:
+        """The parameters that the logits depend on and that take gradients; those of PEFT's
+        adapters may belong to another module."""
+        if not torch.is_grad_enabled():
+            return []
+        waiting = [self(states.hidden[:1].detach()).grad_fn]
+        seen, parameters = set(waiting), []
+        while waiting:
+            node = waiting.pop()
+            if node is None:
+                continue
+            if hasattr(node, "variable"):
+                parameters.append(node.variable)
+            following = {before for before, _ in node.next_functions} - seen
+            seen |= following
+            waiting += following
+        return parameters
+
+
+class _SumOverParts(torch.autograd.Function):
+    """summed(hidden[0:k], 0) + summed(hidden[k:2k], k) + …, of which one part's graph exists at a
+    time: each part's gradients are taken at once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        summed: Callable[[torch.Tensor, int], torch.Tensor],
+        at_once: int,
+        *parameters: torch.Tensor,
+    ) -> torch.Tensor:
+        takes_gradient = ctx.needs_input_grad[0]
+        of_hidden = torch.empty_like(hidden) if takes_gradient else None
+        of_parameters = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]
+        total = hidden.new_zeros((), dtype=torch.float32)
+        for first in range(0, len(hidden), at_once):
+            part = hidden[first : first + at_once].detach()
+            with torch.enable_grad():
+                loss = summed(part.requires_grad_(takes_gradient), first)
+            total += loss.detach()
+            sources = [*([part] if takes_gradient else []), *parameters]
+            gradients = list(torch.autograd.grad(loss, sources)) if sources else []
+            if of_hidden is not None:
+                of_hidden[first : first + at_once] = gradients.pop(0)
+            for added, gradient in zip(of_parameters, gradients, strict=True):
+                added += gradient
+        ctx.save_for_backward(of_hidden, *of_parameters)
+        ctx.dtypes = [p.dtype for p in parameters]
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        of_hidden, *of_parameters = ctx.saved_tensors
+        # In place: a second backward pass is refused, as that of any graph that was freed.
+        of_hidden = None if of_hidden is None else of_hidden.mul_(gradient)
+        scaled = [g.mul_(gradient).to(d) for g, d in zip(of_parameters, ctx.dtypes, strict=True)]
+        return of_hidden, None, None, *scaled
