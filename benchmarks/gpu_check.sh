@@ -2,30 +2,40 @@
 # One command on a bare GPU box: build with CUDA, run the gpu tests, time the designs between which
 # only a GPU can choose (gpu_tune.py) and the GPU cases, look for memory errors.
 #
-#     bash benchmarks/gpu_check.sh [--minutes 12] [--out benchmarks/results/gpu.json]
+#     bash benchmarks/gpu_check.sh [--minutes 12] [--out benchmarks/results/gpu.json] [--tiny]
 #
 # Needs nvcc, pybind11, cmake, ninja, torch, transformers, pytest; no network. Each stage has a part
 # of the time; what a stage left out is named. Cases whose kernels have no figure yet come first.
 # Rows are merged into the file as each case ends; benchmarks/tables.py renders docs/benchmarks.md
 # from it.
+#
+# --tiny rehearses on a machine without a GPU: all stages with their commands, at toy size, on the CPU
+# and in Triton's interpreter; the GPU tests are only collected. Its figures mean nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-minutes=12 out=benchmarks/results/gpu.json
+minutes=12 out="" tiny=""
 while [ $# -gt 0 ]; do
   case "$1" in
-    --minutes) minutes="${2:?gpu_check: --minutes must be a number}" ;;
-    --out) out="${2:?gpu_check: --out must be a path}" ;;
+    --minutes) minutes="${2:?gpu_check: --minutes must be a number}"; shift ;;
+    --out) out="${2:?gpu_check: --out must be a path}"; shift ;;
+    --tiny) tiny=1 ;;
     *) echo "gpu_check: unknown argument $1" >&2; exit 2 ;;
   esac
-  shift 2
+  shift
 done
 [[ "$minutes" =~ ^[0-9]+$ ]] && [ "$minutes" -ge 4 ] ||
   { echo "gpu_check: --minutes must be a whole number of at least 4 (got $minutes)" >&2; exit 2; }
 total=$((60 * minutes))
-architecture="$(python3 -c '
+if [ -n "$tiny" ]; then
+  out="${out:-build/gpu_check/tiny.json}" architecture=90-real device=cpu size=toy
+  tests=(--collect-only -qqq) # they need the GPU, but are imported
+else
+  out="${out:-benchmarks/results/gpu.json}" device=cuda size=full tests=()
+  architecture="$(python3 -c '
 import torch
 torch.cuda.is_available() or exit("gpu_check: torch sees no CUDA device")
 print("%d%d-real" % torch.cuda.get_device_capability())')"
+fi
 status=0
 
 # Seconds that a stage may take: no more than its limit, and what the stages after it leave.
@@ -58,7 +68,7 @@ files=(-n 1 -P 8) several=()
 if python3 -c "import xdist" 2>/dev/null; then files=() several=(-n 8); fi
 find python_tests -name "*_gpu.py" -print0 |
   OMP_NUM_THREADS=2 timeout --kill-after=10 "$seconds" xargs -0 "${files[@]}" \
-    python3 -m pytest -vv --durations=10 "${several[@]}" -m gpu -p no:cacheprovider ||
+    python3 -m pytest -vv --durations=10 "${several[@]}" "${tests[@]}" -m gpu -p no:cacheprovider ||
   { status=1; echo "tests: failed, or not all had run when time was up"; }
 echo "tested after $SECONDS s"
 
@@ -66,21 +76,24 @@ echo "tested after $SECONDS s"
 seconds=$(budget $((total / 8)) $((total / 3)))
 echo "== designs, at most $seconds s"
 timeout --kill-after=10 "$seconds" python3 benchmarks/gpu_tune.py \
-  --seconds $((seconds * 2 / 3)) --out "${out%.json}_tune.json" >"$log" ||
+  --device "$device" --size "$size" --seconds $((seconds * 2 / 3)) --out "${out%.json}_tune.json" >"$log" ||
   echo "designs: some failed, or not all had run when time was up"
 sed '/^{/d' "$log" # the last line holds the rows, which are in the file too
 echo "tuned after $SECONDS s; winners: ${out%.json}_tune.json"
 
 seconds=$(budget "$total" $((total / 12)))
 echo "== benchmarks, at most $seconds s"
-timeout --kill-after=10 "$seconds" python3 benchmarks/run.py --device cuda --unmeasured-first \
-  --seconds $((seconds * 9 / 10)) --repeats 5 --out "$out" >"$log" || status=1
+timeout --kill-after=10 "$seconds" python3 benchmarks/run.py \
+  --device "$device" --size "$size" --unmeasured-first --seconds $((seconds * 9 / 10)) \
+  --repeats 5 --out "$out" >"$log" || status=1
 sed '$d' "$log" # the last line holds the rows, which are in the file too
 echo "timed after $SECONDS s; rows: $out"
 
 seconds=$(budget 90 5)
 echo "== memory errors, at most $seconds s"
-if command -v compute-sanitizer >/dev/null; then
+if [ -n "$tiny" ]; then
+  python3 benchmarks/sanitize_gpu.py cpu || status=1
+elif command -v compute-sanitizer >/dev/null; then
   timeout --kill-after=5 "$seconds" bash benchmarks/sanitize.sh cuda ||
     { status=1; echo "memory errors: found, or not all looked for when time was up"; }
 else

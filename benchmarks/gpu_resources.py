@@ -89,6 +89,7 @@ def _said(command: list[str]) -> str:
 
 def _triton_kernels() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     """(name, kernel, types of its pointers and floats, constants, options)."""
+    from crs_fast.ops.codebook import dispatch, triton_statistics
     from crs_fast.ops.codebook import triton as codebook
     from crs_fast.ops.tree_attention import triton as attention
     from crs_fast.ops.vocab_logsumexp import triton as normalizer
@@ -147,6 +148,12 @@ def _triton_kernels() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]
                 yield name, codebook._score, tables, constants, options
         constants = shape | {"BK": 32, "BD": min(128, dim)}
         yield f"recheck {dim}", codebook._recheck, tables, constants, {"num_warps": 4}
+        constants = shape | {"BN": 32, "BD": min(128, dim)}
+        yield f"residual {dim}", codebook._subtract, tables, constants, {"num_warps": 4}
+        sums = {"scales": "*fp64", "counts": "*i64", "sums": "*i64"}
+        constants = shape | {"BN": 32, "BD": 32}
+        name = f"residual_statistics {dim}{_of_design(dispatch.SUMS, 'in units')}"
+        yield name, triton_statistics._finish, tables | sums, constants, {"num_warps": 4}
 
 
 def _of_design(choice: Any, label: str) -> str:

@@ -19,6 +19,7 @@ import os
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +37,10 @@ from benchmarks import environment
 from benchmarks.cases import attention, head, lookup
 from benchmarks.run import measure
 from crs_fast.decode.lm.head import NORMALIZERS
+from crs_fast.ops.codebook import eager as codebook_eager
 from crs_fast.ops.codebook import triton as codebook
+from crs_fast.ops.codebook import triton_statistics
+from crs_fast.ops.codebook.dispatch import SUMS
 from crs_fast.ops.designs import Choice
 from crs_fast.ops.tree_attention import triton as tree_attention
 from crs_fast.ops.vocab_logsumexp import triton as vocab_logsumexp
@@ -75,6 +79,24 @@ def residual_lookup(
         f"{rows} x {dim}, {levels} levels x {codes}, {kind}",
         lambda: codebook.lookup(x, books, exact, want_residual=False)[0],
     )
+
+
+def residual_statistics(
+    rows: int, dim: int, levels: int, codes: int, size: str, device: str
+) -> tuple[str, Callable[[], torch.Tensor]]:
+    """Exact codes, and the sums of what each was given, as a step of k-means or of moving averages
+    takes them."""
+    if size == "toy":
+        rows, dim, levels, codes = 20, 9, 2, 20
+    x, books = lookup.data(rows, dim, levels, codes, device)
+
+    def run() -> torch.Tensor:
+        chosen = codebook.lookup(x, books, exact=True, want_residual=not SUMS.now)[0]
+        if SUMS.now:
+            return triton_statistics.statistics(x, books, chosen)[2]
+        return codebook_eager.statistics(x, books, chosen)[1]
+
+    return f"{rows} x {dim}, {levels} levels x {codes}", run
 
 
 def attend(
@@ -141,6 +163,10 @@ CONTESTS = [
         for exact in (True, False)
     ),
     *(
+        Contest("residual_statistics", SUMS, partial(residual_statistics, *shape), 1e-9)
+        for shape in ((8192, 32, 4, 256), *_LOOKUPS)
+    ),
+    *(
         Contest("tree_attention", tree_attention.DESIGN, partial(attend, shape), tolerance=2e-2)
         for shape in _TREES
     ),
@@ -153,13 +179,25 @@ CONTESTS = [
 ]
 
 
+def by_turns(contests: list[Contest]) -> list[Contest]:
+    """The first workload of every op, then the second, and so on: a GPU's time can end before all
+    have run."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for contest in contests:
+        turns.append(seen[contest.op])
+        seen[contest.op] += 1
+    return [contests[i] for i in sorted(range(len(contests)), key=lambda i: turns[i])]
+
+
 def checked(
     contest: Contest, size: str, device: str
 ) -> tuple[str, dict[str, Callable[[], torch.Tensor]], dict[str, str]]:
     """A workload's description, one call of each design that works, and why the others don't."""
     workload, run = contest.make(size, device)
-    expected = run()
-    calls, failed = {}, {}
+    calls: dict[str, Callable[[], torch.Tensor]] = {}
+    failed: dict[str, str] = {}
+    expected: torch.Tensor | None = None  # the first design's that works
     for name in contest.choice.designs:
 
         def call(name: str = name) -> torch.Tensor:
@@ -167,12 +205,19 @@ def checked(
                 return run()
 
         try:
-            contest.check(call(), expected)
+            result = call()
+            if expected is None:
+                expected = result
+            contest.check(result, expected)
         except Exception as problem:  # of any kind: too much shared memory, a wrong result
-            failed[name] = f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
+            failed[name] = _reason(problem)
             continue
         calls[name] = call
     return workload, calls, failed
+
+
+def _reason(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}"
 
 
 def timed(contest: Contest, size: str, device: str, repeats: int) -> dict[str, Any]:
@@ -184,11 +229,12 @@ def timed(contest: Contest, size: str, device: str, repeats: int) -> dict[str, A
 
 
 def winners(rows: list[dict[str, Any]]) -> dict[str, str]:
-    """For each op the design with the lowest geometric mean of its times, among those that no
-    workload failed."""
+    """For each op the design with the lowest geometric mean of its times, among those that failed
+    on no workload. Workloads on which all failed don't count."""
     best = {}
-    for op in dict.fromkeys(row["op"] for row in rows):
-        of_op = [row["median_ms"] for row in rows if row["op"] == op]
+    timed_rows = [row for row in rows if row["median_ms"]]
+    for op in dict.fromkeys(row["op"] for row in timed_rows):
+        of_op = [row["median_ms"] for row in timed_rows if row["op"] == op]
         names = [name for name in of_op[0] if all(name in times for times in of_op)]
         if names:
             best[op] = min(names, key=lambda n: sum(math.log(times[n]) for times in of_op))
@@ -212,7 +258,11 @@ def run_all(
         if time.perf_counter() - start > seconds:
             print(f"{contest.op}: a workload was not run, time was up", flush=True)
             continue
-        row = timed(contest, size, device, repeats)
+        try:
+            row = timed(contest, size, device, repeats)
+        except Exception as problem:  # the inputs don't fit into the memory, for example
+            failed = {"all designs": _reason(problem)}
+            row = {"op": contest.op, "workload": "", "median_ms": {}, "failed": failed}
         show(row)
         yield row
 
@@ -231,7 +281,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.ops) - set(ops):
         parser.error(f"ops must be among {ops} (got {sorted(unknown)})")
-    chosen = [c for c in CONTESTS if not arguments.ops or c.op in arguments.ops]
+    chosen = by_turns([c for c in CONTESTS if not arguments.ops or c.op in arguments.ops])
     about = {
         **environment.commit(),
         "machine": environment.machine(arguments.device),

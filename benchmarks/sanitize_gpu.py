@@ -1,4 +1,6 @@
-"""Small calls of every CUDA kernel, for compute-sanitizer to watch (see sanitize.sh).
+"""Small calls of every CUDA kernel, for compute-sanitizer to watch (see sanitize.sh):
+
+    python benchmarks/sanitize_gpu.py [cpu]
 
 Each tensor is an allocation of its own here, so that an access past its end is seen.
 """
@@ -19,7 +21,7 @@ from crs_fast.ops import trie_mask, trie_step, trie_walk
 from crs_fast.trie import ItemFilter
 
 LEVELS, BATCH, BEAMS = 3, 2, 7
-DEVICE = "cuda"
+DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cuda"
 
 
 def main() -> None:
@@ -42,8 +44,9 @@ def main() -> None:
                         logits.to(dtype), scores, nodes.view(BATCH, BEAMS), trie.tensors, tokens,
                         num_beams=BEAMS, normalize=normalize, filters=chosen,
                     )  # fmt: skip
-    torch.cuda.synchronize()
-    print("every CUDA kernel ran")
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    print(f"every kernel ran on {DEVICE}")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,16 @@ import torch
 
 from crs_fast import _native
 
+from ..designs import Choice
 from ..dtypes import NATIVE_FLOATS
 from ..library import register
 from . import eager
 from . import native as kernels
 from .checks import check
+
+# How CUDA sums what was given to each code: by PyTorch, which sorts the codes of every level first,
+# or in whole numbers, by the pass that takes the residual.
+SUMS = Choice({"sorted": False, "in units": True})
 
 
 def check_finite(op: str, name: str, value: torch.Tensor) -> None:
@@ -47,7 +52,7 @@ def _native_cpu(op, x, codebooks, exact, want_residual, statistics):
 
 def _triton(op, x, codebooks, exact, want_residual):
     """Codes and residual from Triton, or None where it does not serve."""
-    if not (x.is_cuda and _for_kernels(x, codebooks) and importlib.util.find_spec("triton")):
+    if not _triton_serves(x, codebooks):
         return None
     from . import triton as triton_kernel
 
@@ -56,6 +61,12 @@ def _triton(op, x, codebooks, exact, want_residual):
         if not torch.cuda.is_current_stream_capturing() and int(bad):
             _refuse(op, "x")
     return codes, residual
+
+
+def _triton_serves(x, codebooks):
+    return (
+        x.is_cuda and _for_kernels(x, codebooks) and importlib.util.find_spec("triton") is not None
+    )
 
 
 def _for_kernels(x, codebooks):
@@ -82,7 +93,13 @@ def _statistics(op, x, codebooks, exact):
     results = _native_cpu(op, x, codebooks, exact, want_residual=True, statistics=True)
     if results is not None:
         return results
-    codes, residual = _lookup(op, x, codebooks, exact, True)
+    if SUMS.now and _triton_serves(x, codebooks):
+        from . import triton_statistics
+
+        codes = _lookup(op, x, codebooks, exact, want_residual=False)[0]
+        with torch.cuda.device(x.device):
+            return codes, *triton_statistics.statistics(x, codebooks, codes)
+    codes, residual = _lookup(op, x, codebooks, exact, want_residual=True)
     return codes, residual, *eager.statistics(x, codebooks, codes)
 
 

@@ -7,11 +7,12 @@ have as much to repair as on a GPU.
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from crs_fast.ops.codebook import reference
+from crs_fast.ops.codebook import dispatch, eager, reference, triton_statistics
 from crs_fast.ops.codebook import triton as codebook_triton
 
 pytestmark = [
@@ -162,6 +163,79 @@ def test_no_rows_and_no_residual():
     assert residual.shape == (0, 5)
 
 
+def _random_with_codes(n: int, dim: int, levels: int, k: int) -> tuple:
+    x, books = _random(n, dim, levels, k)
+    return x, books, reference.residual_lookup(x, books)[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (7, 3, 2, 5), (129, 32, 4, 9), (33, 70, 2, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_counts_and_sums(shape, dtype):
+    x, books, _ = _random_with_codes(*shape)
+    x = x.to(dtype)
+    codes, want_residual = reference.residual_lookup(x, books)
+    residual, counts, sums = triton_statistics.statistics(x, books, codes)
+    want_counts, want_sums = eager.statistics(x, books, codes)
+    assert torch.equal(residual, want_residual.float())
+    assert torch.equal(counts, want_counts)
+    torch.testing.assert_close(sums, want_sums, rtol=1e-13, atol=1e-13)
+    assert torch.equal(sums.float(), want_sums.float())
+
+
+def test_sums_do_not_depend_on_the_order_of_rows():
+    x, books, codes = _random_with_codes(150, 12, 3, 8)
+    x = x * 10 ** torch.linspace(-6, 6, 12)  # each column has a unit of its own
+    first = triton_statistics.statistics(x, books, codes)
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    second = triton_statistics.statistics(x[order], books, codes[order])
+    assert all(torch.equal(a, b) for a, b in zip(first[1:], second[1:], strict=True))
+    want = eager.statistics(x, books, codes)[1]
+    error = (first[2] - want).abs().amax((0, 1))
+    # Half a unit per row at most, and the last digit of the sums themselves.
+    units = 1 / triton_statistics._scales(x, books)
+    assert bool((error <= 75 * units + 1e-14 * want.abs().amax((0, 1))).all())
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 3e37])
+def test_sums_at_the_ends_of_float32(scale):
+    x, books, codes = _random_with_codes(40, 4, 2, 3)
+    x, books = x * scale, books * scale
+    sums = triton_statistics.statistics(x, books, codes)[2]
+    want = eager.statistics(x, books, codes)[1]
+    torch.testing.assert_close(sums, want, rtol=1e-9, atol=1e-13 * scale)
+
+
+def test_statistics_of_strided_rows_and_of_none():
+    x, books, codes = _random_with_codes(60, 40, 2, 5)
+    wide = torch.full((120, 80), torch.nan)
+    wide[::2, ::2] = x
+    got = triton_statistics.statistics(wide[::2, ::2], books, codes)
+    want = triton_statistics.statistics(x, books, codes)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    residual, counts, sums = triton_statistics.statistics(x[:0], books, codes[:0])
+    assert residual.shape == (0, 40)
+    assert not counts.any()
+    assert not sums.any()
+
+
+def test_residual_statistics_takes_the_pass_in_units(monkeypatch):
+    """The op as on CUDA, where C++ does not serve."""
+    x, books = _random(50, 6, 2, 7)
+    want = dispatch._statistics("residual_statistics", x, books, True)
+    monkeypatch.setattr(dispatch, "_native_cpu", lambda *arguments, **named: None)
+    monkeypatch.setattr(dispatch, "_triton_serves", lambda x, books: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    for name in dispatch.SUMS.designs:
+        with dispatch.SUMS.using(name):
+            got = dispatch._statistics("residual_statistics", x, books, True)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+    x[3, 3] = torch.nan
+    with pytest.raises(ValueError, match="x must be finite"), dispatch.SUMS.using("in units"):
+        dispatch._statistics("residual_statistics", x, books, True)
+
+
 def _to_tf32(x: torch.Tensor, how: str) -> torch.Tensor:
     bits = x.view(torch.int32)
     if how == "round":
@@ -212,9 +286,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 import triton
 from crs_fast.ops.codebook import triton as ct
+from crs_fast.ops.codebook import triton_statistics as ts
 
 types = dict(x="*fp32", codes="*i64", listed="*i64", state="*i32", N="i32", stride_n="i32",
-             stride_d="i32", margin_norm="fp32", margin_square="fp32")
+             stride_d="i32", margin_norm="fp32", margin_square="fp32", scales="*fp64",
+             counts="*i64", sums="*i64")
 shape = dict(D=40, K=100, L=3)
 for fn, extra in (
     (ct._score, dict(BN=64, BK=64, BD=64, BITS=1, EXACT=True, PRECISION="tf32x3", KEEPS=True,
@@ -223,6 +299,7 @@ for fn, extra in (
                      CUT=False)),
     (ct._recheck, dict(BK=32, BD=64)),
     (ct._subtract, dict(BN=32, BD=64)),
+    (ts._finish, dict(BN=32, BD=32)),
 ):
     fixed = {**shape, **extra}
     names = fn.arg_names
