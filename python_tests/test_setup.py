@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = "from setuptools import build_meta; print(build_meta.build_wheel('out'))"
+BUILD = "from setuptools import build_meta; print(build_meta.build_{}('out'))"
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +24,9 @@ def sources(tmp_path_factory):
     return folder
 
 
-def build(sources, **environment):
+def build(sources, what="wheel", **environment):
     return subprocess.run(
-        [sys.executable, "-c", BUILD],
+        [sys.executable, "-c", BUILD.format(what)],
         cwd=sources,
         env={**os.environ, **environment},
         capture_output=True,
@@ -95,3 +95,17 @@ def test_without_native_kernels_the_reference_runs_and_says_so_once(sources, tmp
         "1 1",
         str(tmp_path / "crs_fast" / "__init__.py"),
     ], used.stderr
+
+
+def test_an_editable_install_beside_the_clone(sources, tmp_path):
+    """A script in the folder that holds the clone, which is named crs_fast: Python would take the
+    clone's own folder for the package."""
+    clone = shutil.copytree(sources, tmp_path / "crs_fast", ignore=shutil.ignore_patterns("out"))
+    done = build(clone, "editable", CRS_FAST_NATIVE="0")
+    with zipfile.ZipFile(clone / "out" / done.stdout.splitlines()[-1]) as archive:
+        archive.extractall(tmp_path / "site")
+    script = "import site; site.addsitedir('site'); import crs_fast; print(crs_fast.__file__)"
+    used = subprocess.run(
+        [sys.executable, "-S", "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert used.stdout.strip() == str(clone / "crs_fast" / "__init__.py"), used.stderr

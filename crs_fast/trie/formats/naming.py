@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from crs_fast.trie.sid_vocab import BEGIN, END, SidVocab, token_id
+from crs_fast.trie.sid_vocab import BEGIN, END, SidVocab, add_tokens, token_id
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _NUMBERED = re.compile(r"(.*?)(0|[1-9][0-9]*)([^0-9]*)", re.DOTALL)
 
@@ -58,20 +58,55 @@ def names_of_tokens(tokens: Sequence[str]) -> tuple[LevelNames, dict[str, int]]:
     return LevelNames(listed=listed), {token: code for code, token in enumerate(listed)}
 
 
-def naming_in(tokenizer: PreTrainedTokenizerBase) -> Naming:
-    """The family whose first token the tokenizer has.
+def naming_in(tokenizer: PreTrainedTokenizerBase, default: Naming | None = None) -> Naming:
+    """The family whose first token the tokenizer has, else the default one.
 
     Raises:
-        ValueError: it has none's.
+        ValueError: there is neither.
     """
     for naming in NAMINGS:
         if token_id(tokenizer, naming.levels(1)[0].of(0)) is not None:
             return naming
+    if default is not None:
+        return default
     known = " or ".join(repr(naming.levels(1)[0].of(0)) for naming in NAMINGS)
     raise ValueError(
         f"load_index: tokenizer must have code tokens such as {known} (got neither); "
-        "SidVocab.extend adds them, or leave tokenizer out and give names to SidVocab.from_tokens"
+        "load_index(..., model=model) adds them, or leave tokenizer out and give names to "
+        "SidVocab.from_tokens"
     )
+
+
+def _family(names: Sequence[LevelNames]) -> Naming | None:
+    """The family that names of levels belong to."""
+    return next((naming for naming in NAMINGS if names[0] == naming.levels(1)[0]), None)
+
+
+def _lacking(
+    tokenizer: PreTrainedTokenizerBase,
+    names: Sequence[LevelNames],
+    level_codes: Sequence[torch.Tensor],
+) -> tuple[list[str], list[str]]:
+    """The tokens of a catalogue, and those of them that a tokenizer lacks."""
+    pairs = zip(names, level_codes, strict=True)
+    tokens = [named.of(code) for named, codes in pairs for code in codes.tolist()]
+    return tokens, [token for token in tokens if token_id(tokenizer, token) is None]
+
+
+def add_names(
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    names: Sequence[LevelNames],
+    level_codes: Sequence[torch.Tensor],
+) -> None:
+    """Where a tokenizer lacks tokens of a catalogue, add these and the two that frame a SID, and
+    grow the model's embedding. One that has them all is left as it is: its model was trained with
+    or without the frame."""
+    tokens, lacking = _lacking(tokenizer, names, level_codes)
+    if lacking:
+        family = _family(names)
+        frame = [] if family is None else [family.begin, family.end]
+        add_tokens(tokenizer, model, [*frame, *tokens])
 
 
 def vocabulary(
@@ -88,6 +123,13 @@ def vocabulary(
     Raises:
         ValueError: a token of the catalogue that the tokenizer lacks.
     """
+    tokens, lacking = _lacking(tokenizer, names, level_codes)
+    if lacking:
+        raise ValueError(
+            f"load_index: tokenizer must have every token of the catalogue (got none for "
+            f"{', '.join(lacking[:3])}{', …' if len(lacking) > 3 else ''}: {len(lacking)} of "
+            f"{len(tokens)}); load_index(..., model=model) adds them"
+        )
     levels: list[list[str | None]] = []
     for named, codes in zip(names, level_codes, strict=True):
         used = set(codes.tolist())
@@ -99,7 +141,7 @@ def vocabulary(
         while named.listed is None and token_id(tokenizer, named.of(len(level))) is not None:
             level.append(named.of(len(level)))
         levels.append(level)
-    family = next((n for n in NAMINGS if names[0] == n.levels(1)[0]), None)
+    family = _family(names)
     if family is None or any(token_id(tokenizer, t) is None for t in (family.begin, family.end)):
         return SidVocab.from_tokens(tokenizer, levels)
     return SidVocab.from_tokens(tokenizer, levels, family.begin, family.end)

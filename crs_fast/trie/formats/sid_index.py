@@ -17,12 +17,12 @@ from crs_fast.trie.token_ids import TokenIds
 from crs_fast.trie.vocabulary import Vocabulary
 
 from . import arrays, lc_rec, one_rec, token_jsonl, torch_easy_rec
-from .naming import LC_REC, naming_in, vocabulary
+from .naming import LC_REC, add_names, naming_in, vocabulary
 from .rows import MOST_CODES, Rows, broken
 from .texts import open_text
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _READERS: dict[str, Callable[[Path], Rows]] = {
     "index.json": lc_rec.read_index,
@@ -144,6 +144,8 @@ def load_index(
     path: str | PathLike[str],
     tokenizer: PreTrainedTokenizerBase | None = None,
     format: str = "auto",
+    *,
+    model: PreTrainedModel | None = None,
 ) -> SidIndex:
     """Read a catalogue of semantic IDs (SIDs) from another project's index file.
 
@@ -163,17 +165,24 @@ def load_index(
 
     Args:
         path: a file, or for TorchEasyRec a directory.
-        tokenizer: makes `vocab`. It must have the tokens that the file names; files of bare numbers
-            are taken to mean `<a_17>` (LC-Rec, MiniOneRec, this package) or `<s_a_17>` (OneRec),
-            whichever it has. Not needed for "jsonl", whose codes are token ids.
+        tokenizer: makes `vocab`. It must have the tokens that the file names, unless `model` is
+            given; files of bare numbers are taken to mean `<a_17>` (LC-Rec, MiniOneRec, this
+            package) or `<s_a_17>` (OneRec), whichever it has. Not needed for "jsonl", whose codes
+            are token ids.
         format: one of the above; "auto" goes by suffix and content.
+        model: a model that is to learn the catalogue. The tokens that its tokenizer lacks are
+            added, with two that frame a SID in text (`vocab.begin`, `vocab.end`), and its embedding
+            grows. Nothing changes where the tokenizer has every token.
 
     Raises:
         FileNotFoundError: there is nothing at `path`.
         ValueError: a file that is cut off, damaged, too large or a pickle; items named twice or
-            without a SID; mixed levels; tokens that the tokenizer lacks; an unknown format.
+            without a SID; mixed levels; tokens that the tokenizer lacks; an unknown format; a model
+            without its tokenizer.
     """
     path = Path(path)
+    if model is not None and tokenizer is None:
+        raise ValueError("load_index: tokenizer must be given beside model (got None)")
     if format != "auto":
         _check_format("load_index", format)
     if not path.exists():
@@ -186,11 +195,15 @@ def load_index(
             trie = SidTrie.from_sids(rows.sids, rows.item_ids)
         except ValueError as error:
             raise broken(path, f"is inconsistent ({error})") from None
-    return _with_tokens(path, trie, rows, tokenizer)
+    return _with_tokens(path, trie, rows, tokenizer, model)
 
 
 def _with_tokens(
-    path: Path, trie: SidTrie, rows: Rows | None, tokenizer: PreTrainedTokenizerBase | None
+    path: Path,
+    trie: SidTrie,
+    rows: Rows | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    model: PreTrainedModel | None,
 ) -> SidIndex:
     if rows is not None and rows.codes_are_tokens:
         eos = None if tokenizer is None else tokenizer.eos_token_id
@@ -202,12 +215,15 @@ def _with_tokens(
         return SidIndex(trie, TokenIds(trie.num_levels, size, eos=eos), None)
     names = None if rows is None else rows.names
     if names is None and tokenizer is not None:
-        names = naming_in(tokenizer).levels(trie.num_levels)
+        default = None if model is None else LC_REC
+        names = naming_in(tokenizer, default).levels(trie.num_levels)
     if names is None:
         return SidIndex(trie, None, None)
     sizes = trie.level_sizes()
     if max(sizes) > MOST_CODES:
         raise broken(path, f"must name codes below {MOST_CODES} (got {max(sizes) - 1})")
+    if model is not None and tokenizer is not None:
+        add_names(tokenizer, model, names, trie.level_codes)
     vocab = None if tokenizer is None else vocabulary(tokenizer, names, trie.level_codes)
     counts = sizes if vocab is None else vocab.sizes
     return SidIndex(

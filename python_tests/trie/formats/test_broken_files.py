@@ -169,6 +169,8 @@ def test_tokens_that_the_tokenizer_lacks(tmp_path):
     path = files.index_json(tmp_path / "index.json")
     with pytest.raises(ValueError, match="got none for <a_0>, <a_2>, <a_3>, …: 10 of 10"):
         crs_fast.load_index(path, tokenizer_of([]))
+    with pytest.raises(ValueError, match=r"load_index: .*load_index\(\.\.\., model=model\) adds"):
+        crs_fast.load_index(path, tokenizer_of([]))
     with pytest.raises(ValueError, match="tokenizer must have code tokens such as '<a_0>'"):
         crs_fast.load_index(files.npy(tmp_path / "sids.npy"), tokenizer_of([]))
     with pytest.raises(ValueError, match=r"token ids of the tokenizer, < 4 \(got 900\)"):

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 import crs_fast
 from crs_fast.trie import SidTrie, SidVocab
+from python_tests.helpers import tiny_model
 from python_tests.trie.formats import files
 from python_tests.trie.formats.files import SIDS, names, tokenizer_of
 
@@ -86,6 +87,43 @@ def test_tokens_that_no_item_carries_are_known(name, tmp_path):
     vocab = crs_fast.load_index(READ[name](tmp_path / name), tokenizer).vocab
     assert vocab.code_tokens().tolist() == sorted(tokenizer.convert_tokens_to_ids(held))
     assert [vocab.begin, vocab.end] == tokenizer.convert_tokens_to_ids(frame)
+
+
+@pytest.mark.parametrize("name", ["index.json", "info.txt", "sid2pid.json", "sids.npy"])
+def test_a_model_that_does_not_know_the_catalogue_gets_its_tokens(name, tmp_path):
+    """Those of the catalogue's codes, and two that frame a SID; only where some are lacking."""
+    prefix = "s_" if name == "sid2pid.json" else ""
+    path, tokenizer = READ[name](tmp_path / name), tokenizer_of(["<a_3>"])
+    model = tiny_model("llama", len(tokenizer))
+    index = crs_fast.load_index(path, tokenizer, model=model)
+    used = sorted({token for sid in SIDS for token in files.tokens_of(sid, prefix)})
+    frame = ["<|sid_begin|>", "<|sid_end|>"] if prefix else ["<BOI>", "<EOI>"]
+    ids = tokenizer.convert_tokens_to_ids([*used, *frame])
+    assert sorted({*ids, *range(5)}) == list(range(len(tokenizer)))
+    assert len(model.get_input_embeddings().weight) == len(tokenizer)
+    assert index.vocab.code_tokens().tolist() == sorted(ids[:-2])
+    assert [index.vocab.begin, index.vocab.end] == ids[-2:]
+    again = crs_fast.load_index(path, tokenizer, model=model)
+    assert torch.equal(again.vocab.token_ids[0], index.vocab.token_ids[0])
+    assert len(model.get_input_embeddings().weight) == len(tokenizer)
+    text = tokenizer(f"a film {frame[0]}", return_tensors="pt").input_ids
+    out = crs_fast.recommend(model, text, trie=index.trie, vocab=index.vocab, num_beams=9)
+    assert sorted(out.items[0]) == sorted(index.trie.item_ids.tolist())
+
+
+def test_a_trained_tokenizer_gets_no_tokens(tmp_path):
+    """Also not those that frame a SID: its model has learned to do without."""
+    tokenizer = tokenizer_of(sum(names(""), []))  # noqa: RUF017
+    model = tiny_model("llama", len(tokenizer))
+    index = crs_fast.load_index(files.index_json(tmp_path / "index.json"), tokenizer, model=model)
+    assert (index.vocab.begin, index.vocab.end) == (None, None)
+    assert len(tokenizer) == len(model.get_input_embeddings().weight) == 16
+
+
+def test_a_model_needs_its_tokenizer(tmp_path):
+    path = files.index_json(tmp_path / "index.json")
+    with pytest.raises(ValueError, match="load_index: tokenizer must be given beside model"):
+        crs_fast.load_index(path, model=tiny_model("llama", 16))
 
 
 def test_tokens_without_numbers_are_ranked(tmp_path):
