@@ -7,7 +7,7 @@ import urllib.request
 import pytest
 
 from crs_fast.cli import _parser, main
-from crs_fast.cli.serve import access_of, limits_of
+from crs_fast.cli.serve import _engine_options, access_of, limits_of
 from crs_fast.crs.checkpoint import save_bundle
 from crs_fast.serve.http.guard import Access
 from crs_fast.serve.http.limits import Limits
@@ -63,6 +63,14 @@ def test_limits():
     assert limits_of(parsed("--max-beams", "9", "--max-seconds", "2.5")) == Limits(
         max_beams=9, max_seconds=2.5
     )
+
+
+def test_options_of_the_engine():
+    assert _engine_options(parsed()) == {}
+    assert _engine_options(parsed("--no-cuda-graphs", "--cache-gib", "0.5")) == {
+        "cuda_graphs": False,
+        "cache_bytes": 1 << 29,
+    }
 
 
 @pytest.mark.parametrize("missing", ["fastapi", "uvicorn", "prometheus_client"])

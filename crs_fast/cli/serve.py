@@ -75,6 +75,13 @@ def _engine_arguments(group: Any) -> None:
     group.add_argument("--max-running", type=_whole, help="replies written at a time")
     group.add_argument("--cache-gib", type=above_zero, help="memory for past conversations")
     group.add_argument(
+        "--no-cuda-graphs",
+        dest="cuda_graphs",
+        action="store_false",
+        default=None,
+        help="on a GPU, launch each step of the replies anew",
+    )
+    group.add_argument(
         "--max-connections", type=_whole, default=1000, help="connections before 503"
     )
 
@@ -213,7 +220,7 @@ def limits_of(args: Namespace) -> Limits:
 
 
 def _engine_options(args: Namespace) -> dict[str, Any]:
-    names = ("max_batch_tokens", "max_chunk", "max_wait", "max_queue", "max_running")
+    names = ("max_batch_tokens", "max_chunk", "max_wait", "max_queue", "max_running", "cuda_graphs")
     given = {name: getattr(args, name) for name in names}
     given["cache_bytes"] = None if args.cache_gib is None else int(args.cache_gib * 2**30)
     return {name: value for name, value in given.items() if value is not None}

@@ -49,17 +49,17 @@ class ReplyBatch:
 
     Args:
         lm: the model of all of them.
-        is_recorded: record the forward passes in CUDA graphs where that is possible, which pays for
-            a batch that lives long.
+        cuda_graphs: on a GPU, record the forward passes in CUDA graphs, which pays for a batch that
+            lives long.
     """
 
-    def __init__(self, lm: TreeModel, is_recorded: bool = False) -> None:
+    def __init__(self, lm: TreeModel, cuda_graphs: bool = False) -> None:
         from crs_fast.decode.lm.recorded_rows import RecordedRows
         from crs_fast.decode.lm.token_rows import TokenRows
 
         self.replies: list[Reply] = []
-        can = is_recorded and can_record(lm.model.device)
-        self._rows = RecordedRows(lm) if can else TokenRows(lm)
+        is_recorded = cuda_graphs and can_record(lm.model.device)
+        self._rows = RecordedRows(lm) if is_recorded else TokenRows(lm)
         self._hidden = torch.empty(0)
         self._window = torch.empty(0)  # int64 [R, W], the last tokens of each row
         self._constraints: list[tuple[list[int], SidLogitsProcessor]] | None = None

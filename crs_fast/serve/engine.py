@@ -47,6 +47,7 @@ class Engine:
         max_queue: the most requests that wait; `submit` raises `Busy` for one more.
         max_running: the most replies that are written at a time.
         cache_bytes: memory for what the model has read of conversations, least recently used out.
+        cuda_graphs: on a GPU, record the steps in which replies are written in CUDA graphs.
         version: of the recommender's catalogue.
     """
 
@@ -60,6 +61,7 @@ class Engine:
         max_queue: int = 256,
         max_running: int = 64,
         cache_bytes: int = 1 << 30,
+        cuda_graphs: bool = True,
         version: str = "0",
     ) -> None:
         for name, value in (
@@ -80,7 +82,11 @@ class Engine:
         self._statistics = Statistics()
         self._conversations = Conversations(cache_bytes)
         self._worker = Worker(
-            recommender.bundle.model, self._conversations, self._statistics, self.max_chunk
+            recommender.bundle.model,
+            self._conversations,
+            self._statistics,
+            self.max_chunk,
+            cuda_graphs,
         )
         self._waiting: list[Turn] = []
         self._changed = threading.Condition()

@@ -37,6 +37,7 @@ class Worker:
         conversations: what is kept between the turns of a conversation.
         statistics: is told what happens.
         max_chunk: tokens of a turn that are read in one forward pass; longer turns in several.
+        cuda_graphs: record the steps in which replies are written, where that is possible.
     """
 
     def __init__(
@@ -45,18 +46,22 @@ class Worker:
         conversations: Conversations,
         statistics: Statistics,
         max_chunk: int,
+        cuda_graphs: bool = True,
     ) -> None:
         self.model, self.conversations, self.statistics = model, conversations, statistics
-        self.max_chunk = max_chunk
+        self.max_chunk, self.cuda_graphs = max_chunk, cuda_graphs
         self.seconds_per_token = self.seconds_to_admit = 0.0
         self._running: list[Turn] = []
         plain = unwrapped(model)
         attention, reason, _ = capability(plain)
         self._lm = None if attention is None else TreeModel(plain, attention)
         self._window = sliding_window(plain)
-        self._replies = None if self._lm is None else ReplyBatch(self._lm, is_recorded=True)
+        self._replies = self._no_replies()
         if self._lm is None:
             self._say_alone(reason)
+
+    def _no_replies(self) -> ReplyBatch | None:
+        return None if self._lm is None else ReplyBatch(self._lm, self.cuda_graphs)
 
     def __len__(self) -> int:
         """The number of replies that are being written."""
@@ -125,7 +130,7 @@ class Worker:
         for turn in self._running:
             self.fail(turn, error)
         self._running = []
-        self._replies = None if self._lm is None else ReplyBatch(self._lm, is_recorded=True)
+        self._replies = self._no_replies()
 
     def fail(self, turn: Turn, error: Exception) -> None:
         """End a turn without an answer."""

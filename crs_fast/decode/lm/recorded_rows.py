@@ -91,7 +91,7 @@ class RecordedRows(TokenRows):
         hidden = state.step_recordings.run(
             model, model.device, shape, partial(_Recorded, self.lm, step), ()
         )
-        return hidden[:number].clone()
+        return hidden[:number]
 
     def _free(self) -> None:
         if sum(la.keys.nbytes + la.values.nbytes for la in self._filled_layers()) > _KEPT_BYTES:
@@ -111,7 +111,8 @@ class _Recorded:
         self._weights, self._replay = lm.tensors(), record(step, place)
 
     def __call__(self) -> torch.Tensor:
-        return self._replay()
+        """Copied before anybody else may replay, because recordings share their memory."""
+        return self._replay().clone()
 
 
 def _power_of_two(number: int) -> int:

@@ -164,14 +164,21 @@ def test_workers_need_ray(sources, tmp_path, model, monkeypatch):
 
 @pytest.mark.ray
 def test_ray_writes_the_same(sources, tmp_path, model, local_ray):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [json.loads(line) for line in (sources / "a.jsonl").open()]
+    for row in rows:
+        row["dialogue_id"] += "c"
+    parquet.write_table(pa.Table.from_pylist(rows), sources / "c.parquet")
     (sources / "d.jsonl").write_text("")
     run(sources / "a.jsonl", tmp_path / "out", model)
     results = run(sources, tmp_path / "out", model, workers=2)
     states = {Path(r["source"]).name: r.get("kept", "error") for r in results}
-    assert states == {"a.jsonl": True, "b.jsonl.gz": False, "d.jsonl": "error"}
+    assert states == {
+        "a.jsonl": True, "b.jsonl.gz": False, "c.parquet": False, "d.jsonl": "error"
+    }  # fmt: skip
     (sources / "d.jsonl").unlink()
     run(sources, tmp_path / "alone", model)
-    for name in ("a.jsonl", "b.jsonl", "a.done", "b.done"):
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl", "a.done", "b.done", "c.done"):
         one, other = ((tmp_path / folder / name).read_text() for folder in ("alone", "out"))
         if name.endswith("jsonl"):
             assert one == other
