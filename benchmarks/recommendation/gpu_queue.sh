@@ -54,7 +54,8 @@ PY
 redial="--data redial --tokens $redial_tokens" quiet=--no-replies
 
 # A list has one line per run: the experiment's folder, then the arguments. Runs of one folder may
-# differ in methods and seeds only.
+# differ in methods and seeds only. Arguments that begin with a module's name, ".reply_decoding", go
+# to that module, which reads the folder.
 list_rates() {
   for one in 1e-3 5e-4 2e-3; do
     echo "redial_valid_$one $redial --lr $one --split valid $quiet --methods gcrs"
@@ -79,6 +80,8 @@ list_rest() {
   for method in sid-smoothing sid-weight; do
     echo "redial_valid_$rate $redial --lr $rate --split valid $quiet --methods $method"
   done
+  echo "redial_replies $redial --lr $rate --split valid --keep-models --methods gcrs"
+  echo "redial_replies .reply_decoding --decoding greedy sample:0.7 consensus:5:0.7"
   echo "inspired $inspired --methods popularity,copy,copy-popularity,gcrs"
   for method in mentions titles+mentions retrieval+mentions resp; do
     echo "inspired $inspired --methods $method"
@@ -88,15 +91,21 @@ list_rest() {
 command_of() { # folder, arguments
   local folder="$1"
   shift
-  echo "python3 -m benchmarks.recommendation $* ${model[*]} --out $out/$folder"
+  case "$1" in
+    .*) echo "python3 -m benchmarks.recommendation$* --out $out/$folder" ;;
+    *) echo "python3 -m benchmarks.recommendation $* ${model[*]} --out $out/$folder" ;;
+  esac
 }
 
 if [ "$what" = merge ]; then
-  for file in "$out"/*/results.md; do
-    [ -f "$file" ] || { echo "gpu_queue: $out holds no results.md" >&2; exit 1; }
+  compgen -G "$out/*/results.md" >/dev/null || { echo "gpu_queue: $out holds no results.md" >&2; exit 1; }
+  for file in "$out"/*/results.md "$out"/*/decodings.md; do
+    [ -f "$file" ] || continue
     name="$(basename "$(dirname "$file")")"
-    cp "$file" "benchmarks/recommendation/results/${name}_queue.md"
-    echo "benchmarks/recommendation/results/${name}_queue.md"
+    [ "${file##*/}" = results.md ] || name="${name}_decodings"
+    target="benchmarks/recommendation/results/${name}_queue.md"
+    cp "$file" "$target"
+    echo "$target"
   done
   exit
 fi
@@ -136,7 +145,7 @@ fi
 # Run what is not done yet of the list on file descriptor 3.
 work_off() {
   while read -r folder arguments <&3; do
-    line="$(command_of "$folder" "$arguments")"
+    line="$(command_of "$folder" $arguments)"
     if [ -n "$dry" ]; then
       echo "$line"
       continue

@@ -1,10 +1,10 @@
 """Replies written in several ways by a model that an experiment has kept, to choose on validation.
 
     python -m benchmarks.recommendation.reply_decoding --out EXPERIMENT [--method gcrs]
-        [--decoding greedy sample:0.7 sample:1:0.9 consensus:8:0.7] [--save FOLDER]
+        [--decoding greedy sample:0.7 sample:1:0.9 consensus:8:0.7]
 
-EXPERIMENT is the folder of a run with `--keep-models` and one learning rate. Nothing is trained, and
-modes and rankings stay those of its predictions.jsonl, so no recall can change.
+EXPERIMENT is the folder of a run with `--keep-models` and one learning rate. Nothing is trained.
+Modes and rankings stay those of its predictions.jsonl, so no recall can change.
 
     greedy              the likeliest token
     sample:T[:P]        drawn at temperature T from the likeliest words that have P together
@@ -13,8 +13,9 @@ modes and rankings stay those of its predictions.jsonl, so no recall can change.
                         of those that name the chosen item
 
 Prints SacreBLEU with its difference to greedy [95 %, bootstrap over dialogues], the penalty for
-short replies, Distinct-2 and lengths. `--save` writes a predictions file for each, which
-`crs-fast score` and `bleu_choices` read.
+short replies, Distinct-2 and lengths, and writes this table to EXPERIMENT/decodings.md. The replies
+are in EXPERIMENT/decodings/, for `crs-fast score` and `bleu_choices`; what is there is not written
+again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ import torch
 from benchmarks.recommendation.bleu_choices import placeholder_as_one_token
 from benchmarks.recommendation.joined import kept_model, read_plan
 from benchmarks.recommendation.reproduce import plan_data
+from crs_fast._files import write_text
 from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.data.dialogue import Dialogue
 from crs_fast.crs.evaluation.evaluate import log_test
@@ -206,34 +209,44 @@ HEAD = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--method", default="gcrs")
     parser.add_argument("--decoding", nargs="+", default=DECODINGS)
-    parser.add_argument("--save", type=Path)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = argument_parser().parse_args(argv)
     decodings = [Decoding.parse(name) for name in args.decoding]
     plan = read_plan(args.out)
     dataset, held = plan_data(plan)
     dialogues = dataset.splits[plan.split][: plan.limit]
     file = args.out / "runs" / args.method / "seed0" / "predictions.jsonl"
     predictions = read_predictions(file, dialogues, dataset.items)
-    bundle = kept_model(plan, dataset, held, args.out, args.method)
-    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
-    base = None
+    folder = args.out / "decodings" / args.method
+    folder.mkdir(parents=True, exist_ok=True)
+
+    @cache
+    def bundle() -> Bundle:
+        return kept_model(plan, dataset, held, args.out, args.method)
+
+    lines, base = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"], None
+    print("\n".join(lines))
     for decoding in [Decoding("greedy"), *(d for d in decodings if d.name != "greedy")]:
-        if plan.split == "test":
-            log_test(args.out, arm=f"{args.method}, replies by {decoding.name}")
-        start = time.perf_counter()
-        answers = written(bundle, dialogues, predictions, decoding, plan.max_new_tokens)
-        seconds = time.perf_counter() - start
+        file, start = folder / f"{decoding.name.replace(':', '_')}.jsonl", time.perf_counter()
+        if not file.is_file():
+            if plan.split == "test":
+                log_test(args.out, arm=f"{args.method}, replies by {decoding.name}")
+            answers = written(bundle(), dialogues, predictions, decoding, plan.max_new_tokens)
+            write_predictions(file, answers)
+        answers = read_predictions(file, dialogues, dataset.items)
         base = bleu_counts(answers) if base is None else base
-        print(row(decoding, answers, base, seconds), flush=True)
-        if args.save is not None:
-            args.save.mkdir(parents=True, exist_ok=True)
-            name = decoding.name.replace(":", "_")
-            write_predictions(args.save / f"{name}.jsonl", answers)
+        lines.append(row(decoding, answers, base, time.perf_counter() - start))
+        print(lines[-1], flush=True)
+    heading = f"## {dataset.name}, {plan.split}: replies of {args.method}, first seed\n"
+    write_text(args.out / "decodings.md", "\n".join([heading, *lines]) + "\n")
 
 
 if __name__ == "__main__":

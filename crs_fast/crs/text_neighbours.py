@@ -91,11 +91,15 @@ class TextNeighbours:
 
     def _encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Embeddings [n, D], a few texts at a time: a query need not wait for a whole catalogue."""
+        # Texts of one length together: half the time of a catalogue's is padding otherwise.
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         parts = []
         for first in range(0, max(len(texts), 1), _BATCH):
+            some = [texts[n] for n in order[first : first + _BATCH]]
             with self._encoding:
-                parts.append(encode_texts(texts[first : first + _BATCH], self._encoder))
-        return torch.cat(parts)
+                parts.append(encode_texts(some, self._encoder))
+        rows = torch.cat(parts)
+        return rows[torch.tensor(order, dtype=torch.int64).argsort()]
 
     def __call__(self, contexts: Sequence[Sequence[Turn]]) -> list[list[Scored]]:
         """The candidates of each conversation, (item id, log-probability), best first."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.recommendation import reply_decoding
 from benchmarks.recommendation.arms import choose_arms
 from benchmarks.recommendation.cli import _parser
 
@@ -34,6 +35,11 @@ def test_every_command_is_understood(size):
     assert len(lines) == len({tuple(line) for line in lines}) > 15
     folders: dict[str, dict] = {}
     for program, flag, module, *arguments in lines:
+        if module == "benchmarks.recommendation.reply_decoding":
+            args = vars(reply_decoding.argument_parser().parse_args(arguments))
+            assert all(map(reply_decoding.Decoding.parse, args["decoding"]))
+            assert folders[str(args["out"])]["keep_models"]
+            continue
         assert (program, flag, module) == ("python3", "-m", "benchmarks.recommendation")
         args = vars(_parser().parse_args(arguments))
         assert choose_arms(args["arms"])
@@ -74,7 +80,7 @@ def test_the_rest_is_trained_at_the_best_rate_of_the_same_call(size, path, tmp_p
     assert "the list is done" in shown.stdout
     folders = {folder.name for folder in out.iterdir()} - {"done", "prepared"}
     rates = {f"redial_valid_{rate}" for rate in ("1e-3", "5e-4", "2e-3")}
-    assert folders == {*rates, "redial_5e-4", "inspired"}
+    assert folders == {*rates, "redial_5e-4", "redial_replies", "inspired"}
     if not size:
         assert (out / "prepared" / "smollm2" / "unpacked").read_text() == "once\n"
 
@@ -97,10 +103,12 @@ def test_merge_copies_the_tables(tmp_path):
     shutil.copy(SCRIPT, results.parent)
     (tmp_path / "out" / "inspired").mkdir(parents=True)
     (tmp_path / "out" / "inspired" / "results.md").write_text("a table")
+    (tmp_path / "out" / "inspired" / "decodings.md").write_text("another")
     copied = call("merge", "--out", str(tmp_path / "out"), script=results.parent / SCRIPT.name)
     assert copied.returncode == 0, copied.stderr
     assert (results / "inspired_queue.md").read_text() == "a table"
-    assert [file.name for file in results.iterdir()] == ["inspired_queue.md"]
+    assert (results / "inspired_decodings_queue.md").read_text() == "another"
+    assert len(list(results.iterdir())) == 2
 
 
 def test_bad_arguments():

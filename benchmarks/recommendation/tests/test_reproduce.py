@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.recommendation import answering, joined
+from benchmarks.recommendation import answering, joined, reply_decoding
 from benchmarks.recommendation import reproduce as module
 from benchmarks.recommendation.arms.generative import GenerativeArm, extended
 from benchmarks.recommendation.cli import main
@@ -22,6 +22,7 @@ from benchmarks.recommendation.results import read_runs, seed_figures
 from crs_fast.crs.data import load_dataset, write_dialogues, write_items
 from crs_fast.crs.evaluation.fusion import fused_by_odds, fused_by_ranks, repeat_odds
 from crs_fast.crs.evaluation.metrics import bootstrap_interval
+from crs_fast.crs.evaluation.predictions import read_predictions
 from crs_fast.crs.evaluation.score import paired_runs, protocol_targets
 from crs_fast.crs.evaluation.targets import recommendation_targets
 from crs_fast.crs.sequence import GCRS
@@ -334,6 +335,20 @@ def test_held_out_items_have_tables_of_their_own(data, tmp_path, capsys):
         assert all(cell.strip(" |") == "+0.0 [+0.0, +0.0]" for row in other for cell in row[6:])
     log = (tmp_path / "test_log.jsonl").read_text().splitlines()
     assert len(log) == 5
+
+    # Its replies can be written in other ways; those that are there are not written again.
+    for _ in range(2):
+        reply_decoding.main(["--out", str(tmp_path), "--decoding", "sample:1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" | ")[0] for line in lines] == 2 * [lines[0].split(" | ")[0], lines[1],
+                                                           "| greedy", "| sample:1"]  # fmt: skip
+    assert (tmp_path / "decodings.md").read_text().splitlines()[2:] == lines[4:]
+    log = (tmp_path / "test_log.jsonl").read_text().splitlines()
+    assert len(log) == 7
+    answers = read_predictions(
+        tmp_path / "decodings/gcrs/greedy.jsonl", load_dataset(str(data)).splits["test"], ITEMS
+    )
+    assert all(answer.reply is not None for answer in answers)
 
 
 @pytest.mark.parametrize(("missing", "rates"), [("test", (1e-3,)), ("valid", (1e-3, 1e-2))])
