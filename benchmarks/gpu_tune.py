@@ -34,9 +34,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment
-from benchmarks.cases import attention, head, lookup
+from benchmarks.cases import attention, beams, head, lookup
 from benchmarks.run import measure
+from crs_fast.decode import recommend
 from crs_fast.decode.lm.head import NORMALIZERS
+from crs_fast.decode.lm.joint_linear import PROJECTIONS, lay_together
 from crs_fast.ops.codebook import eager as codebook_eager
 from crs_fast.ops.codebook import triton as codebook
 from crs_fast.ops.codebook import triton_statistics
@@ -135,6 +137,27 @@ def score(
     return f"{len(level)} tokens of {name}", run
 
 
+def search(
+    batch: int, prompt: int, num_beams: int, compiled: bool, size: str, device: str
+) -> tuple[str, Callable[[], torch.Tensor]]:
+    """Scores of a whole search in a CUDA graph, on a model whose projections lie together. Every
+    design has a model of its own, because a model keeps its recorded graphs."""
+    systems = {}
+    for design in PROJECTIONS.designs.values():
+        of = beams.System(size, device, batch=batch, prompt=prompt, beams=num_beams)
+        lay_together(of.model)
+        systems[design] = of
+
+    def run() -> torch.Tensor:
+        of = systems[PROJECTIONS.now]
+        return recommend(
+            of.model, of.ids, trie=of.trie, vocab=of.vocab, num_beams=of.beams, normalize="level",
+            cuda_graph=device == "cuda", compile_layers=compiled and device == "cuda",
+        ).scores  # fmt: skip
+
+    return of.workload + (", compiled" if compiled else ""), run
+
+
 _LOOKUPS = ((1_000_000, 32, 4, 256), (262_144, 128, 3, 2048))
 # As `attention.SHAPES`: Qwen3's heads, one request and eight, short and long prompts.
 _TREES = (
@@ -174,7 +197,12 @@ CONTESTS = [
         Contest("vocab_logsumexp", vocab_logsumexp.DESIGN, partial(normalise, shape), 2e-2)
         for shape in _HEADS
     ),
-    # After the contest of its kernel's tiles, of which it takes the first.
+    *(
+        # bfloat16 has three digits, and a score is a sum of a few.
+        Contest("projections", PROJECTIONS, partial(search, 8, 512, 50, compiled), 0.1)
+        for compiled in (False, True)
+    ),
+    # Takes the first of its kernel's tiles.
     *(Contest("normalizers", NORMALIZERS, partial(score, shape), 5e-2) for shape in _HEADS),
 ]
 

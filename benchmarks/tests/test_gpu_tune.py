@@ -12,7 +12,7 @@ if not torch.cuda.is_available():
 from benchmarks.gpu_tune import CONTESTS, Contest, by_turns, checked, run_all, timed, winners
 from crs_fast.ops.designs import Choice
 
-CHOICE = Choice({"slow": 1e-3, "quick": 0.0, "wrong": -1.0})
+CHOICE = Choice({"slow": 2e-2, "quick": 0.0, "wrong": -1.0})
 
 
 def sleep(size, device):
@@ -24,11 +24,11 @@ def sleep(size, device):
 
 
 def test_the_fastest_design_that_is_right_wins():
-    row = timed(Contest("nap", CHOICE, sleep), "toy", "cpu", 1)
+    row = timed(Contest("nap", CHOICE, sleep), "toy", "cpu", 3)
     assert list(row["median_ms"]) == ["slow", "quick"]
     assert "AssertionError" in row["failed"]["wrong"]
     assert winners([row]) == {"nap": "quick"}
-    assert CHOICE.now == 1e-3  # the first is taken again
+    assert CHOICE.now == 2e-2  # the first is taken again
 
 
 def test_a_design_that_fails_on_one_workload_is_out():
@@ -44,13 +44,13 @@ def test_a_workload_without_any_design_does_not_end_the_run():
         raise torch.OutOfMemoryError("2 GiB more than there are")
 
     contests = [Contest("nap", CHOICE, too_large), Contest("nap", CHOICE, sleep)]
-    rows = list(run_all(contests, "toy", "cpu", 1, 60.0))
+    rows = list(run_all(contests, "toy", "cpu", 3, 60.0))
     assert rows[0]["failed"] == {"all designs": "OutOfMemoryError: 2 GiB more than there are"}
     assert winners(rows) == {"nap": "quick"}
 
 
 def test_the_first_design_that_works_is_what_others_are_compared_with():
-    first = Choice({"broken": None, "slow": 1e-3, "quick": 0.0})
+    first = Choice({"broken": None, "slow": 2e-2, "quick": 0.0})
 
     def make(size, device):
         return "a nap", lambda: torch.tensor(first.now * 0)

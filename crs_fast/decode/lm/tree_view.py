@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .compiled_layers import CompiledLayer, CompiledPrompt, CompiledStep, is_layer
+from .joint_linear import PROJECTIONS, joint_layers
 from .linear import SkinnyLinear
 from .stand_in import twin_of
 from .tree_state import TreeState
@@ -59,6 +60,8 @@ def tree_view(decoder: torch.nn.Module, compiled: bool = False) -> torch.nn.Modu
         children = {
             name: None if child is None else view(child) for name, child in module._modules.items()
         }
+        if PROJECTIONS.now:
+            children |= joint_layers(module)
         config = module.__dict__.get("config")
         names_attention = hasattr(config, "_attn_implementation_internal")
         if not (names_attention or module.training or module._buffers) and all(

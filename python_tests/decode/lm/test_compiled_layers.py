@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from crs_fast.decode import recommend
+from crs_fast.decode.lm.joint_linear import PROJECTIONS, lay_together
 from crs_fast.trie import SidTrie
 from python_tests.helpers import left_padded, random_sids, tiny_model, vocab_of
 
@@ -63,6 +64,15 @@ def test_all_layers_and_lengths_share_few_compilations(traced):
     for length in (9, 17, 30):
         both(*arguments, left_padded(length, 4, seed=length))
     assert counters["stats"]["unique_graphs"] <= 3  # prompts of any length
+    assert not counters["graph_break"]
+
+
+def test_projections_of_one_input_as_one_product(traced):
+    model, trie, vocab = system("qwen3", num_hidden_layers=3)
+    lay_together(model)
+    with PROJECTIONS.using("together"):
+        both(model, trie, vocab, left_padded(12, 5))
+    assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
 
 

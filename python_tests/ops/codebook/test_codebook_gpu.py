@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from crs_fast.ops import residual_codes, residual_lookup, residual_statistics
+from crs_fast.ops.codebook import dispatch
 
 pytestmark = pytest.mark.gpu
 
@@ -49,10 +50,12 @@ def test_awkward_data():
     _agrees(x[::2], books)
 
 
-def test_statistics_and_their_repeatability():
+@pytest.mark.parametrize("sums", dispatch.SUMS.designs)
+def test_statistics_and_their_repeatability(sums):
     x, books = _random(30_000, 24, 3, 64)
     want = residual_statistics(x, books)
-    first, second = (residual_statistics(x.cuda(), books.cuda()) for _ in range(2))
+    with dispatch.SUMS.using(sums):
+        first, second = (residual_statistics(x.cuda(), books.cuda()) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert torch.equal(first[2].cpu(), want[2])
     torch.testing.assert_close(first[3].cpu(), want[3], rtol=1e-12, atol=1e-10)
