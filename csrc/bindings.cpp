@@ -1,7 +1,7 @@
 // The extension module crs_fast._C; crs_fast/_C.pyi describes it.
 #include "bindings.h"
 
-PYBIND11_MODULE(_C, m) {
+PYBIND11_MODULE(_C, m, pybind11::mod_gil_not_used()) {
   bind_constants(m);
   bind_trie(m);
   bind_codebook(m);
