@@ -111,6 +111,20 @@ def test_a_model_that_does_not_know_the_catalogue_gets_its_tokens(name, tmp_path
     assert sorted(out.items[0]) == sorted(index.trie.item_ids.tolist())
 
 
+def test_bare_numbers_of_a_catalogue_without_code_0(tmp_path):
+    """The names are told by a code that an item carries: a tokenizer may have no other tokens."""
+    np.save(tmp_path / "sids.npy", np.array([[14, 0], [17, 2]]))
+    tokenizer = tokenizer_of(["<s_a_14>", "<s_a_17>", "<s_b_0>", "<s_b_2>"])
+    index = crs_fast.load_index(tmp_path / "sids.npy", tokenizer)
+    assert index.vocab.encode([[17, 2]]).tolist() == [[5, 7]]
+    new = tokenizer_of([])
+    crs_fast.load_index(tmp_path / "sids.npy", new, model=tiny_model("llama", len(new)))
+    assert crs_fast.load_index(tmp_path / "sids.npy", new).tokens[0][14] == "<a_14>"
+    SidTrie.from_sids([[1, 2]]).remove([0]).save(tmp_path / "empty.safetensors")
+    with pytest.raises(ValueError, match="code tokens such as '<a_0>'"):
+        crs_fast.load_index(tmp_path / "empty.safetensors", tokenizer_of([]))
+
+
 def test_a_trained_tokenizer_gets_no_tokens(tmp_path):
     """Also not those that frame a SID: its model has learned to do without."""
     tokenizer = tokenizer_of(sum(names(""), []))  # noqa: RUF017
