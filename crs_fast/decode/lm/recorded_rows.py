@@ -79,9 +79,9 @@ class RecordedRows(TokenRows):
         if rows > self._inputs.shape[1]:
             self._inputs = self._inputs.new_zeros(3, rows)
         unused = [0] * (rows - number)
-        places = torch.tensor([[*self._ends, *unused], [*self._counts, *unused]])
+        places = [[*self._ends, *unused], [*self._counts, *unused]]
         self._inputs[0, :number] = ids
-        self._inputs[1:, :rows] = places
+        self._inputs[1:, :rows] = torch.tensor(places, device="cpu")
         buffers = [self._inputs, self._visible]
         buffers += [states for layer in layers for states in (layer.keys, layer.values)]
         shape = StepShape(rows, self.width, tuple((b.data_ptr(), b.shape) for b in buffers))
