@@ -81,7 +81,7 @@ list_rest() {
     echo "redial_valid_$rate $redial --lr $rate --split valid $quiet --methods $method"
   done
   echo "redial_replies $redial --lr $rate --split valid --keep-models --methods gcrs"
-  echo "redial_replies .reply_decoding --decoding greedy sample:0.7 consensus:5:0.7"
+  echo "redial_replies .reply_decoding --decoding greedy+chosen sample:0.5+chosen consensus:5:0.5+chosen"
   echo "inspired $inspired --methods popularity,copy,copy-popularity,gcrs"
   for method in mentions titles+mentions retrieval+mentions resp; do
     echo "inspired $inspired --methods $method"

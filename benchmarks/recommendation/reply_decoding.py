@@ -1,7 +1,7 @@
 """Replies written in several ways by a model that an experiment has kept, to choose on validation.
 
     python -m benchmarks.recommendation.reply_decoding --out EXPERIMENT [--method gcrs]
-        [--decoding greedy sample:0.7 sample:1:0.9 consensus:8:0.7]
+        [--decoding greedy greedy+chosen sample:1:0.9 consensus:5:0.5+chosen]
 
 EXPERIMENT is the folder of a run with `--keep-models` and one learning rate. Nothing is trained.
 Modes and rankings stay those of its predictions.jsonl, so no recall can change.
@@ -11,6 +11,7 @@ Modes and rankings stay those of its predictions.jsonl, so no recall can change.
     consensus:N:T[:P]   of N such replies the one with the best mean BLEU against the others
                         (minimum Bayes risk, Kumar & Byrne 2004); where the turn recommends, first
                         of those that name the chosen item
+    ...+chosen          a reply that recommends may name no item but the chosen one
 
 Prints SacreBLEU with its difference to greedy [95 %, bootstrap over dialogues], the penalty for
 short replies, Distinct-2 and lengths, and writes this table to EXPERIMENT/decodings.md. The replies
@@ -44,7 +45,7 @@ from crs_fast.crs.evaluation.predictions import Prediction, read_predictions, wr
 from crs_fast.crs.evaluation.score import text_figures
 from crs_fast.crs.sampling import GREEDY, Sampling
 
-DECODINGS = ("greedy", "sample:0.5", "sample:0.7", "sample:1:0.9", "consensus:8:0.7")
+DECODINGS = ("greedy", "greedy+chosen", "sample:0.5+chosen", "consensus:5:0.5+chosen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Decoding:
     name: str
     sampling: Sampling = GREEDY
     samples: int = 1
+    only_chosen: bool = False
 
     @classmethod
     def parse(cls, name: str) -> Decoding:
@@ -61,19 +63,21 @@ class Decoding:
         Raises:
             ValueError: it is no decoding.
         """
-        kind, *numbers = name.split(":")
+        rule = name.removesuffix("+chosen")
+        only_chosen, (kind, *numbers) = rule != name, rule.split(":")
         try:
             if kind == "greedy" and not numbers:
-                return cls(name)
+                return cls(name, only_chosen=only_chosen)
             if kind == "sample" and 1 <= len(numbers) <= 2:
-                return cls(name, Sampling(True, *map(float, numbers)))
+                return cls(name, Sampling(True, *map(float, numbers)), only_chosen=only_chosen)
             if kind == "consensus" and 2 <= len(numbers) <= 3 and int(numbers[0]) > 2:
-                return cls(name, Sampling(True, *map(float, numbers[1:])), int(numbers[0]))
+                sampling = Sampling(True, *map(float, numbers[1:]))
+                return cls(name, sampling, int(numbers[0]), only_chosen)
         except ValueError as error:
             raise ValueError(f"reply_decoding: {name!r} is no decoding ({error})") from None
         raise ValueError(
             "reply_decoding: a decoding must be greedy, sample:T[:P] or consensus:N:T[:P] with N "
-            f"above 2 (got {name!r})"
+            f"above 2, with +chosen or without (got {name!r})"
         )
 
 
@@ -94,6 +98,7 @@ def written(
                 dialogues,
                 predictions,
                 sampling=decoding.sampling,
+                only_chosen=decoding.only_chosen,
                 max_new_tokens=max_new_tokens,
                 progress=False,
             )

@@ -34,7 +34,16 @@ def test_names():
     assert Decoding.parse("consensus:5:1:0.9") == Decoding(
         "consensus:5:1:0.9", Sampling(True, 1.0, 0.9), 5
     )
-    for name in ("beams:4", "sample", "sample:0", "sample:x", "consensus:2:1", "greedy:1"):
+    assert Decoding.parse("greedy+chosen") == Decoding("greedy+chosen", only_chosen=True)
+    for name in (
+        "beams:4",
+        "greedy+other",
+        "sample",
+        "sample:0",
+        "sample:x",
+        "consensus:2:1",
+        "greedy:1",
+    ):
         with pytest.raises(ValueError, match="reply_decoding: "):
             Decoding.parse(name)
 

@@ -134,6 +134,7 @@ def write_replies(
     predictions: Sequence[Prediction],
     *,
     sampling: Sampling = GREEDY,
+    only_chosen: bool = False,
     max_new_tokens: int = 64,
     tokens_per_batch: int | None = None,
     progress: bool = True,
@@ -143,6 +144,7 @@ def write_replies(
 
     Args:
         sampling: how the words are chosen; samples are drawn by torch's own random state.
+        only_chosen: whether a reply that recommends may name no item but the top one.
     """
     answers = [replace(p) for p in predictions]
     contexts = _contexts(bundle, dialogues, answers, max_new_tokens)
@@ -152,7 +154,11 @@ def write_replies(
         chunks(contexts, [p.dialogue for p in answers], limit), "replies", progress
     ):
         for members, turns in walk(bundle, contexts, recs, chunk, limit):
-            _reply(bundle, turns, [answers[i] for i in members], max_new_tokens, sampling)
+            mine = [answers[i] for i in members]
+            allowed = [p.ranking[:1] if only_chosen and p.gold_items and p.ranking else None
+                       for p in mine]  # fmt: skip
+            filters = stacked([None if a is None else bundle.trie.filter(allow=a) for a in allowed])
+            _reply(bundle, turns, mine, max_new_tokens, sampling, filters)
     return answers
 
 
@@ -342,13 +348,16 @@ def _reply(
     predictions: Sequence[Prediction],
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
+    filters: ItemFilter | None = None,
 ) -> None:
     builder = bundle.builder
     prefixes = [
         builder.prefix(REC, p.ranking[0]) if p.gold_items and p.ranking else builder.prefix(CHAT)
         for p in predictions
     ]
-    written = turns.write(prefixes, max_new_tokens=max_new_tokens, **asdict(sampling))
+    written = turns.write(
+        prefixes, max_new_tokens=max_new_tokens, filters=filters, **asdict(sampling)
+    )
     _note(bundle, written, predictions)
 
 

@@ -177,6 +177,11 @@ def test_replies_are_written_again_behind_the_same_items():
     again = write_replies(system, split, blank, max_new_tokens=6, progress=False)
     assert again == made
     assert all(p.reply is None for p in blank)
+    chosen = write_replies(system, split, blank, only_chosen=True, max_new_tokens=9, progress=False)
+    for p in chosen:
+        if p.gold_items:
+            assert {*p.reply_items} <= {p.ranking[0]}
+    assert any(p.gold_items and p.reply_items for p in chosen)
     drawn = [
         write_replies(
             system, split, blank, sampling=Sampling(True, 1.0), max_new_tokens=6, progress=False
