@@ -33,8 +33,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment
-from benchmarks.cases import attention, head, lookup
+from benchmarks.cases import attention, head, lookup, training
 from benchmarks.run import measure
+from crs_fast.crs.training.label_loss import LOGITS_AT_ONCE
 from crs_fast.decode.lm.head import NORMALIZERS
 from crs_fast.ops.codebook import triton as codebook
 from crs_fast.ops.designs import Choice
@@ -150,6 +151,7 @@ CONTESTS = [
     ),
     # After the contest of its kernel's tiles, of which it takes the first.
     *(Contest("normalizers", NORMALIZERS, partial(score, shape), 5e-2) for shape in _HEADS),
+    Contest("label_loss", LOGITS_AT_ONCE, training.label_loss_pass, 2e-2),
 ]
 
 
