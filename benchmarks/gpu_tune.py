@@ -34,8 +34,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import environment
-from benchmarks.cases import attention, beams, head, lookup
+from benchmarks.cases import attention, beams, head, lookup, training
 from benchmarks.run import measure
+from crs_fast.crs.training.label_loss import LOGITS_AT_ONCE
 from crs_fast.decode import recommend
 from crs_fast.decode.lm.head import NORMALIZERS
 from crs_fast.decode.lm.joint_linear import PROJECTIONS, lay_together
@@ -204,6 +205,7 @@ CONTESTS = [
     ),
     # Takes the first of its kernel's tiles.
     *(Contest("normalizers", NORMALIZERS, partial(score, shape), 5e-2) for shape in _HEADS),
+    Contest("label_loss", LOGITS_AT_ONCE, training.label_loss_pass, 2e-2),
 ]
 
 

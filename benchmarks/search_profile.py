@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import environment
 from benchmarks.cases.beams import System
 from crs_fast.decode import recommend, search
-from crs_fast.decode.lm import tree_state
+from crs_fast.decode.lm.tree_state import TreeState
 
 # Of the model's layers and its head; the batched ones are inside attention.
 _MATRIX_PRODUCTS = ("aten::mm", "aten::addmm", "mkldnn::_linear_pointwise")
@@ -59,11 +59,12 @@ def shares(of: System, normalize: str, repeats: int) -> dict[str, Any]:
         )  # fmt: skip
 
     run()
-    step, attention = Stopwatch(search.trie_step), Stopwatch(tree_state.tree_attention)
+    step, attention = Stopwatch(search.trie_step), Stopwatch(TreeState.attend)
     times: list[tuple[float, float, float]] = []  # whole, step, attention
     with (
         patch.object(search, "trie_step", step),
-        patch.object(tree_state, "tree_attention", attention),
+        # A plain function, so that the state is its first argument.
+        patch.object(TreeState, "attend", lambda *args: attention(*args)),
     ):
         for _ in range(repeats):
             start = time.perf_counter()

@@ -127,7 +127,8 @@ def label_loss(size: str, device: str) -> tuple[str, Methods]:
 
 def label_loss_pass(size: str, device: str) -> tuple[str, Callable[[], torch.Tensor]]:
     """A batch through one layer of SmolLM2's width and its head, forwards and backwards: what it
-    is, and one call of it, which returns the gradient of the embedding, which is the head's too."""
+    is, and one call of it, which returns the gradient of the embedding, which is the head's too, as
+    a share of its largest element."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokens = {"toy": 300, "full": 4096 if device == "cpu" else STEP_TOKENS}[size]
@@ -144,7 +145,8 @@ def label_loss_pass(size: str, device: str) -> tuple[str, Callable[[], torch.Ten
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             total, count = loss(model, batch)
         (total / count).backward()
-        return model.get_input_embeddings().weight.grad
+        gradient = model.get_input_embeddings().weight.grad
+        return gradient / gradient.abs().max()
 
     config = model.config
     return (
