@@ -28,9 +28,9 @@ done
 total=$((60 * minutes))
 if [ -n "$tiny" ]; then
   out="${out:-build/gpu_check/tiny.json}" architecture=90-real device=cpu size=toy
-  tests=(--collect-only -qqq) # they need the GPU, but are imported
+  repeats=1 tests=(--collect-only -qqq) # they need the GPU, but are imported
 else
-  out="${out:-benchmarks/results/gpu.json}" device=cuda size=full tests=()
+  out="${out:-benchmarks/results/gpu.json}" device=cuda size=full repeats=5 tests=()
   architecture="$(python3 -c '
 import torch
 torch.cuda.is_available() or exit("gpu_check: torch sees no CUDA device")
@@ -42,6 +42,10 @@ status=0
 budget() { # limit, seconds kept for later stages
   local left=$((total - SECONDS - $2))
   echo $((left < 1 ? 1 : left < $1 ? left : $1))
+}
+
+without_rows() { # the last line of a benchmark holds its rows, which are in a file too
+  sed --unbuffered '/^{/d'
 }
 
 echo "== build"
@@ -78,17 +82,16 @@ echo "tested after $SECONDS s"
 seconds=$(budget $((total / 8)) $((total / 3)))
 echo "== designs, at most $seconds s"
 timeout --kill-after=10 "$seconds" python3 benchmarks/gpu_tune.py \
-  --device "$device" --size "$size" --seconds $((seconds * 2 / 3)) --out "${out%.json}_tune.json" >"$log" ||
+  --device "$device" --size "$size" --repeats "$repeats" --seconds $((seconds * 2 / 3)) \
+  --out "${out%.json}_tune.json" | without_rows ||
   echo "designs: some failed, or not all had run when time was up"
-sed '/^{/d' "$log" # the last line holds the rows, which are in the file too
 echo "tuned after $SECONDS s; winners: ${out%.json}_tune.json"
 
 seconds=$(budget "$total" $((total / 12)))
 echo "== benchmarks, at most $seconds s"
 timeout --kill-after=10 "$seconds" python3 benchmarks/run.py \
   --device "$device" --size "$size" --unmeasured-first --seconds $((seconds * 9 / 10)) \
-  --repeats 5 --out "$out" >"$log" || status=1
-sed '$d' "$log" # the last line holds the rows, which are in the file too
+  --repeats "$repeats" --out "$out" | without_rows || status=1
 echo "timed after $SECONDS s; rows: $out"
 
 seconds=$(budget 90 5)

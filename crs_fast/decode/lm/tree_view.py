@@ -30,7 +30,8 @@ def tree_view(decoder: torch.nn.Module, compiled: bool = False) -> torch.nn.Modu
     Modules that hold a config get a twin with a copy of the config that names our attention.
     Modules with buffers, which a forward pass may assign, and those in training mode get a twin in
     eval mode, and so do the modules above all of these. So the model and its config are never
-    changed, and threads can share a model. Takes about 0.1 ms per layer (Llama, CPU). A view kept
+    changed, and threads can share a model. Projections that read the same input may become one
+    product (`joint_linear`). Takes about 0.1 ms per layer (Llama, CPU). A view kept
     from the call before would save nothing: to see whether it still fits the model takes as long.
 
     Args:
