@@ -1,4 +1,4 @@
-"""Whole beam searches over a language model, and a whole conversational turn."""
+"""Whole beam searches over a language model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import crs_fast
-from crs_fast.decode import BeamTree, Prompt, SidLogitsProcessor, recommend
+from crs_fast.decode import SidLogitsProcessor, recommend
 from crs_fast.decode.lm.capability import capability
 from crs_fast.trie import SidTrie, SidVocab
 
@@ -217,48 +217,6 @@ def wide(batch: int, prompt: int, size: str, device: str) -> tuple[str, Methods]
     return of.workload, trees(of, "level", device)
 
 
-def turn(size: str, device: str) -> tuple[str, Methods]:
-    """Mode, item and words: three `generate` calls, and one prefill."""
-    of = System(size, device, batch=8 if device == "cuda" else 1, prompt=512, beams=50)
-    words = 32 if size == "full" else 4
-    modes = of.ids.new_tensor([3, 4])
-
-    def three(search: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        first = of.generate(of.ids, 1, output_scores=True, return_dict_in_generate=True)
-        mode = modes[first.scores[0][:, modes].argmax(1)][:, None]
-        ids = torch.cat([of.ids, mode], 1)
-        best = of.vocab.encode(search(ids)[:, 0])
-        ids = torch.cat([ids, best.to(ids.device)], 1)
-        return of.generate(ids, words)[:, of.prompt :]
-
-    @torch.no_grad()
-    def one_prefill() -> torch.Tensor:
-        prompt = Prompt(of.model, of.ids, room=1 + of.beams * (LEVELS - 1) + words)
-        mode = modes[prompt.logits(modes).argmax(1)][:, None]
-        prompt.append(mode)
-        tree = BeamTree(prompt, of.trie, of.vocab, of.beams)
-        sid = of.vocab.encode(tree.output.sids[:, 0]).to(of.ids.device)
-        tree.keep(torch.zeros(of.batch, dtype=torch.int64, device=of.ids.device))
-        ids = torch.cat([prompt.ids, sid[:, -1:]], 1)
-        return of.generate(ids, words, past_key_values=prompt.cache)[:, of.prompt :]
-
-    @torch.no_grad()
-    def once(ids: torch.Tensor) -> torch.Tensor:
-        return of.search(ids, of.prefilled(ids), **of.vectorised(of.prompt + 1))
-
-    methods: Methods = {
-        "three generate calls": lambda: three(
-            lambda ids: of.search(ids, **of.vectorised(of.prompt + 1))
-        ),
-        "three calls, prefilled once each": lambda: three(once),
-        "one prefill, vocab": one_prefill,
-    }
-    if device == "cpu":
-        for name in list(methods)[:2]:
-            check_equal(f"turn, {name}", methods[name](), one_prefill())
-    return f"{of.workload}, then {words} words", methods
-
-
 def host(size: str, device: str) -> tuple[str, Methods]:
     """What a search without a recording adds to the model's own calls: a model of so narrow layers
     that they take no time of their own."""
@@ -291,7 +249,6 @@ SEARCH = (
 )  # fmt: skip
 CASES = [
     Case("beams50", partial(beams, 50), SEARCH, ("cpu", "cuda")),
-    Case("turn", turn, SEARCH, ("cpu", "cuda")),
     Case("wide_1_1000", partial(wide, 1, 1000), SEARCH, ("cuda",)),
     Case("wide_8_1000", partial(wide, 8, 1000), SEARCH, ("cuda",)),
     Case("wide_8_5000", partial(wide, 8, 5000), SEARCH, ("cuda",)),
