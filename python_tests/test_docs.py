@@ -19,8 +19,9 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 @pytest.fixture
 def names(tmp_path, monkeypatch):
-    """What the pages take for given: a model, a catalogue, ids of items, a trained directory, and
-    a folder of iEvaLM's rows."""
+    """What the pages take for given: a model, also as a folder that has its name on the hub, a
+    catalogue, also as an index file, ids of items, a trained directory, and a folder of iEvaLM's
+    rows."""
     from crs_fast.crs.backbones import tiny_backbone
 
     trained, tokenizer, trie, vocab, control, _ = system()
@@ -29,17 +30,21 @@ def names(tmp_path, monkeypatch):
     write(tmp_path / "redial_eval", "test", rows)
     monkeypatch.chdir(tmp_path)
     model, tokenizer = tiny_backbone(TEXTS, hidden_size=32, layers=2, heads=2, vocab_size=300)
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "HuggingFaceTB" / "SmolLM2-135M")
     generator = torch.Generator().manual_seed(0)
     sids = torch.randint(64, (80, 4), generator=generator)
     item_ids = [f"film {number}" for number in range(80)]
     vocab = crs_fast.SidVocab.extend(tokenizer, model, levels=4, codes=64)
+    trie = crs_fast.SidTrie.from_sids(sids, item_ids)
+    crs_fast.SidIndex(trie, None, None).save("index.json")
     return {
         "crs_fast": crs_fast,
         "model": model,
         "tokenizer": tokenizer,
         "sids": sids,
         "item_ids": item_ids,
-        "trie": crs_fast.SidTrie.from_sids(sids, item_ids),
+        "trie": trie,
         "vocab": vocab,
         "already_named": item_ids[:3],
         "comedy_ids": item_ids[10:30],
@@ -63,6 +68,8 @@ def test_blocks_run(page, names):
         assert all(named for named in found)
         assert not set(names["out"].items[0]) & set(names["already_named"])
         assert names["turn"].mode in ("chat", "rec")
+    if page == ROOT / "docs" / "README.md":
+        assert len(names["out"].items[0]) == 50
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

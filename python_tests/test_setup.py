@@ -105,7 +105,12 @@ def test_an_editable_install_beside_the_clone(sources, tmp_path):
     with zipfile.ZipFile(clone / "out" / done.stdout.splitlines()[-1]) as archive:
         archive.extractall(tmp_path / "site")
     script = "import site; site.addsitedir('site'); import crs_fast; print(crs_fast.__file__)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     used = subprocess.run(
-        [sys.executable, "-S", "-c", script], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-S", "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert used.stdout.strip() == str(clone / "crs_fast" / "__init__.py"), used.stderr
