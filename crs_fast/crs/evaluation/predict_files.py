@@ -72,6 +72,8 @@ def predict_files(
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"predict_files: {name} must be at least 1 (got {value})")
+    if join is not None:
+        check_share(join)
     folder = Path(model).resolve()
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"predict_files: model must be a model directory (got {model})")
@@ -85,8 +87,6 @@ def predict_files(
         ending=".jsonl",
     )
     Path(out).mkdir(parents=True, exist_ok=True)
-    if join is not None:
-        check_share(join)
     options = {"num_beams": num_beams, "replies": replies, "max_new_tokens": max_new_tokens}
     return do_shards(
         "predict_files",
@@ -133,13 +133,18 @@ class _ShardPredictor:
         turns = _turns_done(target, done, record)
         if kept := turns is not None:
             return {"turns": turns, "kept": kept}
-        bundle, join = self.recommender.bundle, self.recommender.join
+        bundle = self.recommender.bundle
         dialogues = read_dialogues(source, bundle.items)
         if not dialogues:
             raise ValueError(f"predict_files: {source.name} must hold dialogues (got none)")
         replies = self.options["replies"]
         predictions = predict(
-            bundle, dialogues, **self.options, free_rankings=replies, join=join, progress=False
+            bundle,
+            dialogues,
+            **self.options,
+            free_rankings=replies,
+            join=self.recommender.join,
+            progress=False,
         )
         if replies:
             note_gold_nll(bundle, dialogues, predictions, progress=False)
