@@ -62,6 +62,7 @@ class TurnOptions:
     num_beams: int = 50
     normalize: str = "vocab"
     max_new_tokens: int = 64
+    only_chosen: bool = False
     join: JoinedBeams | None = None
 
     @property
@@ -168,7 +169,13 @@ def begin_turns(
     ]
     named = [[i for i, _, _ in of_request[: options.named]] for of_request in items]
     prefixes = [reply_prefix(turns.bundle, item_ids) for item_ids in named]
-    return BegunTurns(turns, rankings, prefixes, stacked([one.reply_filter for one in lists]))
+    filters = [one.reply_filter for one in lists]
+    if options.only_chosen:
+        for row, item_ids in enumerate(named):
+            if item_ids:
+                chosen, given = turns.bundle.trie.filter(allow=item_ids), filters[row]
+                filters[row] = chosen if given is None else chosen & given
+    return BegunTurns(turns, rankings, prefixes, stacked(filters))
 
 
 def rank_items(

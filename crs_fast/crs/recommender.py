@@ -238,6 +238,7 @@ class Recommender:
         repeat_named: bool = True,
         item: str | Sequence[str] | None = None,
         num_named: int = 1,
+        only_chosen: bool = False,
         num_beams: int = 50,
         normalize: str = "vocab",
         join: JoinedBeams | None = None,
@@ -269,6 +270,7 @@ class Recommender:
             item: forces mode "rec" with this item, or with these; the model writes the text.
             num_named: how many of the recommended items stand before the reply, best first. In
                 training it is one, so a larger number is outside what the model has learned.
+            only_chosen: whether a reply that recommends may name no items but these.
             num_beams: width of the beam search over items, at least `num_items`.
             normalize: see `crs_fast.recommend`.
             join: how the candidates of another source join the beams (see `JoinedBeams`), such as
@@ -297,6 +299,7 @@ class Recommender:
             num_beams=num_beams,
             normalize=normalize,
             max_new_tokens=max_new_tokens,
+            only_chosen=only_chosen,
             join=join or self.join,
         )
         limits = Exposure((), None, groups, max_per_group, repeat_named)
@@ -329,6 +332,7 @@ class Recommender:
         repeat_named: bool = True,
         item: str | Sequence[str] | None = None,
         num_named: int = 1,
+        only_chosen: bool = False,
         num_beams: int = 50,
         normalize: str = "vocab",
         join: JoinedBeams | None = None,
@@ -362,6 +366,7 @@ class Recommender:
             num_beams=num_beams,
             normalize=normalize,
             max_new_tokens=max_new_tokens,
+            only_chosen=only_chosen,
             join=join or self.join,
         )
         limits = Exposure((), None, groups, max_per_group, repeat_named)

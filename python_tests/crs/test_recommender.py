@@ -299,6 +299,29 @@ def test_several_items_stand_before_the_reply(recommender):
     assert [i for i, _, _ in given.items] == [i for i, _, _ in two.items[:2]]
 
 
+def test_a_reply_names_no_items_but_the_chosen_ones(recommender):
+    """Of a model that opens an item wherever it may."""
+    begin, common = recommender.bundle.builder.begin, dict(num_items=3, max_new_tokens=12)
+
+    def opens(module, inputs, logits):
+        logits[..., begin] += 1000
+
+    def named(**options):
+        torch.manual_seed(0)
+        turns = recommender.respond([ASK, LONGER], do_sample=True, **common, **options)
+        return [({i for i, _, _ in turn.items[:2]}, set(turn.named)) for turn in turns]
+
+    with recommender.bundle.model.get_output_embeddings().register_forward_hook(opens):
+        assert any(said - chosen for chosen, said in named(mode="rec", num_named=2))
+        for chosen, said in named(mode="rec", num_named=2, only_chosen=True):
+            assert said == chosen
+        assert [said for _, said in named(item="i7", only_chosen=True)] == [{"i7"}, {"i7"}]
+        assert named(mode="chat", only_chosen=True) == named(mode="chat")
+        *_, last = recommender.stream(ASK, "rec", only_chosen=True, **common)
+        assert last == recommender.respond(ASK, "rec", only_chosen=True, **common)
+        assert set(last.named) == {last.items[0][0]}
+
+
 def test_after_an_exception_the_model_and_the_next_turn_are_whole(recommender):
     model, cache = recommender.bundle.model, TurnCache()
     config = model.config.to_dict(), model.config._attn_implementation

@@ -76,6 +76,8 @@ def predict_files(
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"predict_files: {name} must be at least 1 (got {value})")
+    if join is not None:
+        check_share(join)
     folder = Path(model).resolve()
     if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"predict_files: model must be a model directory (got {model})")
@@ -90,8 +92,6 @@ def predict_files(
     )
     if any(shard.source.endswith(".parquet") for shard in shards):
         need_pyarrow(_OP)
-    if join is not None:
-        check_share(join)
     Path(out).mkdir(parents=True, exist_ok=True)
     options = {"num_beams": num_beams, "replies": replies, "max_new_tokens": max_new_tokens}
     return do_shards(
@@ -139,13 +139,18 @@ class _ShardPredictor:
         turns = _turns_done(target, done, record)
         if kept := turns is not None:
             return {"turns": turns, "kept": kept}
-        bundle, join = self.recommender.bundle, self.recommender.join
+        bundle = self.recommender.bundle
         dialogues = _read(source, bundle.items)
         if not dialogues:
             raise ValueError(f"predict_files: {source.name} must hold dialogues (got none)")
         replies = self.options["replies"]
         predictions = predict(
-            bundle, dialogues, **self.options, free_rankings=replies, join=join, progress=False
+            bundle,
+            dialogues,
+            **self.options,
+            free_rankings=replies,
+            join=self.recommender.join,
+            progress=False,
         )
         if replies:
             note_gold_nll(bundle, dialogues, predictions, progress=False)
