@@ -35,8 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import environment
 from benchmarks.cases import attention, head, lookup, training
 from benchmarks.run import measure
-from crs_fast.crs.training.label_loss import LOGITS_AT_ONCE
-from crs_fast.decode.lm.head import NORMALIZERS
+from crs_fast.decode.lm.head import LOGITS_AT_ONCE, NORMALIZERS
 from crs_fast.ops.codebook import triton as codebook
 from crs_fast.ops.designs import Choice
 from crs_fast.ops.tree_attention import triton as tree_attention

@@ -15,7 +15,7 @@ from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data import load_dataset
 from crs_fast.crs.sequence import Instance, SequenceBuilder
 from crs_fast.crs.training.compiled import compile_layers, decoder_layers
-from crs_fast.crs.training.label_loss import LOGITS_AT_ONCE, LabelLoss
+from crs_fast.crs.training.label_loss import LabelLoss
 from crs_fast.crs.training.packing import (
     PAD,
     Collate,
@@ -27,6 +27,7 @@ from crs_fast.crs.training.packing import (
     pack,
     separate,
 )
+from crs_fast.decode.lm.head import LOGITS_AT_ONCE
 from crs_fast.trie import SidVocab
 
 from .case import Case, Methods
