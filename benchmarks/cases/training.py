@@ -138,7 +138,8 @@ def label_loss_pass(size: str, device: str) -> tuple[str, Callable[[], torch.Ten
     shape = SMOLLM2 | {"num_hidden_layers": 1}
     model = toy if size == "toy" else LlamaForCausalLM(LlamaConfig(**shape))
     model.train().to(device)
-    batch = _on_device(packs, collate, tokens, eos, device)[-1]
+    ready = _on_device(packs, collate, tokens, eos, device)
+    batch = max(ready, key=lambda batch: len(batch["label_at"]))
     loss = LabelLoss()
 
     def run() -> torch.Tensor:

@@ -47,7 +47,7 @@ class TreeState:
             bias = self._dense_bias(key.shape[2], query.dtype)
             groups = key.shape[1]
             out = F.scaled_dot_product_attention(
-                query, key, value, bias, scale=scale, enable_gqa=groups != query.shape[1]
+                query, key, value, attn_mask=bias, scale=scale, enable_gqa=groups != query.shape[1]
             )
             return out.transpose(1, 2).contiguous()
         return tree_attention(
