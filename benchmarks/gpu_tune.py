@@ -36,9 +36,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import environment
 from benchmarks.cases import attention, beams, head, lookup, training
 from benchmarks.run import measure
-from crs_fast.crs.training.label_loss import LOGITS_AT_ONCE
 from crs_fast.decode import recommend
-from crs_fast.decode.lm.head import NORMALIZERS
+from crs_fast.decode.lm.head import LOGITS_AT_ONCE, NORMALIZERS
 from crs_fast.decode.lm.joint_linear import PROJECTIONS, lay_together
 from crs_fast.ops.codebook import eager as codebook_eager
 from crs_fast.ops.codebook import triton as codebook

@@ -15,7 +15,7 @@ from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data import load_dataset
 from crs_fast.crs.sequence import Instance, SequenceBuilder
 from crs_fast.crs.training.compiled import compile_layers, decoder_layers
-from crs_fast.crs.training.label_loss import LOGITS_AT_ONCE, LabelLoss
+from crs_fast.crs.training.label_loss import LabelLoss
 from crs_fast.crs.training.packing import (
     PAD,
     Collate,
@@ -27,6 +27,7 @@ from crs_fast.crs.training.packing import (
     pack,
     separate,
 )
+from crs_fast.decode.lm.head import LOGITS_AT_ONCE
 from crs_fast.trie import SidVocab
 
 from .case import Case, Methods
@@ -137,7 +138,8 @@ def label_loss_pass(size: str, device: str) -> tuple[str, Callable[[], torch.Ten
     shape = SMOLLM2 | {"num_hidden_layers": 1}
     model = toy if size == "toy" else LlamaForCausalLM(LlamaConfig(**shape))
     model.train().to(device)
-    batch = _on_device(packs, collate, tokens, eos, device)[-1]
+    ready = _on_device(packs, collate, tokens, eos, device)
+    batch = max(ready, key=lambda batch: len(batch["label_at"]))
     loss = LabelLoss()
 
     def run() -> torch.Tensor:

@@ -17,14 +17,8 @@ from crs_fast.crs.training.packing import (
     next_token_loss,
 )
 from crs_fast.crs.training.sid_loss import SidLoss
-from crs_fast.decode.lm.head import LmHead
+from crs_fast.decode.lm.head import LOGITS_AT_ONCE, LmHead
 from crs_fast.decode.lm.stand_in import acts_outside
-from crs_fast.ops.designs import Choice
-
-# How many logits are computed at once: those of as many labels as fit, or of all labels.
-LOGITS_AT_ONCE: Choice[int | None] = Choice(
-    {"2^26 logits": 1 << 26, "2^24 logits": 1 << 24, "2^28 logits": 1 << 28, "all logits": None}
-)
 
 
 class LabelLoss:

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 # How scores over the whole vocabulary are normalised on a GPU: by all logits, or without them.
 NORMALIZERS = Choice({"all logits": False, "streamed": True})
 
+# How many logits are computed at once in training: those of as many labels as fit, or of all.
+LOGITS_AT_ONCE: Choice[int | None] = Choice(
+    {"2^26 logits": 1 << 26, "2^24 logits": 1 << 24, "2^28 logits": 1 << 28, "all logits": None}
+)
+
 
 class LmHead:
     """Logits of hidden states, for the whole vocabulary or for a few tokens only.

@@ -21,7 +21,7 @@ from transformers import (
 from crs_fast.crs.control_tokens import new_tokens
 from crs_fast.crs.sequence import Instance
 from crs_fast.crs.training.config import TrainConfig
-from crs_fast.crs.training.label_loss import LOGITS_AT_ONCE, LabelLoss
+from crs_fast.crs.training.label_loss import LabelLoss
 from crs_fast.crs.training.lora import add_lora
 from crs_fast.crs.training.packing import (
     collate,
@@ -33,6 +33,7 @@ from crs_fast.crs.training.packing import (
 )
 from crs_fast.crs.training.sid_loss import SidLoss
 from crs_fast.crs.training.train import Preparation, train, train_instances
+from crs_fast.decode.lm.head import LOGITS_AT_ONCE
 
 from ..tiny_system import ITEMS, dialogues, system
 
