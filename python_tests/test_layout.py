@@ -147,7 +147,7 @@ def test_every_room_is_known():
 OPS = sorted(p.parent for p in (PACKAGE / "ops").glob("*/__init__.py"))
 OP_FILES = {
     "__init__", "beam", "checks", "contents", "dispatch", "eager", "native", "nodes", "reference",
-    "tensors", "triton",
+    "tensors", "triton", "triton_statistics",
 }  # fmt: skip
 
 
