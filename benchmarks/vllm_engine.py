@@ -36,8 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = str(Path(__file__).resolve().parent.parent)
-sys.path.insert(0, ROOT)
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
@@ -369,7 +368,8 @@ def main() -> int:
     parser.add_argument("--no-server", action="store_true", help="leave the HTTP server out")
     arguments = parser.parse_args()
     # The engine's own processes import crs_fast too.
-    os.environ["PYTHONPATH"] = os.pathsep.join([ROOT, os.environ.get("PYTHONPATH", "")])
+    root = str(Path(crs_fast.__file__).parent.parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     import transformers
     import vllm
 
