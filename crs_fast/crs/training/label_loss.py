@@ -90,8 +90,8 @@ def _whole(model: Any) -> Any:
     from transformers import PreTrainedModel
 
     inner = model.module if isinstance(model, DistributedDataParallel) else model
-    is_peft = hasattr(inner, "peft_config") and hasattr(inner, "get_base_model")
-    base = inner.get_base_model() if is_peft else inner
+    # Asked of the class: wrappers pass on what their models have.
+    base = inner.get_base_model() if hasattr(type(inner), "get_base_model") else inner
     sharded = any(hasattr(weight, "device_mesh") for weight in base.parameters())
     is_whole = isinstance(base, PreTrainedModel) and acts_outside(inner) is None and not sharded
     return base if is_whole else None
