@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from crs_fast.crs.data.dialogue import Dialogue, Item
-from crs_fast.crs.data.jsonl import dialogue_parser
-from crs_fast.crs.data.lines import data_line
-from crs_fast.crs.data.tables import items_from, rows_of
+from crs_fast.crs.data.jsonl import dialogue_parser, item_of
+from crs_fast.crs.data.lines import Once, data_line
+from crs_fast.crs.data.tables import rows_of
+
+T = TypeVar("T")
 
 _BATCH = 1024  # rows that are Python's own values at a time
 
@@ -33,9 +35,16 @@ def read_parquet_items(op: str, path: Path) -> tuple[Item, ...]:
     """The items of a file.
 
     Raises:
-        ValueError: it is no parquet file, or a row is broken.
+        ValueError: it is no parquet file, or a row is broken or repeats an item_id.
     """
-    return items_from(_rows(op, path))
+    ids = Once("item_id")
+
+    def parse(number: int, row: dict[str, Any]) -> Item:
+        item = item_of(row)
+        ids.check(item.item_id)
+        return item
+
+    return _parsed(op, path, parse)
 
 
 def read_parquet_dialogues(
@@ -49,14 +58,20 @@ def read_parquet_dialogues(
     Raises:
         ValueError: it is no parquet file, or a row is broken.
     """
-    parse, dialogues = dialogue_parser(path, items), []
+    parse = dialogue_parser(path, items)
+    return _parsed(op, path, lambda number, row: parse(number, _from_cells(row)))
+
+
+def _parsed(op: str, path: Path, parse: Callable[[int, dict[str, Any]], T]) -> tuple[T, ...]:
+    """What `parse` makes of a file's rows, which are numbered from 1."""
+    parsed = []
     for number, row in enumerate(rows_of(_rows(op, path)), 1):
         try:
-            dialogues.append(parse(number, _from_cells(row)))
+            parsed.append(parse(number, row))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             why = f"no key {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{op}: {path.name}, row {number} must be readable: {why}") from error
-    return tuple(dialogues)
+    return tuple(parsed)
 
 
 def _rows(op: str, path: Path) -> Iterator[dict[str, Any]]:
@@ -77,5 +92,7 @@ def _from_cells(row: dict[str, Any]) -> dict[str, Any]:
         if isinstance(row.get(key), str):
             row[key] = data_line(row[key])
     if isinstance(row.get("liked"), list):  # the pairs of a map
-        row["liked"] = dict(row["liked"])
+        row["liked"] = {str(key): value for key, value in row["liked"] if value is not None}
+    if isinstance(row.get("seen"), list):
+        row["seen"] = [value for value in row["seen"] if value is not None]
     return row

@@ -59,19 +59,21 @@ def names_of_tokens(tokens: Sequence[str]) -> tuple[LevelNames, dict[str, int]]:
 
 
 def naming_in(
-    tokenizer: PreTrainedTokenizerBase, code: int, default: Naming | None = None
+    tokenizer: PreTrainedTokenizerBase, codes: Sequence[int], default: Naming | None = None
 ) -> Naming:
-    """The family of which the tokenizer has the token of a code at level 0, else the default one.
+    """The family of which the tokenizer has the token of any of these codes at level 0, else the
+    default one.
 
     Raises:
         ValueError: there is neither.
     """
     for naming in NAMINGS:
-        if token_id(tokenizer, naming.levels(1)[0].of(code)) is not None:
+        names = naming.levels(1)[0]
+        if any(token_id(tokenizer, names.of(code)) is not None for code in codes):
             return naming
     if default is not None:
         return default
-    known = " or ".join(repr(naming.levels(1)[0].of(code)) for naming in NAMINGS)
+    known = " or ".join(repr(naming.levels(1)[0].of(codes[0])) for naming in NAMINGS)
     raise ValueError(
         f"load_index: tokenizer must have code tokens such as {known} (got neither); "
         "load_index(..., model=model) adds them, or leave tokenizer out and give names to "

@@ -216,9 +216,9 @@ def _with_tokens(
     names = None if rows is None else rows.names
     if names is None and tokenizer is not None:
         default = None if model is None else LC_REC
-        # A tokenizer may have the tokens of the items alone, and so none of code 0.
-        code = int(next(iter(trie.level_codes[0]), 0))
-        names = naming_in(tokenizer, code, default).levels(trie.num_levels)
+        # A tokenizer may have the tokens of some items alone, and so none of code 0.
+        codes = [*trie.level_codes[0].tolist(), 0]
+        names = naming_in(tokenizer, codes, default).levels(trie.num_levels)
     if names is None:
         return SidIndex(trie, None, None)
     sizes = trie.level_sizes()

@@ -6,7 +6,7 @@ import pytest
 
 from crs_fast.crs.data import read_dialogues, write_dialogues
 from crs_fast.crs.data.dialogue import Dialogue, Item, Mention, Turn
-from crs_fast.crs.data.parquet import read_parquet_dialogues
+from crs_fast.crs.data.parquet import read_parquet_dialogues, read_parquet_items
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -82,6 +82,23 @@ def test_opinions_may_be_a_map(tmp_path):
     parquet.write_table(table, tmp_path / "rows.parquet")
     read = read_parquet_dialogues("op", tmp_path / "rows.parquet", ITEMS)
     assert read == read_dialogues(lines, ITEMS)
+
+
+def test_nulls_within_cells_count_as_absent(tmp_path):
+    opinions = pa.array([[("m1", "liked"), ("m2", None)]], LIKED_MAP)
+    columns = {"dialogue_id": ["d"], "turns": ["[]"], "liked": opinions, "seen": [["m1", None]]}
+    parquet.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    (read,) = read_parquet_dialogues("op", tmp_path / "rows.parquet", ITEMS)
+    (tmp_path / "rows.jsonl").write_text(
+        '{"dialogue_id": "d", "turns": [], "liked": {"m1": "liked"}, "seen": ["m1"]}'
+    )
+    assert (read,) == read_dialogues(tmp_path / "rows.jsonl", ITEMS)
+
+
+def test_a_broken_item_is_named_with_its_file(tmp_path):
+    rows = [{"item_id": "m1", "title": "Heat"}, {"item_id": None, "title": "Up"}]
+    with pytest.raises(ValueError, match=r"op: rows\.parquet, row 2 must be readable: no key"):
+        read_parquet_items("op", written(tmp_path, rows))
 
 
 def test_rows_of_several_batches_are_numbered_on(tmp_path, monkeypatch):

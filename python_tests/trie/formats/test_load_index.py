@@ -125,6 +125,15 @@ def test_bare_numbers_of_a_catalogue_without_code_0(tmp_path):
         crs_fast.load_index(tmp_path / "empty.safetensors", tokenizer_of([]))
 
 
+def test_a_new_lowest_code_changes_no_family(tmp_path):
+    """The catalogue has a code below those that the tokenizer knows: it joins their family."""
+    np.save(tmp_path / "sids.npy", np.array([[9, 0], [14, 2]]))
+    tokenizer = tokenizer_of(["<s_a_14>", "<s_b_0>", "<s_b_2>"])
+    model = tiny_model("llama", len(tokenizer))
+    index = crs_fast.load_index(tmp_path / "sids.npy", tokenizer, model=model)
+    assert [index.tokens[0][code] for code in (9, 14)] == ["<s_a_9>", "<s_a_14>"]
+
+
 def test_a_trained_tokenizer_gets_no_tokens(tmp_path):
     """Also not those that frame a SID: its model has learned to do without."""
     tokenizer = tokenizer_of(sum(names(""), []))  # noqa: RUF017
