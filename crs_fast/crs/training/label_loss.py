@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -171,7 +171,8 @@ class _SumOverParts(torch.autograd.Function):
                 loss = summed(part.requires_grad_(takes_gradient), first)
             total += loss.detach()
             sources = [*([part] if takes_gradient else []), *parameters]
-            gradients = list(torch.autograd.grad(loss, sources)) if sources else []
+            with _hooks_off(parameters):
+                gradients = list(torch.autograd.grad(loss, sources)) if sources else []
             if of_hidden is not None:
                 of_hidden[first : first + at_once] = gradients.pop(0)
             for added, gradient in zip(of_parameters, gradients, strict=True):
@@ -188,3 +189,19 @@ class _SumOverParts(torch.autograd.Function):
         of_hidden = None if of_hidden is None else of_hidden.mul_(gradient)
         scaled = [g.mul_(gradient).to(d) for g, d in zip(of_parameters, ctx.dtypes, strict=True)]
         return of_hidden, None, None, *scaled
+
+
+@contextmanager
+def _hooks_off(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Inside this context, the parameters' gradient hooks do not run. They run in the outer
+    backward pass, which hands them the gradient of all parts."""
+    # Emptied in place: a handle removes its hook from the very dict that the hook was added to.
+    dicts = [p._backward_hooks for p in parameters if p._backward_hooks]
+    copies = [dict(hooks) for hooks in dicts]
+    for hooks in dicts:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, copy in zip(dicts, copies, strict=True):
+            hooks.update(copy)

@@ -167,6 +167,27 @@ def test_an_adapter_on_the_head(parts):
     assert assert_same(get_peft_model(model, config), batch_of(parts[-1])) == 3
 
 
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_hooks_on_the_weights_run_once_on_the_whole_gradient(name, parts):
+    model = model_of(name, parts[0].config.vocab_size)
+    weight, calls = model.get_output_embeddings().weight, []
+
+    def halve(gradient):
+        calls.append("halve")
+        return gradient * 0.5
+
+    def clip(gradient):
+        calls.append("clip")
+        return gradient.clamp(-0.01, 0.01)
+
+    hooks = [weight.register_hook(halve), weight.register_hook(clip)]
+    assert assert_same(model, batch_of(parts[-1])) == 3
+    assert calls == ["halve", "clip"] * 2  # once with all logits and once without
+    for hook in hooks:
+        hook.remove()
+    assert not weight._backward_hooks
+
+
 class Doubled(LlamaForCausalLM):
     """Does with its logits what no config says."""
 
