@@ -24,11 +24,11 @@ from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.label_loss import LabelLoss
 from crs_fast.crs.training.lora import add_lora
 from crs_fast.crs.training.packing import (
+    CodeSwap,
     collate,
     collate_separate,
     pack,
     separate,
-    swap_codes,
     token_losses,
 )
 from crs_fast.crs.training.sid_loss import SidLoss
@@ -290,7 +290,7 @@ def _outside(call):
 def test_swapped_codes_are_those_of_the_level():
     ids = torch.tensor([[5, 9, 7, 9, 30]])
     batch = {"input_ids": ids.clone(), "labels": torch.ones_like(ids)}
-    swap_codes(batch, 1.0, [torch.tensor([9, 8]), torch.tensor([30])])
+    CodeSwap(1.0, [torch.tensor([9, 8]), torch.tensor([30])])(batch)
     assert batch["input_ids"][0, [0, 2, 4]].tolist() == [5, 7, 30]
     assert set(batch["input_ids"][0, [1, 3]].tolist()) <= {8, 9}
 
