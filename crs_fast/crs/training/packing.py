@@ -289,8 +289,12 @@ def label_states(
 
 def _labels(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """The flattened labels and the positions of those that count."""
-    labels = batch["labels"].flatten()
-    return labels, batch["label_at"] if "label_at" in batch else _places(labels)
+    return batch["labels"].flatten(), label_places(batch)
+
+
+def label_places(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The positions of the labels in the flattened batch, int64 [n]; see `note_labels`."""
+    return batch["label_at"] if "label_at" in batch else _places(batch["labels"].flatten())
 
 
 def _forward(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
