@@ -129,14 +129,17 @@ def freeze_old_rows(model: PreTrainedModel, tokens: list[int]) -> list[Any]:
         Hooks; call `remove()` on each of them to undo this.
     """
 
-    def gradient_hook(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-        # Copied to the device once; a copy in each step would wait for the device.
-        rows = torch.tensor(tokens, device=weight.device)
+    def gradient_hook() -> Callable[[torch.Tensor], torch.Tensor]:
+        rows = torch.tensor(tokens, dtype=torch.int64)
 
         def keep_new(gradient: torch.Tensor) -> torch.Tensor:
+            nonlocal rows
+            # Copied by the first gradient alone, when the model is on the device that trains it:
+            # a copy in each step would wait for the device.
+            rows = rows.to(gradient.device)
             return torch.zeros_like(gradient).index_copy_(0, rows, gradient[rows])
 
         return keep_new
 
     weights = embedding_weights(model).values()
-    return [weight.register_hook(gradient_hook(weight)) for weight in weights]
+    return [weight.register_hook(gradient_hook()) for weight in weights]

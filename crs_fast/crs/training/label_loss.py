@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from torch.nn.parallel import DistributedDataParallel
 from crs_fast.crs.training.packing import (
     LabelStates,
     label_logits,
+    label_places,
     label_states,
     next_token_loss,
 )
 from crs_fast.crs.training.sid_loss import SidLoss
 from crs_fast.decode.lm.head import LOGITS_AT_ONCE, LmHead
 from crs_fast.decode.lm.stand_in import acts_outside
+
+logger = logging.getLogger(__name__)
 
 
 class LabelLoss:
@@ -34,7 +38,7 @@ class LabelLoss:
 
     A model gets this if it is one of transformers, of PEFT, or one of these within
     DistributedDataParallel, and if its logits are what `LmHead` makes of its head's; the first
-    batch shows this. The logits of all others are computed at once.
+    batch with labels shows this. The logits of all others are computed at once.
 
     Args:
         sid_loss: if given, takes the place of the cross-entropy; it must have seen the batches.
@@ -48,11 +52,12 @@ class LabelLoss:
 
     def __call__(self, model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
         most = LOGITS_AT_ONCE.now
-        inner = None if most is None or self._is_known is False else _whole(model)
-        if inner is not None and self._is_known is None:
-            self._is_known = _is_known(model, inner, batch)
+        # A batch without labels decides nothing. Its loss is 0, by a graph of empty logits:
+        # distributed training waits for a gradient of each parameter.
+        has_labels = len(label_places(batch)) > 0
+        inner = self._inner(model, batch) if most is not None and has_labels else None
         states = None
-        if inner is not None and self._is_known:
+        if inner is not None:
             order = None if self.sid_loss is None else batch["code_first"]
             states = label_states(model, batch, order)
         if most is None or states is None:
@@ -74,6 +79,17 @@ class LabelLoss:
                 return summed(states.hidden, 0), len(states.labels)
             total = _SumOverParts.apply(states.hidden, summed, at_once, *head.trained(states))
         return total, len(states.labels)
+
+    def _inner(self, model: Any, batch: dict[str, torch.Tensor]) -> Any:
+        """The model whose head is to be called for some labels at a time, or None."""
+        if self._is_known is None:
+            reason = _why_all_logits(model, batch)
+            self._is_known = reason is None
+            what = "some labels' logits at a time"
+            if reason is not None:
+                what = f"all labels' logits at once, as {reason}"
+            logger.info(f"train: the loss takes {what}")
+        return _whole(model) if self._is_known else None
 
     def _of_all_logits(
         self, model: Any, batch: dict[str, torch.Tensor]
@@ -97,22 +113,30 @@ def _whole(model: Any) -> Any:
     return base if is_whole else None
 
 
-def _is_known(model: Any, inner: Any, batch: dict[str, torch.Tensor]) -> bool:
-    """Whether the model's logits are the head's after `LmHead.scaled`, by those of the first label.
+def _why_all_logits(model: Any, batch: dict[str, torch.Tensor]) -> str | None:
+    """Why the model's logits are to be computed at once; None if they are the head's after
+    `LmHead.scaled`, by those of the batch's first label.
+
     Waits for the device, and leaves the random state as it was. Gradients are not turned off:
-    layers would be compiled once more."""
+    layers would be compiled once more.
+    """
+    inner = _whole(model)
+    if inner is None:
+        return f"{type(model).__name__} is no whole model of transformers or PEFT"
     devices = [batch["labels"].device] if batch["labels"].is_cuda else []
     with torch.random.fork_rng(devices):
         # DistributedDataParallel would wait for a backward pass.
         states = label_states(getattr(model, "module", model), batch)
         if states is None:
-            return False
+            return "the model does not call its head"
         head = _Head(inner, states)
         with torch.no_grad(), head.autocast:
             own = head(states.hidden[:1])[0].float()
     is_exact = states.hidden.dtype == torch.float32 and states.autocast is None
     tolerance = 1e-4 if is_exact else 2e-2
-    return torch.allclose(own, states.first_logits.float(), tolerance, tolerance)
+    if torch.allclose(own, states.first_logits.float(), tolerance, tolerance):
+        return None
+    return "the model's logits are not its head's"
 
 
 class _Head:
@@ -171,7 +195,8 @@ class _SumOverParts(torch.autograd.Function):
                 loss = summed(part.requires_grad_(takes_gradient), first)
             total += loss.detach()
             sources = [*([part] if takes_gradient else []), *parameters]
-            gradients = list(torch.autograd.grad(loss, sources)) if sources else []
+            with _hooks_off(parameters):
+                gradients = list(torch.autograd.grad(loss, sources)) if sources else []
             if of_hidden is not None:
                 of_hidden[first : first + at_once] = gradients.pop(0)
             for added, gradient in zip(of_parameters, gradients, strict=True):
@@ -188,3 +213,19 @@ class _SumOverParts(torch.autograd.Function):
         of_hidden = None if of_hidden is None else of_hidden.mul_(gradient)
         scaled = [g.mul_(gradient).to(d) for g, d in zip(of_parameters, ctx.dtypes, strict=True)]
         return of_hidden, None, None, *scaled
+
+
+@contextmanager
+def _hooks_off(parameters: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Inside this context, the parameters' gradient hooks do not run. They run in the outer
+    backward pass, which hands them the gradient of all parts."""
+    # Emptied in place: a handle removes its hook from the very dict that the hook was added to.
+    dicts = [p._backward_hooks for p in parameters if p._backward_hooks]
+    copies = [dict(hooks) for hooks in dicts]
+    for hooks in dicts:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, copy in zip(dicts, copies, strict=True):
+            hooks.update(copy)

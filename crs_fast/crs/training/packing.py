@@ -146,20 +146,30 @@ def drop_context(batch: dict[str, torch.Tensor], share: float, token: int) -> No
     ids.masked_fill_(context & (torch.rand(ids.shape, device=ids.device) < share), token)
 
 
-def swap_codes(batch: dict[str, torch.Tensor], share: float, codes: Sequence[torch.Tensor]) -> None:
-    """Replace a random share of the responses' code tokens by another code of their level, in
+class CodeSwap:
+    """Replaces a random share of the responses' code tokens by another code of their level, in
     place, in the input and not in the labels. A model that saw wrong prefixes in training copes
-    better with them in beam search (exposure bias: Bengio et al. 2015, arXiv 1506.03099)."""
-    ids = batch["input_ids"]
-    in_response = batch["labels"] != IGNORE
-    for level in codes:
-        level = level.to(ids.device)
-        drawn = torch.rand(ids.shape, device=ids.device) < share
-        ordered = level.sort().values  # `torch.isin` would wait for a GPU
-        nearest = torch.searchsorted(ordered, ids).clamp(max=len(ordered) - 1)
-        replaced = in_response & (ordered[nearest] == ids) & drawn
-        other = torch.randint(len(level), ids.shape, device=ids.device)
-        ids.copy_(torch.where(replaced, level[other], ids))
+    better with them in beam search (exposure bias: Bengio et al. 2015, arXiv 1506.03099).
+
+    Args:
+        codes: the tokens of each level's codes.
+    """
+
+    def __init__(self, share: float, codes: Sequence[torch.Tensor]) -> None:
+        self.share = share
+        self._levels = [level.sort().values for level in codes]
+
+    def __call__(self, batch: dict[str, torch.Tensor]) -> None:
+        ids = batch["input_ids"]
+        in_response = batch["labels"] != IGNORE
+        # Copied by the first batch alone: a copy in each step would wait for the GPU.
+        self._levels = [level.to(ids.device) for level in self._levels]
+        for level in self._levels:
+            drawn = torch.rand(ids.shape, device=ids.device) < self.share
+            nearest = torch.searchsorted(level, ids)  # `torch.isin` would wait for a GPU
+            is_code = level[nearest.clamp(max=len(level) - 1)] == ids
+            other = torch.randint(len(level), ids.shape, device=ids.device)
+            ids.copy_(torch.where(in_response & is_code & drawn, level[other], ids))
 
 
 def _layout(packed: Packed) -> np.ndarray:
@@ -279,8 +289,12 @@ def label_states(
 
 def _labels(batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """The flattened labels and the positions of those that count."""
-    labels = batch["labels"].flatten()
-    return labels, batch["label_at"] if "label_at" in batch else _places(labels)
+    return batch["labels"].flatten(), label_places(batch)
+
+
+def label_places(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The positions of the labels in the flattened batch, int64 [n]; see `note_labels`."""
+    return batch["label_at"] if "label_at" in batch else _places(batch["labels"].flatten())
 
 
 def _forward(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:

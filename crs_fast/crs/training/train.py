@@ -24,6 +24,7 @@ from crs_fast.crs.training.embedding_init import freeze_old_rows, trained_rows
 from crs_fast.crs.training.lora import add_lora
 from crs_fast.crs.training.mentions import with_mentions
 from crs_fast.crs.training.packing import (
+    CodeSwap,
     Collate,
     Packed,
     batches,
@@ -31,7 +32,6 @@ from crs_fast.crs.training.packing import (
     note_labels,
     packing_is_exact,
     reading,
-    swap_codes,
 )
 from crs_fast.crs.training.processes import several_processes
 from crs_fast.crs.training.resume import newest_checkpoint, note_weights
@@ -186,7 +186,7 @@ def train_instances(
         )
     elif config.embeddings == "new":
         frozen = freeze_old_rows(model, new_rows)
-    disturb = _disturbance(config, pad_id, [level.to(model.device) for level in codes])
+    disturb = _disturbance(config, pad_id, codes)
     sid_loss = None
     if changes_sid_loss:
         sid_loss = SidLoss(sids, config.sid_weight, config.sid_smoothing)
@@ -228,11 +228,13 @@ def _say_if_short(trainer: PackedTrainer) -> None:
 def _disturbance(
     config: TrainConfig, pad_id: int, codes: Sequence[torch.Tensor]
 ) -> Callable[[dict[str, torch.Tensor]], None]:
+    swap_codes = CodeSwap(config.code_noise, codes)
+
     def disturb(batch: dict[str, torch.Tensor]) -> None:
         if config.context_dropout:
             drop_context(batch, config.context_dropout, pad_id)
         if config.code_noise:
-            swap_codes(batch, config.code_noise, codes)
+            swap_codes(batch)
 
     return disturb
 

@@ -1,5 +1,6 @@
 """The loss without all logits, against the loss with them; and steps that wait for nothing."""
 
+import logging
 import math
 import pickle
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from transformers import (
     LlamaForCausalLM,
     PhiConfig,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from crs_fast.crs.control_tokens import new_tokens
 from crs_fast.crs.sequence import Instance
@@ -24,11 +26,13 @@ from crs_fast.crs.training.config import TrainConfig
 from crs_fast.crs.training.label_loss import LabelLoss
 from crs_fast.crs.training.lora import add_lora
 from crs_fast.crs.training.packing import (
+    IGNORE,
+    CodeSwap,
     collate,
     collate_separate,
+    note_labels,
     pack,
     separate,
-    swap_codes,
     token_losses,
 )
 from crs_fast.crs.training.sid_loss import SidLoss
@@ -167,6 +171,27 @@ def test_an_adapter_on_the_head(parts):
     assert assert_same(get_peft_model(model, config), batch_of(parts[-1])) == 3
 
 
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_hooks_on_the_weights_run_once_on_the_whole_gradient(name, parts):
+    model = model_of(name, parts[0].config.vocab_size)
+    weight, calls = model.get_output_embeddings().weight, []
+
+    def halve(gradient):
+        calls.append("halve")
+        return gradient * 0.5
+
+    def clip(gradient):
+        calls.append("clip")
+        return gradient.clamp(-0.01, 0.01)
+
+    hooks = [weight.register_hook(halve), weight.register_hook(clip)]
+    assert assert_same(model, batch_of(parts[-1])) == 3
+    assert calls == ["halve", "clip"] * 2  # once with all logits and once without
+    for hook in hooks:
+        hook.remove()
+    assert not weight._backward_hooks
+
+
 class Doubled(LlamaForCausalLM):
     """Does with its logits what no config says."""
 
@@ -174,6 +199,30 @@ class Doubled(LlamaForCausalLM):
         out = super().forward(*args, **kwargs)
         out.logits = out.logits * 2
         return out
+
+
+class Headless(LlamaForCausalLM):
+    """Computes its logits without a call of its head."""
+
+    def forward(self, *args, **kwargs):
+        kwargs.pop("use_cache", None)
+        states = self.model(*args, **kwargs).last_hidden_state
+        return CausalLMOutputWithPast(logits=states @ self.lm_head.weight.T)
+
+
+class Bare(torch.nn.Module):
+    """A model of no library."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.inner = LlamaForCausalLM(config)
+        self.config = config
+
+    def get_output_embeddings(self):
+        return self.inner.get_output_embeddings()
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
 
 
 def test_a_model_that_changes_its_logits_gets_all_of_them(parts):
@@ -185,6 +234,54 @@ def test_a_model_that_changes_its_logits_gets_all_of_them(parts):
         total, _ = LabelLoss()(model, batch)
     wanted = token_losses(model, batch).sum()
     torch.testing.assert_close(total, wanted, rtol=1e-6, atol=0)
+
+
+def without_labels(batch):
+    empty = {**batch, "labels": torch.full_like(batch["labels"], IGNORE)}
+    note_labels(empty)
+    if "siblings" in empty:
+        empty["code_at"] = empty["code_first"] = torch.zeros(0, dtype=torch.int64)
+        empty["siblings"] = empty["siblings"][:0]
+    return empty
+
+
+@pytest.mark.parametrize("smoothing", [None, 0.3])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_batch_without_labels_decides_nothing(is_first, smoothing, parts):
+    sids = [parts[-1].item(i.item_id)[:-1] for i in ITEMS]
+    sid_loss = None if smoothing is None else SidLoss(sids, 2.0, smoothing)
+    model = model_of("tied", parts[0].config.vocab_size)
+    batch, label_loss, forwards = batch_of(parts[-1], sid_loss), LabelLoss(sid_loss), []
+    with at_once(1000), Softmaxes() as seen:
+        if not is_first:
+            label_loss(model, batch)
+        model.register_forward_pre_hook(lambda *_: forwards.append(1))
+        total, count = label_loss(model, without_labels(batch))
+        assert (float(total.detach()), count, len(forwards)) == (0.0, 0, 1)
+        total.backward()
+        # Distributed training waits for the gradient of every parameter.
+        assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+        seen.rows = [0]
+        label_loss(model, batch)
+    assert 0 < max(seen.rows) < len(batch["label_at"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (LlamaForCausalLM, "some labels' logits at a time"),
+        (Doubled, "all labels' logits at once, as the model's logits are not its head's"),
+        (Headless, "all labels' logits at once, as the model does not call its head"),
+        (Bare, "all labels' logits at once, as Bare is no whole model of transformers or PEFT"),
+    ],
+)
+def test_the_choice_is_logged_once(kind, words, parts, caplog):
+    model = kind(LlamaConfig(vocab_size=parts[0].config.vocab_size, **SIZE))
+    batch, label_loss = batch_of(parts[-1]), LabelLoss()
+    with caplog.at_level(logging.INFO, "crs_fast"), at_once(1000):
+        for given in (without_labels(batch), batch, batch):
+            label_loss(model, given)
+    assert [record.message for record in caplog.records] == [f"train: the loss takes {words}"]
 
 
 def test_without_gradients(parts):
@@ -269,7 +366,7 @@ def _outside(call):
 def test_swapped_codes_are_those_of_the_level():
     ids = torch.tensor([[5, 9, 7, 9, 30]])
     batch = {"input_ids": ids.clone(), "labels": torch.ones_like(ids)}
-    swap_codes(batch, 1.0, [torch.tensor([9, 8]), torch.tensor([30])])
+    CodeSwap(1.0, [torch.tensor([9, 8]), torch.tensor([30])])(batch)
     assert batch["input_ids"][0, [0, 2, 4]].tolist() == [5, 7, 30]
     assert set(batch["input_ids"][0, [1, 3]].tolist()) <= {8, 9}
 

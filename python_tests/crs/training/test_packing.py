@@ -1,9 +1,11 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crs_fast.crs.sequence import Instance, SequenceBuilder
 from crs_fast.crs.training.packing import (
     IGNORE,
+    CodeSwap,
     Packed,
     batches,
     collate,
@@ -14,7 +16,6 @@ from crs_fast.crs.training.packing import (
     pack,
     packing_is_exact,
     separate,
-    swap_codes,
     tree_mask,
 )
 
@@ -193,12 +194,12 @@ def test_dropped_context_leaves_the_responses_whole():
     assert all(torch.equal(batch[n], before[n]) for n in before if n != "input_ids")
 
 
-def test_swap_codes_touches_fed_codes_of_responses_only():
+def test_a_code_swap_touches_fed_codes_of_responses_only():
     _, _, _, vocab, _, builder = system()
     batch = collate(pack(builder.instances(DIALOGUE)))
     before = {k: v.clone() for k, v in batch.items()}
     torch.manual_seed(0)
-    swap_codes(batch, 1.0, vocab.token_ids)
+    CodeSwap(1.0, vocab.token_ids)(batch)
     changed = batch["input_ids"] != before["input_ids"]
     assert changed.any()
     assert not (changed & (before["labels"] == IGNORE)).any()
@@ -207,5 +208,28 @@ def test_swap_codes_touches_fed_codes_of_responses_only():
             torch.isin(batch["input_ids"], level), torch.isin(before["input_ids"], level)
         )
     assert torch.equal(batch["labels"], before["labels"])
-    swap_codes(before, 0.0, vocab.token_ids)
+    CodeSwap(0.0, vocab.token_ids)(before)
     assert torch.equal(before["input_ids"], collate(pack(builder.instances(DIALOGUE)))["input_ids"])
+
+
+class TableOps(TorchDispatchMode):
+    """Counts sorts and copies, of which a copy to a GPU would wait for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.count += op.overloadpacket.__name__ in ("sort", "_to_copy")
+        return op(*args, **(kwargs or {}))
+
+
+def test_a_code_swap_sorts_and_copies_its_codes_once():
+    """Batches are on the device of a model that moved since; a meta tensor stands in for it."""
+    swap = CodeSwap(0.5, [torch.tensor([9, 8]), torch.tensor([30])])
+    batch = {name: torch.ones(2, 7, dtype=int, device="meta") for name in ("input_ids", "labels")}
+    with TableOps() as first:
+        swap(batch)
+    with TableOps() as second:
+        swap(batch)
+    assert (first.count, second.count) == (2, 0)

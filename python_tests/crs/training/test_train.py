@@ -8,7 +8,7 @@ import torch
 from crs_fast.crs.control_tokens import new_tokens
 from crs_fast.crs.data.dialogue import SEEKER, CrsDataset, Dialogue, Turn
 from crs_fast.crs.training.config import TrainConfig
-from crs_fast.crs.training.embedding_init import init_sid_rows
+from crs_fast.crs.training.embedding_init import freeze_old_rows, init_sid_rows
 from crs_fast.crs.training.packing import collate, next_token_loss, pack, packing_is_exact
 from crs_fast.crs.training.train import train
 
@@ -286,6 +286,18 @@ def test_old_rows_can_stay_while_all_else_trains(tmp_path, tied):
         else:
             assert not torch.equal(value, start[name])
         assert not value._backward_hooks
+
+
+def test_old_rows_stay_in_a_model_that_moves_afterwards():
+    """`Trainer` moves the model when the hooks are there already; a meta tensor is on another
+    device, as one on a GPU is."""
+    model = system()[0]
+    hooks = freeze_old_rows(model, [2, 5])
+    weight = model.get_input_embeddings().weight
+    (keep_new,) = weight._backward_hooks.values()
+    assert keep_new(torch.ones_like(weight, device="meta")).device.type == "meta"
+    for hook in hooks:
+        hook.remove()
 
 
 @pytest.mark.parametrize("rank", [None, 4])
