@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from crs_fast.crs.data.dialogue import Item, Turn
@@ -114,8 +115,10 @@ class JoinedBeams:
 def check_share(share: float) -> None:
     """
     Raises:
-        ValueError: the share of a source is outside [0, 1].
+        ValueError: the share of a source is no number in [0, 1].
     """
+    if isinstance(share, bool) or not isinstance(share, Real):
+        raise ValueError(f"JoinedBeams: share must be a number in [0, 1] (got {share!r})")
     if not 0 <= share <= 1:
         raise ValueError(f"JoinedBeams: share must lie in [0, 1] (got {share})")
 

@@ -186,6 +186,8 @@ def test_a_share_joins_the_nearest_neighbours_by_text(recommender, name, monkeyp
         (lambda r: JoinedBeams(always(CANDIDATES), 2), r"share must lie in \[0, 1\] \(got 2\)"),
         (lambda r: JoinedBeams(always(CANDIDATES), rule="x"), "rule must be one of"),
         (lambda r: r.with_join(1.5), r"share must lie in \[0, 1\] \(got 1.5\)"),
+        (lambda r: r.with_join(True), r"share must be a number in \[0, 1\] \(got True\)"),
+        (lambda r: JoinedBeams(always([]), "0.1"), r"share must be a number .* \(got '0.1'\)"),
         (lambda r: TextNeighbours(ITEMS, lambda t: torch.ones(len(t), 2), turns=0), "turns must"),
         (
             lambda r: TextNeighbours(ITEMS, lambda t: t, embeddings=torch.ones(2, 2)),
