@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from crs_fast.crs import text_neighbours
+from crs_fast.crs import text_neighbours, turn
 from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.data.dialogue import SEEKER, Item
 from crs_fast.crs.evaluation.predict import predict
@@ -14,6 +14,7 @@ from crs_fast.crs.item_encoder import ItemEncoder
 from crs_fast.crs.joined_beams import JoinedBeams
 from crs_fast.crs.recommender import Recommender
 from crs_fast.crs.text_neighbours import TextNeighbours
+from crs_fast.crs.turn import TurnBatch
 from python_tests.helpers import sharpen
 
 from .tiny_system import DIALOGUE, ITEMS, dialogues, say, system
@@ -91,6 +92,30 @@ def test_the_source_is_asked_only_where_a_list_is_ranked(recommender):
     ranked = sum(bool(p.ranking) for p in answers)
     ranked += sum(len(p.messages) for p in answers)
     assert sum(asked[1:]) == ranked < len(answers)
+
+
+@pytest.mark.parametrize("most_beams", [2, 7])
+def test_the_search_for_candidates_keeps_to_the_memory_of_a_beam_step(
+    recommender, monkeypatch, most_beams
+):
+    candidates = [(item.item_id, -1.0 - n) for n, item in enumerate(ITEMS)]
+    join = JoinedBeams(lambda contexts: [candidates[: 6 - n] for n in range(len(contexts))], 0.5)
+    other = [{"role": "user", "content": "Film 1"}]
+    expected = recommender.rank([ASK, other, ASK], 1, num_beams=1, join=join)
+    searches, rank = [], TurnBatch.rank
+
+    def noted(turns, rows=None, **search):
+        searches.append((len(rows), search["num_beams"]))
+        return rank(turns, rows, **search)
+
+    vocab_size = recommender.bundle.model.config.vocab_size
+    monkeypatch.setattr(turn, "_MOST_LOGITS", most_beams * vocab_size)
+    monkeypatch.setattr(TurnBatch, "rank", noted)
+    got = recommender.rank([ASK, other, ASK], 1, num_beams=1, join=join)
+    assert all(rows * beams <= most_beams for rows, beams in searches[1:])
+    for one, wanted in zip(got, expected, strict=True):
+        assert [i for i, *_ in one] == [i for i, *_ in wanted]
+        assert [s for *_, s in one] == pytest.approx([s for *_, s in wanted], abs=1e-5)
 
 
 def test_respond_writes_about_the_joined_top_item(recommender):
