@@ -46,6 +46,7 @@ CRS_ORDER = (
         "text_tokens",
         "sequence",
         "title_sids",
+        "shared_encoder",
         "item_encoder",
     ),
     ("manifest", "backbones", "chat_template", "model_card", "hub", "checkpoint"),

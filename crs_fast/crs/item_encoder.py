@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,9 @@ import torch
 
 from crs_fast._files import write_text
 from crs_fast.crs.data.dialogue import Item
-from crs_fast.quantize import encode_texts, resolve_collisions
-from crs_fast.quantize.text_encoder import EncoderLike, load_encoder
+from crs_fast.crs.shared_encoder import SharedEncoder
+from crs_fast.quantize import resolve_collisions
+from crs_fast.quantize.text_encoder import EncoderLike
 
 if TYPE_CHECKING:
     from crs_fast.quantize import ResidualQuantizer
@@ -33,16 +33,25 @@ class ItemEncoder:
         encoder: the text encoder of the catalogue, see `encode_texts`; it is loaded at first use.
         by_text: whether `encoder` made all of the catalogue's embeddings. If not, new items need
             embeddings.
+        device: where an encoder given by its name runs; None lets sentence-transformers choose.
     """
 
     def __init__(
-        self, quantizer: ResidualQuantizer, encoder: EncoderLike = None, by_text: bool = True
+        self,
+        quantizer: ResidualQuantizer,
+        encoder: EncoderLike = None,
+        by_text: bool = True,
+        device: torch.device | str | None = None,
     ) -> None:
         self.quantizer, self.encoder, self.by_text = quantizer, encoder, by_text
+        self.shared_encoder = SharedEncoder(encoder, device)
 
     @classmethod
-    def read(cls, folder: str | Path) -> ItemEncoder:
+    def read(cls, folder: str | Path, device: torch.device | str | None = None) -> ItemEncoder:
         """The item encoder of a model directory that training wrote.
+
+        Args:
+            device: see the class.
 
         Raises:
             FileNotFoundError: the directory has no quantizer.
@@ -54,7 +63,7 @@ class ItemEncoder:
                 f"ItemEncoder.read: {folder} must hold {QUANTIZER}/config.json (got no such file)"
             )
         record = read_record(folder) or encoder_record(None, ())
-        return cls(_quantizer(path), record["encoder"], record["by_text"])
+        return cls(_quantizer(path), record["encoder"], record["by_text"], device)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -93,7 +102,7 @@ class ItemEncoder:
                 "directory names made its SIDs alone (got None)"
             )
         if embeddings is None:
-            x = encode_texts([item.text() for item in items], self._loaded)
+            x = self.shared_encoder.encode_items([item.text() for item in items])
         else:
             x = torch.as_tensor(embeddings, device="cpu")
         if x.shape != (len(items), width):
@@ -102,10 +111,6 @@ class ItemEncoder:
                 f"(got {tuple(x.shape)})"
             )
         return x
-
-    @cached_property
-    def _loaded(self) -> Any:
-        return load_encoder(self.encoder)
 
 
 def encoder_record(encoder: EncoderLike, signals: Sequence[str]) -> dict[str, Any]:

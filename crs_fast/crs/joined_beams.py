@@ -7,8 +7,9 @@ that no dialogue has ever named; the language model can score those, but would n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TYPE_CHECKING
 
 from crs_fast.crs.data.dialogue import Item, Turn
@@ -35,8 +36,9 @@ class JoinedBeams:
         "mixture":  score = log((1 - share) * p + share * q)
         "product":  score = (1 - share) * log p + share * log q    # no candidate: the last one's q
 
-    The language model scores the candidates that are not among the beams in one more search, which
-    a filter keeps to these items (`trie.filter(allow=...)`) and which prunes none of them.
+    The language model scores the candidates that are not among the beams in one more search (in
+    several, if there are very many), which a filter keeps to these items
+    (`trie.filter(allow=...)`) and which prunes none of them.
 
     Args:
         source: gives each conversation its candidates with log-probabilities, best first, such as a
@@ -114,8 +116,10 @@ class JoinedBeams:
 def check_share(share: float) -> None:
     """
     Raises:
-        ValueError: the share of a source is outside [0, 1].
+        ValueError: the share of a source is no number in [0, 1].
     """
+    if isinstance(share, bool) or not isinstance(share, Real):
+        raise ValueError(f"JoinedBeams: share must be a number in [0, 1] (got {share!r})")
     if not 0 <= share <= 1:
         raise ValueError(f"JoinedBeams: share must lie in [0, 1] (got {share})")
 
@@ -153,23 +157,38 @@ def join_beams(
         [i for i, _ in of_request if i not in scores]
         for of_request, scores in zip(candidates, model_scores, strict=True)
     ]
-    incomplete = [at for at, ids in enumerate(missing) if ids]
-    if incomplete:
-        trie = turns.bundle.trie
-        allowed = [trie.filter(allow=missing[at]) for at in incomplete]
+    for at, scored in _model_scores(turns, rows, missing, filters, normalize):
+        model_scores[at].update(scored)
+    return [join.ranked(m, c) for m, c in zip(model_scores, candidates, strict=True)]
+
+
+def _model_scores(
+    turns: TurnBatch,
+    rows: Sequence[int],
+    missing: Sequence[list[str]],
+    filters: Sequence[ItemFilter | None],
+    normalize: str,
+) -> Iterator[tuple[int, list[Scored]]]:
+    """Yield requests, as indices into `rows`, with the language model's scores of the items that
+    their beams miss. One search is as large as `TurnBatch.rows_at_once` says, so a request with
+    many items comes several times."""
+    trie = turns.bundle.trie
+    waiting = {at: ids for at, ids in enumerate(missing) if ids}
+    while waiting:
+        width = min(max(map(len, waiting.values())), turns.rows_at_once(1))
+        some = list(waiting)[: turns.rows_at_once(width)]
+        allowed = [trie.filter(allow=waiting[at][:width]) for at in some]
         both = [
             one if (given := filters[at]) is None else one & given
-            for at, one in zip(incomplete, allowed, strict=True)
+            for at, one in zip(some, allowed, strict=True)
         ]
         exact = turns.rank(
-            [rows[at] for at in incomplete],
-            num_beams=max(len(missing[at]) for at in incomplete),
-            normalize=normalize,
-            filters=stacked(both),
+            [rows[at] for at in some], num_beams=width, normalize=normalize, filters=stacked(both)
         )
-        for at, scored in zip(incomplete, _scored_items(exact), strict=True):
-            model_scores[at].update(scored)
-    return [join.ranked(m, c) for m, c in zip(model_scores, candidates, strict=True)]
+        yield from zip(some, _scored_items(exact), strict=True)
+        for at in some:
+            waiting[at] = waiting[at][width:]
+        waiting = {at: ids for at, ids in waiting.items() if ids}
 
 
 def _scored_items(beams: RecommendOutput) -> list[list[Scored]]:

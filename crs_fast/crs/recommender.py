@@ -204,9 +204,12 @@ class Recommender:
         """
         if isinstance(join, int | float):
             check_share(join)  # before all items are encoded
-            encoder = self._item_encoder or self._read_item_encoder()
+            # Kept, so that what is added later is encoded once for its SIDs and for the neighbours.
+            self._item_encoder = encoder = self._item_encoder or self._read_item_encoder()
             neighbours = TextNeighbours(
-                self.bundle.items, None if encoder is None else encoder.encoder
+                self.bundle.items,
+                None if encoder is None else encoder.shared_encoder,
+                device=self.bundle.model.device,
             )
             join = JoinedBeams(neighbours, join)
         changed = copy.copy(self)
@@ -223,7 +226,9 @@ class Recommender:
     def _read_item_encoder(self) -> ItemEncoder | None:
         folder = self.bundle.folder
         is_there = folder is not None and (folder / QUANTIZER / "config.json").is_file()
-        return ItemEncoder.read(folder) if folder is not None and is_there else None
+        if folder is None or not is_there:
+            return None
+        return ItemEncoder.read(folder, self.bundle.model.device)
 
     def respond(
         self,

@@ -4,7 +4,6 @@ so an item that no dialogue has named is found like any other."""
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +12,10 @@ import torch.nn.functional as F
 
 from crs_fast.crs.data.dialogue import Item, Turn
 from crs_fast.crs.joined_beams import Scored
-from crs_fast.quantize import encode_texts
-from crs_fast.quantize.text_encoder import EncoderLike, load_encoder
+from crs_fast.crs.shared_encoder import SharedEncoder
+from crs_fast.quantize.text_encoder import EncoderLike
 
 _NOTHING_SAID = "hello"
-# Texts that are encoded before another thread may encode its own.
-_BATCH = 64
 
 
 class TextNeighbours:
@@ -29,11 +26,12 @@ class TextNeighbours:
 
     Args:
         items: the catalogue.
-        encoder: see `encode_texts`.
+        encoder: see `encode_texts`; one that is shared with others is locked with them.
         embeddings: float [N, D] of the items' texts by the same encoder; None encodes them.
         turns: how many of the last turns are read.
         num_items: candidates per conversation.
         temperature: divides the cosines.
+        device: where an encoder given by its name runs; None lets sentence-transformers choose.
 
     Raises:
         ValueError: no item, embeddings of another number, or a number that is not above 0.
@@ -42,71 +40,54 @@ class TextNeighbours:
     def __init__(
         self,
         items: Sequence[Item],
-        encoder: EncoderLike = None,
+        encoder: EncoderLike | SharedEncoder = None,
         *,
         embeddings: Any = None,
         turns: int = 6,
         num_items: int = 50,
         temperature: float = 0.05,
+        device: torch.device | str | None = None,
     ) -> None:
         numbers = (("turns", turns), ("num_items", num_items), ("temperature", temperature))
         for name, value in numbers:
             if not value > 0:
                 raise ValueError(f"TextNeighbours: {name} must be above 0 (got {value!r})")
-        self._encoder = load_encoder(encoder)
-        self._encoding = threading.Lock()  # a tokenizer serves one thread at a time
+        self._encoder = SharedEncoder.of(encoder, device)
+        self._encoder.load()
         self._turns, self._num_items, self._temperature = turns, num_items, temperature
         texts = [item.text() for item in items]
-        known = self._encode(texts) if embeddings is None else embeddings
-        self._take(items, texts, torch.as_tensor(known, device="cpu").float())
+        known = self._encoder.encode_items(texts) if embeddings is None else embeddings
+        rows = torch.as_tensor(known, device="cpu").float()
+        self._take(items, rows)
+        self._encoder.remember(dict(zip(texts, rows, strict=True)))
 
     def for_items(self, items: Sequence[Item]) -> TextNeighbours:
-        """The same for another catalogue. An item whose text is in this one keeps its embedding;
-        the other texts are encoded.
+        """The same for another catalogue. Only texts that neither this one nor another one made
+        from it or before it has had are encoded.
 
         Raises:
             ValueError: there is no item.
         """
-        texts = [item.text() for item in items]
-        rows = {text: row for row, text in enumerate(self._texts)}
-        new = [text for text in dict.fromkeys(texts) if text not in rows]
-        known = self._embeddings
-        if new:
-            rows |= {text: len(known) + n for n, text in enumerate(new)}
-            known = torch.cat([known, self._encode(new)])
         changed = copy.copy(self)
-        changed._take(items, texts, known[[rows[text] for text in texts]])
+        changed._take(items, self._encoder.encode_items([item.text() for item in items]))
         return changed
 
-    def _take(self, items: Sequence[Item], texts: list[str], embeddings: torch.Tensor) -> None:
+    def _take(self, items: Sequence[Item], embeddings: torch.Tensor) -> None:
         if not len(items) or embeddings.ndim != 2 or len(embeddings) != len(items):
             raise ValueError(
                 f"TextNeighbours: embeddings must be one row per item, {len(items)} and at least 1 "
                 f"(got shape {tuple(embeddings.shape)})"
             )
-        self._ids, self._texts = [item.item_id for item in items], texts
-        self._embeddings = embeddings  # [N, D]
+        self._ids = [item.item_id for item in items]
         self._mean = embeddings.mean(0)
-        self._items = F.normalize(embeddings - self._mean, dim=-1)
-
-    def _encode(self, texts: Sequence[str]) -> torch.Tensor:
-        """Embeddings [n, D], a few texts at a time: a query need not wait for a whole catalogue."""
-        # Texts of one length together: half the time of a catalogue's is padding otherwise.
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        parts = []
-        for first in range(0, max(len(texts), 1), _BATCH):
-            some = [texts[n] for n in order[first : first + _BATCH]]
-            with self._encoding:
-                parts.append(encode_texts(some, self._encoder))
-        rows = torch.cat(parts)
-        return rows[torch.tensor(order, dtype=torch.int64).argsort()]
+        self._items = F.normalize(embeddings - self._mean, dim=-1)  # [N, D]
 
     def __call__(self, contexts: Sequence[Sequence[Turn]]) -> list[list[Scored]]:
         """The candidates of each conversation, (item id, log-probability), best first."""
         if not contexts:
             return []
         said = [" ".join(turn.text for turn in turns[-self._turns :]) for turns in contexts]
-        query = self._encode([text or _NOTHING_SAID for text in said])  # [B, D]
+        query = self._encoder.encode([text or _NOTHING_SAID for text in said])  # [B, D]
         most = min(self._num_items, len(self._ids))
         cosines = F.normalize(query - self._mean, dim=-1) @ self._items.T  # [B, N]
         log_q, best = (cosines / self._temperature).log_softmax(-1).topk(most)

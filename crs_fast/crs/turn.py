@@ -30,6 +30,9 @@ from crs_fast.trie import ItemFilter
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Logits of a beam step that are computed at once.
+_MOST_LOGITS = 1 << 26
+
 
 @dataclass
 class TurnCache:
@@ -124,6 +127,12 @@ class TurnBatch:
             prompt.append(*_right_padded(self.bundle, rest))
         cache.prompt = prompt
         return prompt
+
+    def rows_at_once(self, num_beams: int) -> int:
+        """How many requests `rank` may be given together, so that the logits of a beam step fit
+        into memory; at least 1."""
+        vocab_size = self.bundle.model.config.get_text_config().vocab_size
+        return max(1, _MOST_LOGITS // (num_beams * vocab_size))
 
     @torch.no_grad()
     def rank(

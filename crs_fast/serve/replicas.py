@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from ray import serve
 
+from crs_fast.crs.joined_beams import check_share
 from crs_fast.crs.recommender import Recommender
 
 from .app import create_app
@@ -66,8 +67,11 @@ def application(
             ray_actor_options, request_router_config, …
 
     Raises:
-        ValueError: an option that `ray.serve.deployment` refuses, or poll_seconds is not above 0.
+        ValueError: an option that `ray.serve.deployment` refuses, poll_seconds is not above 0, or
+            join is no number in [0, 1].
     """
+    if join is not None:
+        check_share(join)  # replicas would fail one by one
     if not poll_seconds > 0:
         raise ValueError(f"application: poll_seconds must be above 0 (got {poll_seconds})")
     limits = limits or Limits()

@@ -22,9 +22,6 @@ from .requests import Cancelled
 from .statistics import Statistics
 from .turn import Turn
 
-# Logits of a beam step that are computed at once.
-_MOST_LOGITS = 1 << 26
-
 
 class Worker:
     """Turns in progress. Only one thread may use it.
@@ -244,10 +241,9 @@ class Worker:
         ):
             if turn.prefers_items(chance):
                 rows_of.setdefault(turn.request.num_beams, []).append(row)
-        vocab_size = turns.bundle.model.config.get_text_config().vocab_size
         join = group[0].catalogue.recommender.join
         for num_beams, rows in rows_of.items():
-            most = max(1, _MOST_LOGITS // (num_beams * vocab_size))
+            most = turns.rows_at_once(num_beams)
             for first in range(0, len(rows), most):
                 some = rows[first : first + most]
                 lists = [group[row].exposed for row in some]

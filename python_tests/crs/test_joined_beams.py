@@ -1,19 +1,25 @@
 """Candidates that join the beams, against scores of the whole catalogue."""
 
 import math
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
-from crs_fast.crs import text_neighbours
+from crs_fast.crs import shared_encoder, turn
 from crs_fast.crs.checkpoint import Bundle
 from crs_fast.crs.data.dialogue import SEEKER, Item
 from crs_fast.crs.evaluation.predict import predict
 from crs_fast.crs.item_encoder import ItemEncoder
 from crs_fast.crs.joined_beams import JoinedBeams
 from crs_fast.crs.recommender import Recommender
+from crs_fast.crs.shared_encoder import SharedEncoder
 from crs_fast.crs.text_neighbours import TextNeighbours
+from crs_fast.crs.turn import TurnBatch
+from crs_fast.quantize import RQKMeans, encode_texts
 from python_tests.helpers import sharpen
 
 from .tiny_system import DIALOGUE, ITEMS, dialogues, say, system
@@ -93,6 +99,30 @@ def test_the_source_is_asked_only_where_a_list_is_ranked(recommender):
     assert sum(asked[1:]) == ranked < len(answers)
 
 
+@pytest.mark.parametrize("most_beams", [2, 7])
+def test_the_search_for_candidates_keeps_to_the_memory_of_a_beam_step(
+    recommender, monkeypatch, most_beams
+):
+    candidates = [(item.item_id, -1.0 - n) for n, item in enumerate(ITEMS)]
+    join = JoinedBeams(lambda contexts: [candidates[: 6 - n] for n in range(len(contexts))], 0.5)
+    other = [{"role": "user", "content": "Film 1"}]
+    expected = recommender.rank([ASK, other, ASK], 1, num_beams=1, join=join)
+    searches, rank = [], TurnBatch.rank
+
+    def noted(turns, rows=None, **search):
+        searches.append((len(rows), search["num_beams"]))
+        return rank(turns, rows, **search)
+
+    vocab_size = recommender.bundle.model.config.vocab_size
+    monkeypatch.setattr(turn, "_MOST_LOGITS", most_beams * vocab_size)
+    monkeypatch.setattr(TurnBatch, "rank", noted)
+    got = recommender.rank([ASK, other, ASK], 1, num_beams=1, join=join)
+    assert all(rows * beams <= most_beams for rows, beams in searches[1:])
+    for one, wanted in zip(got, expected, strict=True):
+        assert [i for i, *_ in one] == [i for i, *_ in wanted]
+        assert [s for *_, s in one] == pytest.approx([s for *_, s in wanted], abs=1e-5)
+
+
 def test_respond_writes_about_the_joined_top_item(recommender):
     join = JoinedBeams(always([("i0", -1e-6)]), 0.99)
     response = recommender.respond(ASK, mode="rec", join=join, max_new_tokens=3)
@@ -156,6 +186,82 @@ def test_neighbours_in_another_catalogue_are_those_of_a_new_source():
     assert "n1" not in dict(source(contexts)[0])
 
 
+@pytest.fixture(scope="module")
+def quantizer():
+    return RQKMeans(levels=3, codes=4, seed=0).fit(encode_texts([i.text() for i in ITEMS], counted))
+
+
+def counted(texts):
+    return torch.tensor([[text.count(c) for c in "zFilm 0123456789"] for text in texts]).float()
+
+
+def test_one_encoder_on_the_models_device_serves_sids_and_neighbours(
+    recommender, quantizer, monkeypatch
+):
+    loaded, encoded = [], []
+
+    def encode(texts):
+        encoded.extend(texts)
+        return counted(texts)
+
+    def load(encoder, device=None):
+        loaded.append((encoder, device))
+        return encode
+
+    monkeypatch.setattr(shared_encoder, "load_encoder", load)
+    own = Recommender(recommender.bundle, item_encoder=ItemEncoder(quantizer, "a name"))
+    by_text = own.with_join(0.3)
+    assert loaded == [("a name", recommender.bundle.model.device)]
+    del encoded[:]
+    new = Item("n1", "zzz")
+    changed = by_text.with_catalogue(add=[new])
+    changed.with_catalogue(remove=["n1"]).with_catalogue(add=[new], remove=["i1"])
+    assert encoded == [new.text()]
+    assert len(loaded) == 1
+
+
+def test_one_thread_at_a_time_is_in_the_encoder(recommender, quantizer):
+    inside = threading.Lock()
+
+    def encode(texts):
+        assert inside.acquire(blocking=False), "two threads are in the encoder"
+        time.sleep(0.002)
+        inside.release()
+        return counted(texts)
+
+    own = Recommender(recommender.bundle, item_encoder=ItemEncoder(quantizer, encode))
+    by_text = own.with_join(0.3)
+    query = [(say(SEEKER, "zebra"),)]
+    with ThreadPoolExecutor(2) as pool:
+        queries = [pool.submit(by_text.join.candidates, query) for _ in range(20)]
+        changes = [
+            pool.submit(by_text.with_catalogue, [Item(f"n{n}", "z" * n)]) for n in range(1, 11)
+        ]
+        assert all(one.result() for one in [*queries, *changes])
+
+
+def test_as_many_texts_are_remembered_as_two_catalogues_have():
+    encoded = []
+
+    def encode(texts):
+        encoded.extend(texts)
+        return counted(texts)
+
+    encoder = SharedEncoder(encode)
+    encoder.encode_items(["z"])
+    encoder.encode_items(["z"])
+    assert encoded == ["z", "z"]  # nobody has a catalogue
+    encoder.remember(dict(zip("abc", counted("abc"), strict=True)))
+    for text in "defgh":
+        encoder.encode_items(["a", text])
+    del encoded[:]
+    rows = encoder.encode_items([*"hagfed", "m"])
+    assert encoded == ["m"]
+    assert torch.equal(rows[-1:], encode_texts(["m"], counted))
+    encoder.encode_items(["c"])
+    assert encoded == ["m", "c"]
+
+
 def test_a_recommender_has_a_join_of_its_own(recommender):
     join = JoinedBeams(always(CANDIDATES), 0.6)
     own = recommender.with_join(join)
@@ -174,7 +280,9 @@ def test_a_share_joins_the_nearest_neighbours_by_text(recommender, name, monkeyp
     def encode(texts):
         return torch.tensor([[text.count(c) for c in "Film 0123456789"] for text in texts]).float()
 
-    monkeypatch.setattr(text_neighbours, "load_encoder", {name: encode, encode: encode}.get)
+    monkeypatch.setattr(
+        shared_encoder, "load_encoder", lambda one, device: {name: encode, encode: encode}[one]
+    )
     made = Recommender(recommender.bundle, item_encoder=name and ItemEncoder(None, name))
     join = JoinedBeams(TextNeighbours(ITEMS, encode), 0.3)
     assert made.with_join(0.3).rank(ASK, 3) == recommender.rank(ASK, 3, join=join)
@@ -186,6 +294,8 @@ def test_a_share_joins_the_nearest_neighbours_by_text(recommender, name, monkeyp
         (lambda r: JoinedBeams(always(CANDIDATES), 2), r"share must lie in \[0, 1\] \(got 2\)"),
         (lambda r: JoinedBeams(always(CANDIDATES), rule="x"), "rule must be one of"),
         (lambda r: r.with_join(1.5), r"share must lie in \[0, 1\] \(got 1.5\)"),
+        (lambda r: r.with_join(True), r"share must be a number in \[0, 1\] \(got True\)"),
+        (lambda r: JoinedBeams(always([]), "0.1"), r"share must be a number .* \(got '0.1'\)"),
         (lambda r: TextNeighbours(ITEMS, lambda t: torch.ones(len(t), 2), turns=0), "turns must"),
         (
             lambda r: TextNeighbours(ITEMS, lambda t: t, embeddings=torch.ones(2, 2)),

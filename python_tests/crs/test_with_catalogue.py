@@ -173,7 +173,7 @@ def test_the_model_directory_knows_how_new_items_are_encoded(parts, tmp_path, mo
     with pytest.raises(ValueError, match="embeddings must be given"):
         Recommender.from_pretrained(path).with_catalogue(add=NEW)
     save_quantizer(path, quantizer, encoder_record("counts of letters", ("text",)))
-    monkeypatch.setattr("crs_fast.crs.item_encoder.load_encoder", lambda encoder: embed)
+    monkeypatch.setattr("crs_fast.crs.shared_encoder.load_encoder", lambda encoder, _: embed)
     changed = Recommender.from_pretrained(path).with_catalogue(add=NEW)
     assert changed.bundle.trie.sids(["n1", "n2", "n3"]).tolist() == new_sids(quantizer, NEW, SIDS)
     again = tmp_path / "again"

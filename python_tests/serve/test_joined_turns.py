@@ -81,3 +81,24 @@ def test_new_items_are_reached_by_their_texts(recommender, tmp_path, on_disk):
         assert best() == ["n1"]
         store.change(remove=["n1"])
         assert best() != ["n1"]
+
+
+def test_a_version_encodes_only_texts_that_no_version_before_it_had(recommender, tmp_path):
+    encoded = []
+
+    def encode(texts):
+        encoded.extend(texts)
+        return embed(texts)
+
+    neighbours = TextNeighbours(recommender.bundle.items, encode)
+    store = CatalogueStore(recommender, tmp_path)
+    follower = CatalogueStore(recommender.with_join(JoinedBeams(neighbours)), tmp_path)
+    for number, sid in enumerate([[3, 3, 3], [3, 3, 2], [3, 3, 1]]):
+        del encoded[:]
+        item = Item(f"n{number}", f"Zebra {number}")
+        store.change(add=[item], sids=[sid])
+        follower.refresh()
+        assert encoded == [item.text()]
+    for version in ("0", "3", "1", "2"):
+        follower.rollback(version)
+    assert encoded == [item.text()]

@@ -81,3 +81,12 @@ def test_every_replica_serves_a_change(url):
 
     films = {"n1", *(f"i{n}" for n in range(8) if n not in (3, 5))}
     wait_until(lambda: served() == [("1", films)] * 12, 60)
+
+
+@pytest.mark.parametrize("join", [2, True, "0.1"])
+def test_a_share_out_of_range_is_refused_before_a_replica_is_made(tmp_path, join):
+    pytest.importorskip("ray.serve")
+    from crs_fast.serve.replicas import application
+
+    with pytest.raises(ValueError, match="share must"):
+        application(tmp_path, join=join)

@@ -73,13 +73,13 @@ def predict(
     joining = _joining(
         join, normalize, wanted, [dialogues[p.dialogue].turns[: p.turn] for p in wanted]
     )
-    for _, turns, mine in _asked_in_batches(
+    for _, turns, some in _asked_in_batches(
         bundle, contexts, wanted, tokens_per_batch, "dialogues", progress
     ):
-        asked = [recommends(p) or (free_rankings and p.chooses_rec) for p in mine]
-        _rank(bundle, turns, mine, asked, num_beams, normalize, joining)
+        asked = [recommends(p) or (free_rankings and p.chooses_rec) for p in some]
+        _rank(bundle, turns, some, asked, num_beams, normalize, joining)
         if replies:
-            _reply(bundle, turns, mine, max_new_tokens)
+            _reply(bundle, turns, some, max_new_tokens)
     if messages:
         rank_messages(
             bundle,
@@ -116,10 +116,10 @@ def rank_messages(
     said_before = [context_of(dialogues[i.dialogue], i) for i in instances]
     contexts = [bundle.builder.context(turns, reserve) for turns in said_before]
     joining = _joining(join, normalize, asked, said_before)
-    for _, turns, mine in _asked_in_batches(
+    for _, turns, some in _asked_in_batches(
         bundle, contexts, asked, tokens_per_batch, "messages", progress
     ):
-        _rank(bundle, turns, mine, [True] * len(mine), num_beams, normalize, joining)
+        _rank(bundle, turns, some, [True] * len(some), num_beams, normalize, joining)
     for instance, said in zip(instances, asked, strict=True):
         turn = answers[instance.dialogue, instance.turn]
         turn.messages[instance.message] = MessageRanking(
@@ -143,22 +143,19 @@ def write_replies(
     the top item of each ranking. All other fields stay, and so do the predictions given.
 
     Args:
+        predictions: of `dialogues`; those of one dialogue must be adjacent.
         sampling: how the words are chosen; samples are drawn by torch's own random state.
         only_chosen: whether a reply that recommends may name no item but the top one.
     """
     answers = [replace(p) for p in predictions]
     contexts = _contexts(bundle, dialogues, answers, max_new_tokens)
-    recs = [bool(p.gold_items) for p in answers]
-    limit = tokens_per_batch or batch_tokens(bundle.model.device)
-    for chunk in show_progress(
-        chunks(contexts, [p.dialogue for p in answers], limit), "replies", progress
+    for _, turns, some in _asked_in_batches(
+        bundle, contexts, answers, tokens_per_batch, "replies", progress, notes_modes=False
     ):
-        for members, turns in walk(bundle, contexts, recs, chunk, limit):
-            mine = [answers[i] for i in members]
-            allowed = [p.ranking[:1] if only_chosen and p.gold_items and p.ranking else None
-                       for p in mine]  # fmt: skip
-            filters = stacked([None if a is None else bundle.trie.filter(allow=a) for a in allowed])
-            _reply(bundle, turns, mine, max_new_tokens, sampling, filters)
+        allowed = [p.ranking[:1] if only_chosen and p.gold_items and p.ranking else None
+                   for p in some]  # fmt: skip
+        filters = stacked([None if a is None else bundle.trie.filter(allow=a) for a in allowed])
+        _reply(bundle, turns, some, max_new_tokens, sampling, filters)
     return answers
 
 
@@ -183,28 +180,28 @@ def predict_in_words(
     # Without a mode a prefix is empty, but generation needs a token: the last one of the context.
     cut = 0 if modes else 1
     heads = [context[: len(context) - cut] for context in contexts]
-    for members, turns, mine in _asked_in_batches(
+    for members, turns, some in _asked_in_batches(
         bundle, heads, predictions, tokens_per_batch, "own words", progress
     ):
         openings = [
             contexts[i][len(heads[i]) :]
             + (builder.prefix(REC, p.gold_items[0]) if p.gold_items else builder.prefix(CHAT))
-            for i, p in zip(members, mine, strict=True)
+            for i, p in zip(members, some, strict=True)
         ]
         said = turns.write(openings, max_new_tokens=max_new_tokens)
-        _note(bundle, said, mine)
+        _note(bundle, said, some)
         found = [row for row, tokens in enumerate(said) if builder.begin in tokens]
-        for row, p in enumerate(mine):
+        for row, p in enumerate(some):
             if not modes:
                 p.mode = REC if row in found else CHAT
                 p.rec_probability = float(row in found)
-        found = [row for row in found if mine[row].gold_items]
+        found = [row for row in found if some[row].gold_items]
         if found:
             before = [
                 [*heads[members[r]], *openings[r], *said[r][: said[r].index(builder.begin)]]
                 for r in found
             ]
-            _rank_after(bundle, turns, found, before, mine, num_beams, normalize)
+            _rank_after(bundle, turns, found, before, some, num_beams, normalize)
     return predictions
 
 
@@ -215,18 +212,20 @@ def _asked_in_batches(
     limit: int | None,
     name: str,
     progress: bool,
+    notes_modes: bool = True,
 ) -> Iterator[tuple[list[int], TurnBatch, list[Prediction]]]:
     """Yield batches of turns: their indices, their `TurnBatch`, and their predictions. If the
-    layout has a mode, it is noted in the predictions already."""
+    layout has a mode, the one that the model would choose is noted in the predictions already,
+    unless `notes_modes` is false."""
     recs = [bool(p.gold_items) for p in predictions]
     limit = limit or batch_tokens(bundle.model.device)
     parts = chunks(contexts, [p.dialogue for p in predictions], limit)
     for chunk in show_progress(parts, name, progress):
         for members, turns in walk(bundle, contexts, recs, chunk, limit):
-            mine = [predictions[i] for i in members]
-            if bundle.builder.layout.mode:
-                _note_modes(turns, mine)
-            yield members, turns, mine
+            some = [predictions[i] for i in members]
+            if notes_modes and bundle.builder.layout.mode:
+                _note_modes(turns, some)
+            yield members, turns, some
 
 
 def _rank_after(
@@ -242,8 +241,8 @@ def _rank_after(
     plain = bundle.builder.with_layout(Layout(mode=False, item=False))
     cache = TurnCache(turns.prompt).branch(rows)
     there = TurnBatch(replace(bundle, builder=plain), before, cache)
-    mine = [predictions[r] for r in rows]
-    _rank(bundle, there, mine, [True] * len(rows), num_beams, normalize)
+    some = [predictions[r] for r in rows]
+    _rank(bundle, there, some, [True] * len(rows), num_beams, normalize)
 
 
 def _note_modes(turns: TurnBatch, predictions: Sequence[Prediction]) -> None:
@@ -263,8 +262,10 @@ def contexts_of(
     of a dialogue must be adjacent."""
     return [
         context
-        for number, mine in groupby(predictions, key=lambda p: p.dialogue)
-        for context in builder.contexts(dialogues[number].turns, [p.turn for p in mine], reserve)
+        for number, adjacent in groupby(predictions, key=lambda p: p.dialogue)
+        for context in builder.contexts(
+            dialogues[number].turns, [p.turn for p in adjacent], reserve
+        )
     ]
 
 
@@ -326,10 +327,10 @@ def _rank(
         return [one[:num_beams] for one in lists]
 
     for row, items in zip(rows, search(rows, [None] * len(rows)), strict=True):
-        mine = predictions[row]
-        mine.ranking, mine.scores = [i for i, _ in items], [score for _, score in items]
-        if not mine.named:  # a filter would change nothing
-            mine.new_ranking = mine.ranking
+        p = predictions[row]
+        p.ranking, p.scores = [i for i, _ in items], [score for _, score in items]
+        if not p.named:  # a filter would change nothing
+            p.new_ranking = p.ranking
     rows = [
         row
         for row in rows

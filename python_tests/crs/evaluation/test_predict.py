@@ -177,6 +177,9 @@ def test_replies_are_written_again_behind_the_same_items():
     again = write_replies(system, split, blank, max_new_tokens=6, progress=False)
     assert again == made
     assert all(p.reply is None for p in blank)
+    other = [replace(p, mode="of another model", rec_probability=2.0) for p in blank]
+    kept = write_replies(system, split, other, max_new_tokens=6, progress=False)
+    assert [(p.mode, p.rec_probability) for p in kept] == [("of another model", 2.0)] * len(other)
     chosen = write_replies(system, split, blank, only_chosen=True, max_new_tokens=9, progress=False)
     for p in chosen:
         if p.gold_items:

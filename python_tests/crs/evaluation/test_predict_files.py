@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from crs_fast.cli import main
-from crs_fast.crs import text_neighbours
+from crs_fast.crs import shared_encoder
 from crs_fast.crs.checkpoint import save_bundle
 from crs_fast.crs.data.dialogue import CrsDataset
 from crs_fast.crs.data.jsonl import write_dialogues
@@ -110,7 +110,7 @@ def test_joined_rankings_are_made_anew_and_kept(sources, tmp_path, model, monkey
     def encode(texts):
         return torch.tensor([[text.count(c) for c in "Film 0123456789"] for text in texts]).float()
 
-    monkeypatch.setattr(text_neighbours, "load_encoder", lambda encoder: encode)
+    monkeypatch.setattr(shared_encoder, "load_encoder", lambda encoder, device: encode)
     out = tmp_path / "out"
     run(sources, out, model)
     assert [r["kept"] for r in run(sources, out, model, join=0.4)] == [False, False]
