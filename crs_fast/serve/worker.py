@@ -133,7 +133,8 @@ class Worker:
         self._replies = self._no_replies()
 
     def fail(self, turn: Turn, error: Exception) -> None:
-        """End a turn without an answer."""
+        """End a turn without an answer. Whoever cancelled it has been told why."""
+        error = turn.ticket.cancellation or error
         kind = {TimeoutError: "late", Cancelled: "cancelled"}.get(type(error), "failed")
         self.statistics.counts[kind] += 1
         turn.fail(error)

@@ -482,6 +482,26 @@ def test_a_deadline_ends_a_request_that_waits(recommender, gate):
         assert engine.metrics["late"] == 1
 
 
+@pytest.mark.parametrize(
+    ("reason", "counter"),
+    [(None, "cancelled"), (TimeoutError("the engine is busy"), "late")],
+    ids=["gone", "overdue"],
+)
+def test_turns_are_counted_by_why_they_were_cancelled(recommender, reason, counter):
+    """One whose reply is being written, and one that waits. The first reason counts."""
+    with Engine(recommender, max_running=1, max_wait=0.0) as engine:
+        tickets = [engine.submit(TurnRequest(LONG, "rec", max_new_tokens=380))]
+        next(iter(tickets[0]))
+        tickets.append(engine.submit(TurnRequest(ASK)))
+        for ticket in tickets:
+            ticket.cancel(reason)
+            ticket.cancel(None if reason else TimeoutError("the engine is busy"))
+            with pytest.raises(type(reason or Cancelled())):
+                ticket.result(60)
+    counts = {name: engine.metrics[name] for name in ("answered", "cancelled", "late", "failed")}
+    assert counts == {"answered": 0, "cancelled": 0, "late": 0, "failed": 0} | {counter: 2}
+
+
 def test_a_deadline_ends_a_reply_that_is_written(recommender):
     with Engine(recommender) as engine:
         ticket = engine.submit(TurnRequest(LONG, "rec", max_new_tokens=380, deadline=0.15))
