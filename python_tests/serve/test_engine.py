@@ -126,7 +126,7 @@ def test_recorded_steps_change_no_answer(recommender, monkeypatch):
     monkeypatch.setattr(recorded_rows, "record", record)
     other = recommender.with_catalogue(remove=["i6", "i7"])
     requests = mixed_requests()[::2]
-    with Engine(recommender, max_wait=0.0, max_running=3) as engine:
+    with Engine(recommender, max_wait=0.0, max_running=3, cuda_graphs=True) as engine:
         tickets = [engine.submit(request) for request in requests[:4]]
         next(iter(tickets[1]))
         engine.swap(other, "1")
@@ -137,7 +137,7 @@ def test_recorded_steps_change_no_answer(recommender, monkeypatch):
         assert_same(answer, responded(recommender if n < 4 else other, request))
     count = len(recorded)
     assert 1 < count < engine.metrics["steps"] / 3
-    with Engine(recommender, cuda_graphs=False) as engine:
+    with Engine(recommender) as engine:
         engine.submit(requests[0]).result(60)
     assert len(recorded) == count
 
