@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import torch
 
 from .model_state import ModelState
-from .recordings import RecordingPlace, record
+from .recordings import RecordingPlace, record, rounded_up
 from .token_rows import RowsLayer, TokenRows
 from .tree_model import TreeModel
 
-# Positions that the smallest recording reads.
-_LEAST_WIDTH = 256
+# Positions by which the widths of recordings differ; more for wide ones.
+_WIDTH_STEP = 256
 # Keys and values that may stay in memory while there are no rows.
 _KEPT_BYTES = 1 << 30
 _FAILURE = ("token_rows", None)
@@ -36,13 +36,15 @@ class RecordedRows(TokenRows):
     """`TokenRows` on a GPU, where the host needs more time to launch the kernels of a forward pass
     than the device to run them.
 
-        feed: round the numbers of rows and positions up to powers of two
+        feed: round the numbers of rows and positions up
               copy tokens, their positions and where they belong to where the recording reads them
               replay the forward pass recorded for this shape, or record it first
 
-    Powers of two, because a server meets all numbers of rows and lengths, and recording takes as
-    long as several forward passes. The rows that fill up a shape read one token that nobody asks
-    for.
+    Rounded, because a server meets all numbers of rows and lengths, and recording takes as long as
+    several forward passes. Rows become a power of two: those that fill up a shape read one token
+    that nobody asks for, which costs little beside the weights. Positions cost time and memory in
+    every row, so they become a multiple of 256: four shapes for up to 1,024 positions, and from
+    4,096 on eight for each doubling. The buffers are as large as the largest shape.
 
     A prompt's keys and values are always copied, so that the buffers stay where they are while rows
     join and leave. When they grow, all shapes are recorded anew. Recording runs a forward pass
@@ -71,7 +73,7 @@ class RecordedRows(TokenRows):
 
     def _replayed(self, state: ModelState, ids: torch.Tensor) -> torch.Tensor:
         number, rows = len(self), _power_of_two(len(self))
-        self.width = max(_LEAST_WIDTH, _power_of_two(self.width))
+        self.width = rounded_up(self.width, _WIDTH_STEP)
         self._see(rows, self.width)
         layers = self._filled_layers()
         for layer in layers:
@@ -92,6 +94,10 @@ class RecordedRows(TokenRows):
             model, model.device, shape, partial(_Recorded, self.lm, step), ()
         )
         return hidden[:number]
+
+    def room(self, have: tuple[int, int], rows: int, width: int) -> tuple[int, int]:
+        """Exactly the shape that will be recorded."""
+        return max(have[0], _power_of_two(rows)), max(have[1], rounded_up(width, _WIDTH_STEP))
 
     def _free(self) -> None:
         if sum(la.keys.nbytes + la.values.nbytes for la in self._filled_layers()) > _KEPT_BYTES:

@@ -142,6 +142,13 @@ def record(run: Callable[[], T], place: RecordingPlace) -> Callable[[], T]:
     return replay
 
 
+def rounded_up(length: int, least_step: int = 16) -> int:
+    """The length that is recorded for a `length`: less than `least_step` or an eighth more, so that
+    few graphs serve all lengths."""
+    step = max(least_step, 1 << max(0, length.bit_length() - 4))
+    return -(-length // step) * step
+
+
 def fingerprint(model: PreTrainedModel) -> list[Any]:
     """What a model would run, as far as a recording depends on it: its modules, where their weights
     lie, which attention it uses and what PEFT's adapters do."""

@@ -27,7 +27,7 @@ def made(monkeypatch):
         return record_on_tape(run, place)
 
     monkeypatch.setattr(recorded_rows, "record", record)
-    monkeypatch.setattr(recorded_rows, "_LEAST_WIDTH", 16)
+    monkeypatch.setattr(recorded_rows, "_WIDTH_STEP", 16)
     return runs
 
 
@@ -99,6 +99,32 @@ def test_what_was_recorded_serves_rows_that_come_later(made):
         rows.join(8)
         rows.feed()
     assert len(made) == 1
+
+
+@torch.no_grad()
+def test_buffers_are_as_large_as_the_padded_shape(made):
+    """Rounded once, when the prompts join: 4 rows and 48 positions for 3 rows of 33."""
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(33, 5)
+    rows.join(32)
+    layers = rows.rows._cache.layers
+    buffers = [states for layer in layers for states in (layer.keys, layer.values)]
+    assert {(len(states), states.shape[2]) for states in buffers} == {(4, 48)}
+    assert rows.rows._visible.shape == (4, 48)
+    rows.feed(2)
+    assert rows.rows.width == 48
+    after = [states for layer in layers for states in (layer.keys, layer.values)]
+    assert [states.data_ptr() for states in after] == [states.data_ptr() for states in buffers]
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("length", "width"), [(2, 256), (256, 256), (257, 512), (1025, 1280), (4097, 4608)]
+)
+def test_positions_are_padded_by_256_or_an_eighth(length, width):
+    rows = RecordedRows(TreeModel(tiny_model("llama", VOCAB)))
+    assert rows.room((0, 0), 3, length) == (4, width)
+    assert rows.room((0, 0), 4, width) == (4, width)
 
 
 @torch.no_grad()
