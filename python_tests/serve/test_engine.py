@@ -124,6 +124,7 @@ def test_recorded_steps_change_no_answer(recommender, monkeypatch):
 
     monkeypatch.setattr(reply_module, "can_record", lambda device: True)
     monkeypatch.setattr(recorded_rows, "record", record)
+    monkeypatch.setattr(recorded_rows, "device_memory", lambda device: 1 << 40)
     other = recommender.with_catalogue(remove=["i6", "i7"])
     requests = mixed_requests()[::2]
     with Engine(recommender, max_wait=0.0, max_running=3, cuda_graphs=True) as engine:

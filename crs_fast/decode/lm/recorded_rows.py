@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -9,27 +10,32 @@ from typing import Any, NamedTuple
 import torch
 
 from .model_state import ModelState
-from .recordings import RecordingPlace, record, rounded_up
+from .recordings import RecordingPlace, device_memory, record, rounded_up
 from .token_rows import RowsLayer, TokenRows
 from .tree_model import TreeModel
 
 # Positions by which the widths of recordings differ; more for wide ones.
 _WIDTH_STEP = 256
-# Keys and values that may stay in memory while there are no rows.
-_KEPT_BYTES = 1 << 30
+# The part of the device's memory that may hold keys and values while there are no rows.
+_KEPT_SHARE = 0.25
 _FAILURE = ("token_rows", None)
+
+
+Buffers = tuple[tuple[int, torch.Size], ...]
 
 
 class StepShape(NamedTuple):
     """What a recorded forward pass can't change.
 
+    owner: whose buffers they are
     rows, width: numbers of rows and positions, rounded up
     buffers: addresses and shapes of what it reads and writes
     """
 
+    owner: weakref.ref[RecordedRows]
     rows: int
     width: int
-    buffers: tuple[tuple[int, torch.Size], ...]
+    buffers: Buffers
 
 
 class RecordedRows(TokenRows):
@@ -47,8 +53,9 @@ class RecordedRows(TokenRows):
     4,096 on eight for each doubling. The buffers are as large as the largest shape.
 
     A prompt's keys and values are always copied, so that the buffers stay where they are while rows
-    join and leave. When they grow, all shapes are recorded anew. Recording runs a forward pass
-    several times, which changes nothing: the same token is written to the same position.
+    join and leave. Without rows they stay too, unless they take much of the device's memory. When
+    they grow, all shapes are recorded anew. Recording runs a forward pass several times, which
+    changes nothing: the same token is written to the same position.
     """
 
     _borrows = False
@@ -57,6 +64,7 @@ class RecordedRows(TokenRows):
         super().__init__(lm)
         # Token ids, where they belong in the cache, and their positions.
         self._inputs = torch.zeros(3, 0, dtype=torch.int64, device=lm.model.device)
+        self._recorded_buffers: Buffers = ()
 
     def _append(self, ids: torch.Tensor) -> torch.Tensor:
         state, failure = ModelState.of(self.lm.model), ""
@@ -86,7 +94,11 @@ class RecordedRows(TokenRows):
         self._inputs[1:, :rows] = torch.tensor(places, device="cpu")
         buffers = [self._inputs, self._visible]
         buffers += [states for layer in layers for states in (layer.keys, layer.values)]
-        shape = StepShape(rows, self.width, tuple((b.data_ptr(), b.shape) for b in buffers))
+        places_in_memory = tuple((buffer.data_ptr(), buffer.shape) for buffer in buffers)
+        if places_in_memory != self._recorded_buffers:
+            self._recorded_buffers = places_in_memory
+            state.step_recordings.drop(self.lm.model.device, _is_useless)
+        shape = StepShape(weakref.ref(self), rows, self.width, places_in_memory)
         tokens, self.at, positions = self._inputs[:, :rows]
         step = partial(self._forward, tokens, positions)
         model = self.lm.model
@@ -100,7 +112,9 @@ class RecordedRows(TokenRows):
         return max(have[0], _power_of_two(rows)), max(have[1], rounded_up(width, _WIDTH_STEP))
 
     def _free(self) -> None:
-        if sum(la.keys.nbytes + la.values.nbytes for la in self._filled_layers()) > _KEPT_BYTES:
+        layers = self._filled_layers()
+        nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        if nbytes > _KEPT_SHARE * device_memory(self.lm.model.device):
             super()._free()
 
     def _filled_layers(self) -> list[RowsLayer]:
@@ -119,6 +133,12 @@ class _Recorded:
     def __call__(self) -> torch.Tensor:
         """Copied before anybody else may replay, because recordings share their memory."""
         return self._replay().clone()
+
+
+def _is_useless(shape: StepShape) -> bool:
+    """Whether the buffers of a recording are gone."""
+    owner = shape.owner()
+    return owner is None or owner._recorded_buffers != shape.buffers
 
 
 def _power_of_two(number: int) -> int:

@@ -78,11 +78,19 @@ class Recordings:
             return replay(*inputs)
 
     def _keep_newest(self, number: int) -> None:
-        """Drop all but the newest graphs, none of which may be running."""
-        if len(self._kept) > number and self._last_replay is not None:
-            torch.cuda.synchronize()
-        while len(self._kept) > number:
-            self._kept.popitem(last=False)
+        """Drop all but the newest graphs."""
+        self._drop(list(self._kept)[: max(0, len(self._kept) - number)])
+
+    def drop(self, device: torch.device, is_useless: Callable[[Any], bool]) -> None:
+        """Drop the graphs with keys that nobody will ask for again."""
+        with self._turn(device):
+            self._drop([key for key in self._kept if is_useless(key)])
+
+    def _drop(self, keys: list[Hashable]) -> None:
+        if keys and self._last_replay is not None:
+            torch.cuda.synchronize()  # none of them may be running
+        for key in keys:
+            del self._kept[key]
 
     @contextmanager
     def _turn(self, device: torch.device) -> Iterator[None]:
@@ -140,6 +148,11 @@ def record(run: Callable[[], T], place: RecordingPlace) -> Callable[[], T]:
         return result
 
     return replay
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory that a GPU has, whoever uses them."""
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def rounded_up(length: int, least_step: int = 16) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +32,10 @@ class TokenRows:
 
     def __init__(self, lm: TreeModel) -> None:
         self.lm = lm
-        self._cache = Cache(layer_class_to_replicate=lambda: RowsLayer(self))  # type: ignore[arg-type]
+        # Weak, so that the layers' memory goes back as soon as nobody holds the rows.
+        self._weak_self: TokenRows = weakref.proxy(self)
+        new_layer = partial(RowsLayer, self._weak_self)
+        self._cache = Cache(layer_class_to_replicate=new_layer)  # type: ignore[arg-type]
         self._counts: list[int] = []  # tokens of each row
         self._ends: list[int] = []  # the position behind each row's last token
         self._visible = torch.empty(0, 0, dtype=torch.bool, device=lm.model.device)
@@ -49,7 +54,7 @@ class TokenRows:
         layers: list[Any] = prompt.cache.layers
         own: list[Any] = self._cache.layers
         while len(own) < len(layers):
-            own.append(RowsLayer(self))
+            own.append(RowsLayer(self._weak_self))
         for rows_layer, layer in zip(own, layers, strict=False):
             if not layer.is_initialized:
                 continue

@@ -28,6 +28,7 @@ def made(monkeypatch):
 
     monkeypatch.setattr(recorded_rows, "record", record)
     monkeypatch.setattr(recorded_rows, "_WIDTH_STEP", 16)
+    monkeypatch.setattr(recorded_rows, "device_memory", lambda device: 1 << 40)
     return runs
 
 
@@ -157,12 +158,48 @@ def test_memory_goes_back_if_it_is_much(made, monkeypatch):
     rows = Sequences(tiny_model("llama", VOCAB))
     rows.join(9)
     rows.feed()
-    monkeypatch.setattr(recorded_rows, "_KEPT_BYTES", 100)
+    monkeypatch.setattr(recorded_rows, "device_memory", lambda device: 400)
     rows.leave(0)
     assert not rows.rows._cache.layers
     rows.join(9, 4)
     rows.feed(2)
     assert len(made) == 2
+
+
+@torch.no_grad()
+def test_a_quarter_of_the_memory_may_stay(made, monkeypatch):
+    rows = Sequences(tiny_model("llama", VOCAB))
+    layers = rows.rows._cache.layers
+    for share, stays in ((4, True), (3, False)):
+        rows.join(9)
+        rows.feed()
+        most = share * sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        monkeypatch.setattr(recorded_rows, "device_memory", lambda device, most=most: most)
+        rows.leave(0)
+        assert bool(layers) is stays
+
+
+@torch.no_grad()
+def test_recordings_go_with_their_buffers(made):
+    model = tiny_model("llama", VOCAB)
+    kept = ModelState.of(model).step_recordings._kept
+    rows, others = Sequences(model), Sequences(model)
+    rows.join(9)
+    rows.feed()
+    others.join(9)
+    others.feed()
+    assert len(kept) == 2
+    rows.join(3, 4)  # more rows than the buffers have
+    rows.feed()
+    assert len(kept) == 2
+    rows.leave(1, 2)
+    rows.feed()
+    assert len(kept) == 3  # the buffers stay as they are
+    made.clear()  # which holds them
+    del rows
+    others.join(3)
+    others.feed()
+    assert len(kept) == 1
 
 
 @torch.no_grad()
