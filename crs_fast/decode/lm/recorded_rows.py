@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .model_state import ModelState
+from .prompt import Prompt
 from .recordings import RecordingPlace, device_memory, record, rounded_up
 from .token_rows import RowsLayer, TokenRows
 from .tree_model import TreeModel
@@ -19,7 +20,6 @@ _WIDTH_STEP = 256
 # The part of the device's memory that may hold keys and values while there are no rows.
 _KEPT_SHARE = 0.25
 _FAILURE = ("token_rows", None)
-
 
 Buffers = tuple[tuple[int, torch.Size], ...]
 
@@ -56,6 +56,9 @@ class RecordedRows(TokenRows):
     join and leave. Without rows they stay too, unless they take much of the device's memory. When
     they grow, all shapes are recorded anew. Recording runs a forward pass several times, which
     changes nothing: the same token is written to the same position.
+
+    Whether the model has changed is checked when rows join and not in every step, because for 30
+    layers that takes more than a millisecond of the host's time.
     """
 
     _borrows = False
@@ -65,6 +68,11 @@ class RecordedRows(TokenRows):
         # Token ids, where they belong in the cache, and their positions.
         self._inputs = torch.zeros(3, 0, dtype=torch.int64, device=lm.model.device)
         self._recorded_buffers: Buffers = ()
+        self._is_joined = False  # since the last step
+
+    def join(self, prompt: Prompt) -> None:
+        super().join(prompt)
+        self._is_joined = True
 
     def _append(self, ids: torch.Tensor) -> torch.Tensor:
         state, failure = ModelState.of(self.lm.model), ""
@@ -103,8 +111,9 @@ class RecordedRows(TokenRows):
         step = partial(self._forward, tokens, positions)
         model = self.lm.model
         hidden = state.step_recordings.run(
-            model, model.device, shape, partial(_Recorded, self.lm, step), ()
+            model, model.device, shape, partial(_Recorded, self.lm, step), (), not self._is_joined
         )
+        self._is_joined = False
         return hidden[:number]
 
     def room(self, have: tuple[int, int], rows: int, width: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crs_fast.decode import Prompt, TreeModel, right_pad
-from crs_fast.decode.lm import recorded_rows
+from crs_fast.decode.lm import recorded_rows, recordings
 from crs_fast.decode.lm.model_state import ModelState
 from crs_fast.decode.lm.recorded_rows import RecordedRows
 from crs_fast.decode.lm.recordings import MAX_STEP_RECORDINGS
@@ -212,8 +212,49 @@ def test_a_model_that_changes_is_recorded_anew(made):
     rows.feed()
     assert len(made) == 1
     model.model.norm.weight = torch.nn.Parameter(torch.rand_like(model.model.norm.weight))
+    rows.leave(0)
+    rows.join(9)
     rows.feed()
     assert len(made) == 2
+
+
+@torch.no_grad()
+def test_a_model_is_compared_when_rows_join(made, monkeypatch):
+    """That takes longer than it takes to launch some kernels."""
+    compared, real = [], recordings.fingerprint
+
+    def fingerprint(model):
+        compared.append(model)
+        return real(model)
+
+    monkeypatch.setattr(recordings, "fingerprint", fingerprint)
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(5)
+    rows.feed(3)
+    assert len(compared) == 1  # when it was recorded
+    rows.leave(0)
+    rows.join(5)
+    rows.feed(3)
+    assert len(compared) == 2
+
+
+@torch.no_grad()
+def test_a_change_that_a_new_recording_shows_counts_for_all(made):
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(9, 5, 7)
+    rows.leave(1, 2)
+    rows.feed()
+    rows.leave(0)
+    rows.join(5, 6, 7)
+    rows.feed()
+    assert len(made) == 2  # 1 row, 4 rows
+    norm = rows.model.model.norm
+    norm.weight = torch.nn.Parameter(torch.rand_like(norm.weight))
+    rows.leave(2)
+    rows.feed()
+    rows.leave(1)
+    rows.feed()
+    assert len(made) == 4  # 2 rows, and 1 row again
 
 
 @torch.no_grad()
