@@ -19,6 +19,7 @@ import os
 import statistics
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,9 +37,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import environment
 from benchmarks.cases import attention, beams, head, lookup, training
 from benchmarks.run import measure
-from crs_fast.decode import recommend
+from crs_fast.decode import Prompt, TreeModel, recommend
 from crs_fast.decode.lm.head import LOGITS_AT_ONCE, NORMALIZERS
 from crs_fast.decode.lm.joint_linear import PROJECTIONS, lay_together
+from crs_fast.decode.lm.recorded_rows import RecordedRows
+from crs_fast.decode.lm.recordings import can_record
+from crs_fast.decode.lm.token_rows import TokenRows
 from crs_fast.ops.codebook import eager as codebook_eager
 from crs_fast.ops.codebook import triton as codebook
 from crs_fast.ops.codebook import triton_statistics
@@ -158,6 +162,36 @@ def search(
     return of.workload + (", compiled" if compiled else ""), run
 
 
+# Whether the steps of replies are recorded; `Engine(cuda_graphs=...)` says which it takes.
+REPLY_STEPS = Choice[type[TokenRows]]({"launched": TokenRows, "recorded": RecordedRows})
+
+
+def reply_steps(
+    rows: int, prompt: int, size: str, device: str
+) -> tuple[str, Callable[[], torch.Tensor]]:
+    """Logits after some tokens of every reply. The rows stay from call to call, as in an engine."""
+    steps = 16 if size == "full" else 2
+    of = beams.System(size, device, batch=rows, prompt=prompt, beams=1)
+    lm = TreeModel(of.model)
+    designs = REPLY_STEPS.designs.values()
+    kept = {kind: (kind if can_record(lm.model.device) else TokenRows)(lm) for kind in designs}
+    with torch.no_grad():
+        prompts = Prompt(of.model, of.ids, torch.ones_like(of.ids, dtype=torch.bool), room=steps)
+
+    @torch.no_grad()
+    def run() -> torch.Tensor:
+        batch = kept[REPLY_STEPS.now]
+        batch.join(prompts)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*not recorded.*")
+            for step in range(steps):
+                hidden = batch.feed(of.ids[:, step])
+        batch.leave(range(of.batch))
+        return lm.head(hidden).float()
+
+    return f"{steps} steps of replies, {of.workload}", run
+
+
 _LOOKUPS = ((1_000_000, 32, 4, 256), (262_144, 128, 3, 2048))
 # As `attention.SHAPES`: Qwen3's heads, one request and eight, short and long prompts.
 _TREES = (
@@ -175,6 +209,10 @@ _HEADS = (
     (400, 576, 50_176),
 )
 CONTESTS = [
+    *(
+        Contest("reply_steps", REPLY_STEPS, partial(reply_steps, rows, 512), 0.1)
+        for rows in (8, 64)
+    ),
     *(
         Contest(
             "residual_lookup",

@@ -67,8 +67,8 @@ def test_limits():
 
 def test_options_of_the_engine():
     assert _engine_options(parsed()) == {}
-    assert _engine_options(parsed("--no-cuda-graphs", "--cache-gib", "0.5")) == {
-        "cuda_graphs": False,
+    assert _engine_options(parsed("--cuda-graphs", "--cache-gib", "0.5")) == {
+        "cuda_graphs": True,
         "cache_bytes": 1 << 29,
     }
 

@@ -75,11 +75,10 @@ def _engine_arguments(group: Any) -> None:
     group.add_argument("--max-running", type=_whole, help="replies written at a time")
     group.add_argument("--cache-gib", type=above_zero, help="memory for past conversations")
     group.add_argument(
-        "--no-cuda-graphs",
-        dest="cuda_graphs",
-        action="store_false",
+        "--cuda-graphs",
+        action="store_true",
         default=None,
-        help="on a GPU, launch each step of the replies anew",
+        help="on a GPU, record the steps of the replies in CUDA graphs",
     )
     group.add_argument(
         "--max-connections", type=_whole, default=1000, help="connections before 503"

@@ -23,7 +23,7 @@ from crs_fast.trie import Vocabulary
 
 from .lm.model_state import ModelState
 from .lm.prompt import PaddedBatch, Prompt
-from .lm.recordings import RecordingPlace, record
+from .lm.recordings import RecordingPlace, record, rounded_up
 from .lm.tree_model import TreeModel
 from .output import Beams
 from .search import search
@@ -98,13 +98,6 @@ def search_in_graph(
     inputs = prompts.ids, prompts.mask, request.bitmaps
     recordings = ModelState.of(model).recordings
     return recordings.run(model, prompts.ids.device, shape, make, inputs)
-
-
-def rounded_up(length: int) -> int:
-    """The prompt length that is recorded for prompts of `length`: less than 16 or an eighth more,
-    so that few graphs serve all lengths."""
-    step = max(16, 1 << max(0, length.bit_length() - 4))
-    return -(-length // step) * step
 
 
 class RecordedSearch:

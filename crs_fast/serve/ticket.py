@@ -39,7 +39,8 @@ class Ticket:
         self._events: list[Event | Written] = []
         self._changed = threading.Condition()
         self._wakers: list[Callable[[], None]] = []
-        self._is_cancelled = False
+        # Why it was cancelled.
+        self.cancellation: Exception | None = None
 
     @property
     def is_done(self) -> bool:
@@ -48,13 +49,14 @@ class Ticket:
 
     @property
     def is_cancelled(self) -> bool:
-        return self._is_cancelled
+        return self.cancellation is not None
 
     def cancel(self, reason: Exception | None = None) -> None:
         """Stop the request. Its last event is `Failed(reason)`, by default `Cancelled`, unless it
-        has ended already."""
-        self._is_cancelled = True
-        self.put(Failed(reason or Cancelled("the request was cancelled")))
+        has ended already. The first reason counts."""
+        if self.cancellation is None:
+            self.cancellation = reason or Cancelled("the request was cancelled")
+        self.put(Failed(self.cancellation))
 
     def result(self, timeout: float | None = None) -> TurnAnswer:
         """Wait for the end.

@@ -43,7 +43,7 @@ class Worker:
         conversations: Conversations,
         statistics: Statistics,
         max_chunk: int,
-        cuda_graphs: bool = True,
+        cuda_graphs: bool = False,
     ) -> None:
         self.model, self.conversations, self.statistics = model, conversations, statistics
         self.max_chunk, self.cuda_graphs = max_chunk, cuda_graphs
@@ -130,7 +130,8 @@ class Worker:
         self._replies = self._no_replies()
 
     def fail(self, turn: Turn, error: Exception) -> None:
-        """End a turn without an answer."""
+        """End a turn without an answer. Whoever cancelled it has been told why."""
+        error = turn.ticket.cancellation or error
         kind = {TimeoutError: "late", Cancelled: "cancelled"}.get(type(error), "failed")
         self.statistics.counts[kind] += 1
         turn.fail(error)
@@ -139,8 +140,8 @@ class Worker:
         """The turns that are neither cancelled nor past their deadline; the others end."""
         now, left = time.monotonic(), []
         for turn in turns:
-            if turn.is_cancelled:
-                self.fail(turn, Cancelled("the request was cancelled"))
+            if turn.ticket.cancellation is not None:
+                self.fail(turn, turn.ticket.cancellation)
             elif turn.is_late(now):
                 deadline = turn.request.deadline
                 self.fail(turn, TimeoutError(f"no answer within the deadline of {deadline} s"))

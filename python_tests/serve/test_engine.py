@@ -124,9 +124,10 @@ def test_recorded_steps_change_no_answer(recommender, monkeypatch):
 
     monkeypatch.setattr(reply_module, "can_record", lambda device: True)
     monkeypatch.setattr(recorded_rows, "record", record)
+    monkeypatch.setattr(recorded_rows, "device_memory", lambda device: 1 << 40)
     other = recommender.with_catalogue(remove=["i6", "i7"])
     requests = mixed_requests()[::2]
-    with Engine(recommender, max_wait=0.0, max_running=3) as engine:
+    with Engine(recommender, max_wait=0.0, max_running=3, cuda_graphs=True) as engine:
         tickets = [engine.submit(request) for request in requests[:4]]
         next(iter(tickets[1]))
         engine.swap(other, "1")
@@ -137,7 +138,7 @@ def test_recorded_steps_change_no_answer(recommender, monkeypatch):
         assert_same(answer, responded(recommender if n < 4 else other, request))
     count = len(recorded)
     assert 1 < count < engine.metrics["steps"] / 3
-    with Engine(recommender, cuda_graphs=False) as engine:
+    with Engine(recommender) as engine:
         engine.submit(requests[0]).result(60)
     assert len(recorded) == count
 
@@ -480,6 +481,26 @@ def test_a_deadline_ends_a_request_that_waits(recommender, gate):
             late.result(60)
         first.result(60)
         assert engine.metrics["late"] == 1
+
+
+@pytest.mark.parametrize(
+    ("reason", "counter"),
+    [(None, "cancelled"), (TimeoutError("the engine is busy"), "late")],
+    ids=["gone", "overdue"],
+)
+def test_turns_are_counted_by_why_they_were_cancelled(recommender, reason, counter):
+    """One whose reply is being written, and one that waits. The first reason counts."""
+    with Engine(recommender, max_running=1, max_wait=0.0) as engine:
+        tickets = [engine.submit(TurnRequest(LONG, "rec", max_new_tokens=380))]
+        next(iter(tickets[0]))
+        tickets.append(engine.submit(TurnRequest(ASK)))
+        for ticket in tickets:
+            ticket.cancel(reason)
+            ticket.cancel(None if reason else TimeoutError("the engine is busy"))
+            with pytest.raises(type(reason or Cancelled())):
+                ticket.result(60)
+    counts = {name: engine.metrics[name] for name in ("answered", "cancelled", "late", "failed")}
+    assert counts == {"answered": 0, "cancelled": 0, "late": 0, "failed": 0} | {counter: 2}
 
 
 def test_a_deadline_ends_a_reply_that_is_written(recommender):

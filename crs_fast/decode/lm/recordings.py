@@ -44,6 +44,7 @@ class Recordings:
         self._lock, self._most = lock, most
         # Each with the model's fingerprint at the time.
         self._kept: OrderedDict[Hashable, tuple[list[Any], Callable[..., Any]]] = OrderedDict()
+        self._newest: list[Any] = []  # the model's last fingerprint
         self._pool: Any = None
         self._stream: Any = None
         self._last_replay: Any = None  # event: the newest replay has ended
@@ -55,9 +56,11 @@ class Recordings:
         key: Hashable,
         make: Callable[[RecordingPlace], Callable[..., T]],
         inputs: tuple[Any, ...],
+        is_unchanged: bool = False,
     ) -> T:
         """What the graph of this key gives for `inputs`, which are on `device`. `make` records the
-        graph where there is none, or where the model has changed since."""
+        graph where there is none, or where the model has changed since. `is_unchanged`: the model
+        is as it was at its last fingerprint, so none is taken."""
         with self._turn(device):
             others = self._most - 1
             if key in self._kept:
@@ -65,24 +68,36 @@ class Recordings:
                 recorded, replay = self._kept[key]
                 result = replay(*inputs)
                 # Compared while the device replays.
-                if recorded == fingerprint(model):
+                if not is_unchanged:
+                    self._newest = fingerprint(model)
+                if recorded == self._newest:
                     return result
                 others = 0  # none of them is of the model as it is now
             with _recording:
                 self._keep_newest(others)
                 pool, self._pool = self._pool, None  # what a failure leaves in it, nobody knows
-                recorded = fingerprint(model)
-                self._kept[key] = recorded, make(RecordingPlace(pool, self._stream))
+                self._newest = fingerprint(model)
+                self._kept[key] = self._newest, make(RecordingPlace(pool, self._stream))
             self._pool = pool
             _, replay = self._kept[key]
             return replay(*inputs)
 
     def _keep_newest(self, number: int) -> None:
-        """Drop all but the newest graphs, none of which may be running."""
-        if len(self._kept) > number and self._last_replay is not None:
-            torch.cuda.synchronize()
-        while len(self._kept) > number:
-            self._kept.popitem(last=False)
+        """Drop all but the newest graphs."""
+        self._drop(list(self._kept)[: max(0, len(self._kept) - number)])
+
+    def drop(self, device: torch.device, is_useless: Callable[[Any], bool]) -> None:
+        """Drop the graphs with keys that nobody will ask for again."""
+        with self._turn(device):
+            self._drop([key for key in self._kept if is_useless(key)])
+            if not self._kept:
+                self._pool = None  # its memory goes back with its last graph
+
+    def _drop(self, keys: list[Hashable]) -> None:
+        if keys and self._last_replay is not None:
+            torch.cuda.synchronize()  # none of them may be running
+        for key in keys:
+            del self._kept[key]
 
     @contextmanager
     def _turn(self, device: torch.device) -> Iterator[None]:
@@ -140,6 +155,18 @@ def record(run: Callable[[], T], place: RecordingPlace) -> Callable[[], T]:
         return result
 
     return replay
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of memory that a GPU has, whoever uses them."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def rounded_up(length: int, least_step: int = 16) -> int:
+    """The length that is recorded for a `length`: less than `least_step` or an eighth more, so that
+    few graphs serve all lengths."""
+    step = max(least_step, 1 << max(0, length.bit_length() - 4))
+    return -(-length // step) * step
 
 
 def fingerprint(model: PreTrainedModel) -> list[Any]:

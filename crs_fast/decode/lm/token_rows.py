@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +32,10 @@ class TokenRows:
 
     def __init__(self, lm: TreeModel) -> None:
         self.lm = lm
-        self._cache = Cache(layer_class_to_replicate=lambda: RowsLayer(self))  # type: ignore[arg-type]
+        # Weak, so that the layers' memory goes back as soon as nobody holds the rows.
+        self._weak_self: TokenRows = weakref.proxy(self)
+        new_layer = partial(RowsLayer, self._weak_self)
+        self._cache = Cache(layer_class_to_replicate=new_layer)  # type: ignore[arg-type]
         self._counts: list[int] = []  # tokens of each row
         self._ends: list[int] = []  # the position behind each row's last token
         self._visible = torch.empty(0, 0, dtype=torch.bool, device=lm.model.device)
@@ -49,7 +54,7 @@ class TokenRows:
         layers: list[Any] = prompt.cache.layers
         own: list[Any] = self._cache.layers
         while len(own) < len(layers):
-            own.append(RowsLayer(self))
+            own.append(RowsLayer(self._weak_self))
         for rows_layer, layer in zip(own, layers, strict=False):
             if not layer.is_initialized:
                 continue
@@ -57,7 +62,7 @@ class TokenRows:
                 rows_layer.adopt(layer)
             else:
                 rows_layer.put(first, layer.keys, layer.values)
-        self._see(first + batch, length)
+        self._see(first + batch, length + 1)
         self._visible[first : first + batch, :length] = prompt.mask
         self._visible[first : first + batch, length:] = False
         position = torch.arange(1, length + 1, device=prompt.mask.device)
@@ -116,11 +121,18 @@ class TokenRows:
 
     def _see(self, rows: int, width: int) -> None:
         """Make room in `_visible`."""
-        more_rows = max(0, rows - self._visible.shape[0])
-        more = max(0, width - self._visible.shape[1])
-        if more_rows or more:
-            wider = more and more + width // 2
-            self._visible = F.pad(self._visible, (0, wider, 0, more_rows), value=False)
+        have_rows, have = self._visible.shape
+        if rows > have_rows or width > have:
+            rows, width = self.room((have_rows, have), rows, width)
+            added = (0, width - have, 0, rows - have_rows)
+            self._visible = F.pad(self._visible, added, value=False)
+
+    def room(self, have: tuple[int, int], rows: int, width: int) -> tuple[int, int]:
+        """The rows and positions that buffers get which have too few: more than they lack, so that
+        they seldom grow."""
+        have_rows, have_width = have
+        more_rows = have_rows if rows <= have_rows else max(rows, 2 * have_rows)
+        return more_rows, have_width if width <= have_width else width + width // 2
 
 
 class RowsLayer(DynamicLayer):
@@ -150,23 +162,23 @@ class RowsLayer(DynamicLayer):
         self.dtype, self.device, self.is_initialized = self.keys.dtype, self.keys.device, True
 
     def put(self, first: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Copy keys and values [B, H, n, D] into the rows from `first` on."""
+        """Copy keys and values [B, H, n, D] into the rows from `first` on, with room for a token
+        more."""
         rows, length = first + keys.shape[0], keys.shape[2]
         if not self.is_initialized:
             self.keys, self.values = keys[:0], values[:0]
             self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self.reserve(rows, length)
+        self.reserve(rows, length + 1)
         for buffer, states in ((self.keys, keys), (self.values, values)):
             buffer[first:rows, :, :length] = states
             buffer[first:rows, :, length:] = 0  # a row that left may have had numbers that are none
 
     def reserve(self, rows: int, width: int) -> None:
-        """Make room for so many rows and positions, and for more of what is lacking."""
+        """Make room for so many rows and positions."""
         have_rows, _, have, _ = self.keys.shape
         if rows <= have_rows and width <= have:
             return
-        rows = have_rows if rows <= have_rows else max(rows, 2 * have_rows)
-        width = have if width <= have else width + width // 2
+        rows, width = self.rows.room((have_rows, have), rows, width)
         self.keys = _larger(self.keys, rows, width)
         self.values = _larger(self.values, rows, width)
         self.is_lent = False

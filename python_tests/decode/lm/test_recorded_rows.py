@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crs_fast.decode import Prompt, TreeModel, right_pad
-from crs_fast.decode.lm import recorded_rows
+from crs_fast.decode.lm import recorded_rows, recordings
 from crs_fast.decode.lm.model_state import ModelState
 from crs_fast.decode.lm.recorded_rows import RecordedRows
 from crs_fast.decode.lm.recordings import MAX_STEP_RECORDINGS
@@ -27,7 +27,8 @@ def made(monkeypatch):
         return record_on_tape(run, place)
 
     monkeypatch.setattr(recorded_rows, "record", record)
-    monkeypatch.setattr(recorded_rows, "_LEAST_WIDTH", 16)
+    monkeypatch.setattr(recorded_rows, "_WIDTH_STEP", 16)
+    monkeypatch.setattr(recorded_rows, "device_memory", lambda device: 1 << 40)
     return runs
 
 
@@ -102,6 +103,32 @@ def test_what_was_recorded_serves_rows_that_come_later(made):
 
 
 @torch.no_grad()
+def test_buffers_are_as_large_as_the_padded_shape(made):
+    """Rounded once, when the prompts join: 4 rows and 48 positions for 3 rows of 33."""
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(33, 5)
+    rows.join(32)
+    layers = rows.rows._cache.layers
+    buffers = [states for layer in layers for states in (layer.keys, layer.values)]
+    assert {(len(states), states.shape[2]) for states in buffers} == {(4, 48)}
+    assert rows.rows._visible.shape == (4, 48)
+    rows.feed(2)
+    assert rows.rows.width == 48
+    after = [states for layer in layers for states in (layer.keys, layer.values)]
+    assert [states.data_ptr() for states in after] == [states.data_ptr() for states in buffers]
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(
+    ("length", "width"), [(2, 256), (256, 256), (257, 512), (1025, 1280), (4097, 4608)]
+)
+def test_positions_are_padded_by_256_or_an_eighth(length, width):
+    rows = RecordedRows(TreeModel(tiny_model("llama", VOCAB)))
+    assert rows.room((0, 0), 3, length) == (4, width)
+    assert rows.room((0, 0), 4, width) == (4, width)
+
+
+@torch.no_grad()
 def test_a_result_outlives_the_next_step(made):
     rows = Sequences(tiny_model("llama", VOCAB))
     rows.join(3, 5)
@@ -131,12 +158,48 @@ def test_memory_goes_back_if_it_is_much(made, monkeypatch):
     rows = Sequences(tiny_model("llama", VOCAB))
     rows.join(9)
     rows.feed()
-    monkeypatch.setattr(recorded_rows, "_KEPT_BYTES", 100)
+    monkeypatch.setattr(recorded_rows, "device_memory", lambda device: 400)
     rows.leave(0)
     assert not rows.rows._cache.layers
     rows.join(9, 4)
     rows.feed(2)
     assert len(made) == 2
+
+
+@torch.no_grad()
+def test_a_quarter_of_the_memory_may_stay(made, monkeypatch):
+    rows = Sequences(tiny_model("llama", VOCAB))
+    layers = rows.rows._cache.layers
+    for share, stays in ((4, True), (3, False)):
+        rows.join(9)
+        rows.feed()
+        most = share * sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        monkeypatch.setattr(recorded_rows, "device_memory", lambda device, most=most: most)
+        rows.leave(0)
+        assert bool(layers) is stays
+
+
+@torch.no_grad()
+def test_recordings_go_with_their_buffers(made):
+    model = tiny_model("llama", VOCAB)
+    kept = ModelState.of(model).step_recordings._kept
+    rows, others = Sequences(model), Sequences(model)
+    rows.join(9)
+    rows.feed()
+    others.join(9)
+    others.feed()
+    assert len(kept) == 2
+    rows.join(3, 4)  # more rows than the buffers have
+    rows.feed()
+    assert len(kept) == 2
+    rows.leave(1, 2)
+    rows.feed()
+    assert len(kept) == 3  # the buffers stay as they are
+    made.clear()  # which holds them
+    del rows
+    others.join(3)
+    others.feed()
+    assert len(kept) == 1
 
 
 @torch.no_grad()
@@ -149,8 +212,49 @@ def test_a_model_that_changes_is_recorded_anew(made):
     rows.feed()
     assert len(made) == 1
     model.model.norm.weight = torch.nn.Parameter(torch.rand_like(model.model.norm.weight))
+    rows.leave(0)
+    rows.join(9)
     rows.feed()
     assert len(made) == 2
+
+
+@torch.no_grad()
+def test_a_model_is_compared_when_rows_join(made, monkeypatch):
+    """That takes longer than it takes to launch some kernels."""
+    compared, real = [], recordings.fingerprint
+
+    def fingerprint(model):
+        compared.append(model)
+        return real(model)
+
+    monkeypatch.setattr(recordings, "fingerprint", fingerprint)
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(5)
+    rows.feed(3)
+    assert len(compared) == 1  # when it was recorded
+    rows.leave(0)
+    rows.join(5)
+    rows.feed(3)
+    assert len(compared) == 2
+
+
+@torch.no_grad()
+def test_a_change_that_a_new_recording_shows_counts_for_all(made):
+    rows = Sequences(tiny_model("llama", VOCAB))
+    rows.join(9, 5, 7)
+    rows.leave(1, 2)
+    rows.feed()
+    rows.leave(0)
+    rows.join(5, 6, 7)
+    rows.feed()
+    assert len(made) == 2  # 1 row, 4 rows
+    norm = rows.model.model.norm
+    norm.weight = torch.nn.Parameter(torch.rand_like(norm.weight))
+    rows.leave(2)
+    rows.feed()
+    rows.leave(1)
+    rows.feed()
+    assert len(made) == 4  # 2 rows, and 1 row again
 
 
 @torch.no_grad()

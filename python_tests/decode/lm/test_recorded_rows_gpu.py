@@ -16,7 +16,7 @@ pytestmark = pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2", "gemma2", "mistral"])
 @torch.no_grad()
 def test_rows_that_join_grow_and_leave(kind, attention, monkeypatch):
-    monkeypatch.setattr(recorded_rows, "_LEAST_WIDTH", 16)
+    monkeypatch.setattr(recorded_rows, "_WIDTH_STEP", 16)
     rows = Sequences(tiny_model(kind, VOCAB).cuda(), attention, atol=2e-3, rtol=1e-3)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*not recorded.*")
