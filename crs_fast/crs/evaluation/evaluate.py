@@ -116,10 +116,6 @@ def evaluate(
         ValueError: the data set lacks this split or "train", the split has no target, or two of its
             dialogues have one id.
     """
-    if not hasattr(recommender, "bundle"):
-        raise ValueError(
-            f"evaluate: recommender must be a Recommender (got {type(recommender).__name__})"
-        )
     check_kind("evaluate: dataset", dataset, CrsDataset, "a CrsDataset")
     check_arguments(
         "evaluate",
@@ -139,6 +135,10 @@ def evaluate(
         if not callable(baseline):
             raise ValueError(f"evaluate: baselines[{name!r}] must be a function (got {baseline!r})")
     need_splits(dataset, "evaluate", ("train", split))
+    if not hasattr(recommender, "bundle"):
+        raise ValueError(
+            f"evaluate: recommender must be a Recommender (got {type(recommender).__name__})"
+        )
     start = time.perf_counter()
     join = join or recommender.join
     dialogues = dataset.splits[split][:limit]
