@@ -233,7 +233,6 @@ def train_recommender(
             as in `train`.
     """
     check_kind("train_recommender: dataset", dataset, CrsDataset, "a CrsDataset")
-    check_backbone("train_recommender", backbone)
     check_path("train_recommender: output_dir", output_dir)
     check_kind("train_recommender: sids", sids, SidConfig | None, "a SidConfig or None")
     check_kind("train_recommender: training", training, TrainConfig | None, "a TrainConfig or None")
@@ -242,6 +241,7 @@ def train_recommender(
     check_folder("train_recommender: output_dir", Path(output_dir))
     need_splits(dataset, "train_recommender", ["train"])
     check_items("train_recommender", dataset.items)
+    check_backbone("train_recommender", backbone)
     training = training or TrainConfig()
     if titles:
         given = {"sids": sids, "catalogue": catalogue, "code_noise": training.code_noise}
