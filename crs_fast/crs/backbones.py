@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from crs_fast._arguments import Rule, check_arguments, check_path
 from crs_fast._text import well_formed
 from crs_fast.crs.manifest import refuse_pickles
 
@@ -50,6 +51,10 @@ def load_backbone(
         ValueError: the weights in a directory are pickles, `four_bit` is given with `"smollm2"`, or
             the name is `"tiny"`, a model that is made and not loaded.
     """
+    check_path("load_backbone: name", name)
+    check_dtype("load_backbone: dtype", dtype)
+    flags = dict(four_bit=four_bit, trust_remote_code=trust_remote_code)
+    check_arguments("load_backbone", (Rule(" ".join(flags), bool),), **flags)
     if str(name) == TINY:
         raise ValueError(
             "load_backbone: name must be a path or a hub name; a tiny model is made from texts, "
@@ -73,6 +78,17 @@ def load_backbone(
         file.parent, gguf_file=file.name, dtype=dtype, **_dequantize()
     )
     return model, tokenizer
+
+
+def check_dtype(what: str, dtype: Any) -> None:
+    """
+    Raises:
+        ValueError: `dtype` is no dtype of floats that weights can have, by itself or by its name.
+    """
+    known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype in (None, "auto") or (isinstance(known, torch.dtype) and known.is_floating_point):
+        return
+    raise ValueError(f"{what} must be a floating dtype of torch or None (got {dtype!r})")
 
 
 def _four_bit(name: str | Path) -> dict[str, Any]:

@@ -22,10 +22,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
+from crs_fast._arguments import (
+    Rule,
+    at_least,
+    check_arguments,
+    check_device,
+    check_kind,
+    check_path,
+)
 from crs_fast._files import replacing_folder
 from crs_fast._version import __version__
 from crs_fast.crs import chat_template, model_card
-from crs_fast.crs.backbones import merge_lora
+from crs_fast.crs.backbones import check_dtype, merge_lora
 from crs_fast.crs.control_tokens import ControlTokens, new_tokens
 from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.data.jsonl import read_items, write_items
@@ -52,6 +60,8 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "quantizer": (str, type(None)),
     "sha256": dict,
 }
+_SETTINGS = (Rule("quantizer", str, optional=True), Rule("max_length", int, *at_least(1)))
+_LOADING = (Rule("quantizer", str, optional=True), Rule("trust_remote_code", bool))
 KEPT = ("training",)  # a folder of the training run, which saving must not delete
 
 
@@ -98,12 +108,16 @@ def save_bundle(
     Raises:
         ValueError: the parts do not fit together, or `path` holds something other than a bundle.
     """
+    _check_parts(path, backbone, trie, vocab, control, items)
+    check_arguments("save_bundle", _SETTINGS, quantizer=quantizer, max_length=max_length)
+    if not (more is None or callable(more)):
+        raise ValueError(f"save_bundle: more must be a function or None (got {more!r})")
     path = Path(path)
+    check_items_of("save_bundle", trie, items)
+    check_folder("save_bundle: path", path)
     model, tokenizer = backbone
     model = merge_lora(model)
-    check_items_of("save_bundle", trie, items)
     _check_model("save_bundle", model, vocab, control)
-    check_folder("save_bundle: path", path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing_folder(path, KEPT.__contains__) as partial:
         model.save_pretrained(partial)
@@ -137,6 +151,32 @@ def save_bundle(
         )
         (partial / model_card.FILE).write_text(card)
     return path
+
+
+def _check_parts(path: Any, backbone: Any, trie: Any, vocab: Any, control: Any, items: Any) -> None:
+    op = "save_bundle"
+    check_path(f"{op}: path", path)
+    check_backbone(op, backbone)
+    check_kind(f"{op}: trie", trie, SidTrie, "a SidTrie")
+    if not hasattr(vocab, "to_dict") or not hasattr(vocab, "token_ids"):
+        raise ValueError(f"{op}: vocab must be a vocabulary (got {type(vocab).__name__})")
+    check_kind(f"{op}: control", control, ControlTokens, "ControlTokens")
+    is_list = isinstance(items, Sequence) and not isinstance(items, str)
+    wrong = [item for item in items if not isinstance(item, Item)] if is_list else [items]
+    if wrong:
+        raise ValueError(f"{op}: items must be a sequence of Items (got {type(wrong[0]).__name__})")
+
+
+def check_backbone(op: str, backbone: Any) -> None:
+    """
+    Raises:
+        ValueError: `backbone` is no pair of a language model and its tokenizer.
+    """
+    is_pair = isinstance(backbone, tuple | list) and len(backbone) == 2
+    names = ("get_input_embeddings", "convert_tokens_to_ids")
+    if not is_pair or not all(map(hasattr, backbone, names)):
+        kinds = [type(one).__name__ for one in backbone] if is_pair else type(backbone).__name__
+        raise ValueError(f"{op}: backbone must be a model and its tokenizer (got {kinds})")
 
 
 def check_folder(argument: str, path: Path) -> None:
@@ -177,6 +217,12 @@ def load_bundle(
             exchanged, the weights are pickles, the tokenizer has other ids, the embedding lacks the
             new rows, or the SIDs are of another quantizer.
     """
+    check_path("load_bundle: path", path)
+    check_arguments(
+        "load_bundle", _LOADING, quantizer=quantizer, trust_remote_code=trust_remote_code
+    )
+    check_dtype("load_bundle: dtype", dtype)
+    check_device("load_bundle: device", device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = Path(path)

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crs_fast.crs.checkpoint import save_bundle
+from crs_fast._arguments import Rule, at_least, check_arguments, check_kind, check_path
+from crs_fast.crs.checkpoint import check_backbone, check_folder, save_bundle
 from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.tables import items_from
 from crs_fast.crs.item_encoder import encoder_record, save_quantizer
 from crs_fast.crs.sequence import SequenceBuilder, trie_sids
-from crs_fast.quantize.text_encoder import EncoderLike
+from crs_fast.quantize.text_encoder import EncoderLike, check_encoder
 from crs_fast.trie import SidTrie, Vocabulary, vocabulary_from_dict
 from crs_fast.trie.sid_vocab import BEGIN, END, token_id
 from crs_fast.trie.typed import as_catalogue
@@ -66,6 +67,22 @@ def make_model_directory(
             directory.
     """
     op = "make_model_directory"
+    check_path(f"{op}: path", path)
+    check_backbone(op, (model, tokenizer))
+    check_kind(f"{op}: trie", trie, SidTrie | Mapping, "a SidTrie, or one for each begin token")
+    if not isinstance(vocab, Mapping) and not hasattr(vocab, "to_dict"):
+        raise ValueError(
+            f"{op}: vocab must be a vocabulary, or one for each begin token "
+            f"(got {type(vocab).__name__})"
+        )
+    check_kind(f"{op}: control", control, ControlTokens | None, "ControlTokens or None")
+    if quantizer is not None and not hasattr(quantizer, "fingerprint"):
+        raise ValueError(
+            f"{op}: quantizer must be a fitted quantizer or None (got {type(quantizer).__name__})"
+        )
+    check_encoder(f"{op}: encoder", encoder)
+    check_arguments(op, (Rule("max_length", int, *at_least(1)),), max_length=max_length)
+    check_folder(f"{op}: path", Path(path))
     rows = items_from(items)
     control = control or ControlTokens.of(tokenizer)
     joint, tokens = as_catalogue(trie, vocab)

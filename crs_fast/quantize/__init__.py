@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from crs_fast._arguments import Rule, at_least, check_arguments
 from crs_fast.quantize.collisions import add_disambiguation_level, resolve_collisions
 from crs_fast.quantize.embeddings import load_embeddings
 from crs_fast.quantize.metrics import quantization_report
@@ -37,6 +38,7 @@ __all__ = [
     "sinkhorn_codes",
 ]
 
+_RULES = (Rule("levels codes", int, *at_least(1)), Rule("progress", bool))
 _LAZY = {
     "ResidualQuantizer": "residual",
     "RQKMeans": "rqkmeans",
@@ -99,6 +101,10 @@ def build_sids(
         ValueError: the method is unknown, the embeddings are not finite floats [N, D], or there
             are more items than codes ** levels.
     """
+    check_arguments("build_sids", _RULES, levels=levels, codes=codes, progress=progress)
+    if not hasattr(embeddings, "__len__") or getattr(embeddings, "ndim", 2) == 0:
+        kind = type(embeddings).__name__
+        raise ValueError(f"build_sids: embeddings must be rows of floats [N, D] (got {kind})")
     quantizer: ResidualQuantizer
     if method == "rqvae":
         from crs_fast.quantize.rqvae import RQVAE
@@ -110,9 +116,11 @@ def build_sids(
         quantizer = RQKMeans(levels=levels, codes=codes, seed=seed)
     else:
         raise ValueError(f"build_sids: method must be 'rqvae' or 'rqkmeans' (got {method!r})")
-    if len(embeddings) > codes**levels:
+    # 64 levels of two codes are more than any count of items.
+    most = quantizer.config.codes ** min(quantizer.config.levels, 64)
+    if len(embeddings) > most:
         raise ValueError(
-            f"build_sids: embeddings must hold at most codes ** levels = {codes**levels} items "
+            f"build_sids: embeddings must hold at most codes ** levels = {most} items "
             f"(got {len(embeddings)})"
         )
     quantizer.fit(embeddings, progress=progress)

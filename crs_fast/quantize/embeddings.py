@@ -8,6 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from crs_fast._arguments import Rule, check_arguments, check_path
+from crs_fast.ops.host import as_tensor
+
+_RULES = (Rule("key ids", str, optional=True),)
+
 
 def load_embeddings(
     path: str | Path, key: str | None = None, ids: str | None = None
@@ -32,29 +37,33 @@ def load_embeddings(
         ImportError: a .parquet file is given and pyarrow is missing.
         OSError: the file does not exist, or the folder holds no .parquet files.
     """
+    check_path("load_embeddings: path", path)
+    check_arguments("load_embeddings", _RULES, key=key, ids=ids)
     path = Path(path)
     is_parquet = path.suffix == ".parquet" or path.is_dir()
+    if not is_parquet and path.suffix not in (".npy", ".safetensors"):
+        raise ValueError(
+            f"load_embeddings: path must end with .npy, .safetensors or .parquet (got {path.name})"
+        )
     if ids is not None and not is_parquet:
-        raise ValueError(f"load_embeddings: ids come from .parquet files only (got {path.name})")
+        raise ValueError(
+            "load_embeddings: ids must be None, as ids come from .parquet files only "
+            f"(got {path.name})"
+        )
+    if not path.exists():
+        raise FileNotFoundError(f"load_embeddings: no file {path}")
     item_ids = None
     if path.suffix == ".npy":
         try:
             x: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
+        except (ValueError, EOFError) as error:
             raise ValueError(
                 f"load_embeddings: {path.name} must be a whole .npy file of floats (got {error})"
             ) from None
     elif path.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            x = file.get_tensor(_only(path, list(file.keys()), key))
-    elif is_parquet:
-        x, item_ids = _parquet(path, key, ids)
+        x = _safetensors(path, key)
     else:
-        raise ValueError(
-            f"load_embeddings: path must end with .npy, .safetensors or .parquet (got {path.name})"
-        )
+        x, item_ids = _parquet(path, key, ids)
     floats = x.is_floating_point() if isinstance(x, torch.Tensor) else x.dtype.kind == "f"
     if x.ndim != 2 or not floats:
         raise ValueError(
@@ -62,6 +71,40 @@ def load_embeddings(
             f"(got {x.dtype}, shape {tuple(x.shape)})"
         )
     return x, item_ids
+
+
+def check_embeddings(what: str, x: Any, rows: int | None = None) -> None:
+    """
+    Args:
+        rows: how many there must be, if that is known.
+
+    Raises:
+        ValueError: x is no tensor or array of floats [N, D] in memory, N and D at least 1; or, if
+            `rows` is given, it has another number of rows or holds NaN or infinity.
+    """
+    is_tensor = isinstance(x, torch.Tensor)
+    shape = tuple(getattr(x, "shape", ()))
+    floats = x.is_floating_point() if is_tensor else getattr(x, "dtype", np.dtype("O")).kind == "f"
+    in_memory = not is_tensor or (x.layout == torch.strided and not x.is_meta)
+    count = "N" if rows is None else rows
+    fits = len(shape) == 2 and 0 not in shape and rows in (None, shape[0])
+    if not (floats and in_memory and fits):
+        kind = f"{x.dtype} {list(shape)}" if shape else type(x).__name__
+        raise ValueError(f"{what} must be floats [{count}, D] in memory (got {kind})")
+    if rows is not None and not bool(torch.isfinite(as_tensor(x)).all()):
+        raise ValueError(f"{what} must be finite (got NaN or infinity)")
+
+
+def _safetensors(path: Path, key: str | None) -> torch.Tensor:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(_only(path, list(file.keys()), key))
+    except SafetensorError as error:
+        raise ValueError(
+            f"load_embeddings: {path.name} must be a whole .safetensors file (got {error})"
+        ) from None
 
 
 def _parquet(path: Path, key: str | None, ids: str | None) -> tuple[Any, list[Any] | None]:

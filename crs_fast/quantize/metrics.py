@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from crs_fast.ops.host import as_tensor
+from crs_fast.ops.host import as_integers, as_tensor
+from crs_fast.quantize.embeddings import check_embeddings
 
 if TYPE_CHECKING:
     from crs_fast.quantize.residual import ResidualQuantizer
@@ -112,6 +114,38 @@ def _error_and_variance(
     return error / len(codes), variance / len(codes)
 
 
+def _checked(x: Any, quantizer: Any, codes: Any, sids: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The codes and SIDs as tensors."""
+    op = "quantization_report"
+    config: Any = getattr(quantizer, "config", None)
+    if not hasattr(quantizer, "codebooks") or not hasattr(config, "levels"):
+        raise ValueError(
+            f"{op}: quantizer must be a fitted quantizer (got {type(quantizer).__name__})"
+        )
+    if not isinstance(x, list | tuple):
+        check_embeddings(f"{op}: x", x)
+    elif not x:
+        raise ValueError(f"{op}: x must be floats [N, D], N at least 1 (got no rows)")
+    width = len(x[0])
+    if width != config.input_dim:
+        raise ValueError(f"{op}: x must have {config.input_dim} columns (got {width})")
+    made = []
+    for name, values in (("codes", codes), ("sids", sids)):
+        tensor = as_integers(f"{op}: {name}", values)
+        if tuple(tensor.shape) != (len(x), config.levels):
+            raise ValueError(
+                f"{op}: {name} must be integers [{len(x)}, {config.levels}] "
+                f"(got {list(tensor.shape)})"
+            )
+        if not 0 <= int(tensor.min()) <= int(tensor.max()) < config.codes:
+            raise ValueError(
+                f"{op}: {name} must lie in [0, {config.codes}) "
+                f"(got [{int(tensor.min())}, {int(tensor.max())}])"
+            )
+        made.append(tensor)
+    return made[0], made[1]
+
+
 def quantization_report(
     x: Any, quantizer: ResidualQuantizer, codes: torch.Tensor, sids: torch.Tensor
 ) -> dict[str, Any]:
@@ -134,8 +168,15 @@ def quantization_report(
         moved_items: number of items whose SID the resolution changed.
         unique: whether all SIDs are distinct after resolution.
         shared_prefix: what `neighbourhood_preservation` returns for `sids`.
+
+    Raises:
+        ValueError: x is not floats [N, D] of the quantizer's width, or `codes` or `sids` are not
+            integers [N, L] in [0, K).
     """
+    codes, sids = _checked(x, quantizer, codes, sids)
     error, variance = _error_and_variance(x, quantizer, codes)
+    if not math.isfinite(error + variance):
+        raise ValueError("quantization_report: x must be finite (got NaN or infinity)")
     usage, perplexity = code_usage(codes, quantizer.config.codes)
     _, buckets = torch.unique(codes, dim=0, return_counts=True)
     distinct = len(torch.unique(sids, dim=0))

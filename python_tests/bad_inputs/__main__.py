@@ -48,7 +48,7 @@ def is_clear(row: Row, error: Exception) -> bool:
     if isinstance(error, KeyError):
         return "no item " in text or "item ids are " in text
     if isinstance(error, FileNotFoundError):
-        return "no file " in text
+        return "no file " in text or (" must " in text and "got " in text)
     named = any(name in text for name in row.names)
     return isinstance(error, _KINDS) and named and "got " in text and "must " in text
 

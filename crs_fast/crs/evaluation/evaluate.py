@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crs_fast._arguments import Rule, at_least, check_arguments, check_kind
 from crs_fast._files import write_text
 from crs_fast.crs.data.dialogue import CrsDataset, need_distinct_ids, need_splits
 from crs_fast.crs.evaluation.corrected_labels import label_figures
@@ -25,6 +27,15 @@ from crs_fast.crs.evaluation.sigir_standard import standard_figures
 from crs_fast.crs.evaluation.standard_report import labels_markdown, standard_markdown
 from crs_fast.crs.joined_beams import JoinedBeams
 from crs_fast.crs.recommender import Recommender
+from crs_fast.decode.search_request import NORMALIZE
+
+_RULES = (
+    Rule("split", str),
+    Rule("normalize", str, f"one of {NORMALIZE}", NORMALIZE.__contains__),
+    Rule("num_beams max_new_tokens", int, *at_least(1)),
+    Rule("limit", int, *at_least(1), optional=True),
+    Rule("replies progress", bool),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +116,29 @@ def evaluate(
         ValueError: the data set lacks this split or "train", the split has no target, or two of its
             dialogues have one id.
     """
+    check_kind("evaluate: dataset", dataset, CrsDataset, "a CrsDataset")
+    check_arguments(
+        "evaluate",
+        _RULES,
+        split=split,
+        num_beams=num_beams,
+        normalize=normalize,
+        replies=replies,
+        limit=limit,
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+    )
+    check_kind("evaluate: join", join, JoinedBeams | None, "JoinedBeams or None")
+    check_kind("evaluate: baselines", baselines, Mapping | None, "a dictionary or None")
+    for name, baseline in (baselines or {}).items():
+        check_kind("evaluate: names of baselines", name, str, "strings")
+        if not callable(baseline):
+            raise ValueError(f"evaluate: baselines[{name!r}] must be a function (got {baseline!r})")
     need_splits(dataset, "evaluate", ("train", split))
+    if not hasattr(recommender, "bundle"):
+        raise ValueError(
+            f"evaluate: recommender must be a Recommender (got {type(recommender).__name__})"
+        )
     start = time.perf_counter()
     join = join or recommender.join
     dialogues = dataset.splits[split][:limit]

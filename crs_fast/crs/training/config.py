@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-_RANGES: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    ("epochs max_minutes learning_rate embedding_lr_ratio sid_weight", "above 0", lambda v: v > 0),
-    (
-        "max_tokens tokens_per_batch accumulate max_length lora_rank lora_alpha logging_steps",
-        "at least 1",
-        lambda v: v >= 1,
+from crs_fast._arguments import Rule, at_least, check_settings, finite
+
+_RULES = (
+    Rule(
+        "epochs learning_rate embedding_lr_ratio sid_weight",
+        float,
+        "above 0 and finite",
+        finite(lambda v: v > 0),
     ),
-    ("weight_decay max_grad_norm save_steps", "at least 0", lambda v: v >= 0),
-    ("warmup_ratio code_noise", "in [0, 1]", lambda v: 0 <= v <= 1),
-    ("adam_beta2 lora_dropout context_dropout sid_smoothing", "in [0, 1)", lambda v: 0 <= v < 1),
-    ("embeddings", "'all' or 'new'", lambda v: v in ("all", "new")),
+    Rule("max_minutes", float, "above 0", lambda v: v > 0, optional=True),
+    Rule("max_tokens", float, "at least 1 and finite", finite(lambda v: v >= 1), optional=True),
+    Rule("tokens_per_batch lora_alpha", float, "at least 1 and finite", finite(lambda v: v >= 1)),
+    Rule("lora_rank", int, *at_least(1), optional=True),
+    Rule("accumulate max_length logging_steps", int, *at_least(1)),
+    Rule("save_steps", int, *at_least(0)),
+    Rule("seed", int, "in [0, 2 ** 32)", lambda v: 0 <= v < 1 << 32),
+    Rule("weight_decay", float, "at least 0 and finite", finite(lambda v: v >= 0)),
+    Rule("max_grad_norm", float, "at least 0", lambda v: v >= 0),
+    Rule("warmup_ratio code_noise", float, "in [0, 1]", lambda v: 0 <= v <= 1),
+    Rule(
+        "adam_beta2 lora_dropout context_dropout sid_smoothing",
+        float,
+        "in [0, 1)",
+        lambda v: 0 <= v < 1,
+    ),
+    Rule("embeddings", str, "'all' or 'new'", ("all", "new").__contains__),
+    Rule("qlora every_mention packed gradient_checkpointing compile_layers", bool),
+    Rule("bf16", bool, optional=True),
 )
 
 
@@ -61,7 +76,7 @@ class TrainConfig:
             newest two are kept); 0 saves none.
 
     Raises:
-        ValueError: a number is out of range, or two settings exclude each other.
+        ValueError: a setting is of another kind or out of range, or two exclude each other.
     """
 
     epochs: float = 3
@@ -95,12 +110,7 @@ class TrainConfig:
     save_steps: int = 0
 
     def __post_init__(self) -> None:
-        for names, expected, allowed in _RANGES:
-            for name in names.split():
-                value = getattr(self, name)
-                # None means no limit, or no adapter.
-                if value is not None and not allowed(value):
-                    raise ValueError(f"TrainConfig: {name} must be {expected} (got {value!r})")
+        check_settings(self, _RULES)
         if self.embeddings == "new" and self.weight_decay and not self.lora_rank:
             raise ValueError(
                 "TrainConfig: weight_decay must be 0 with embeddings='new', since it would move "

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from crs_fast._arguments import (
+    Rule,
+    at_least,
+    check_arguments,
+    check_kind,
+    check_path,
+    check_settings,
+)
 from crs_fast._files import replacing_folder, write_text
-from crs_fast.crs.checkpoint import Bundle, check_folder, save_bundle
+from crs_fast.crs.checkpoint import Bundle, check_backbone, check_folder, save_bundle
 from crs_fast.crs.control_tokens import ControlTokens
 from crs_fast.crs.data.dialogue import CrsDataset, Item, need_splits
 from crs_fast.crs.data.jsonl import check_items
@@ -23,7 +31,8 @@ from crs_fast.crs.training.embedding_init import init_sid_rows
 from crs_fast.crs.training.titles import with_titles
 from crs_fast.crs.training.train import TrainResult, train
 from crs_fast.quantize import build_sids, encode_texts, resolve_collisions
-from crs_fast.quantize.text_encoder import EncoderLike
+from crs_fast.quantize.embeddings import check_embeddings
+from crs_fast.quantize.text_encoder import EncoderLike, check_encoder
 from crs_fast.trie import SidTrie, SidVocab
 
 if TYPE_CHECKING:
@@ -32,6 +41,14 @@ if TYPE_CHECKING:
 
 
 SIGNALS = ("text", "co-mention", "co-mention-filled")
+METHODS = ("rqvae", "rqkmeans")
+_RULES = (
+    Rule("levels codes", int, *at_least(1)),
+    Rule("method", str, f"one of {METHODS}", METHODS.__contains__),
+    Rule("seed", int, "in [0, 2 ** 64)", lambda v: 0 <= v < 1 << 64),
+)
+_FLAG = (Rule("progress", bool),)
+_FLAGS = (Rule("titles resume progress", bool),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +66,9 @@ class SidConfig:
             embedding. "co-mention" is the vector of `co_mention_embeddings` on the "train" split;
             with "co-mention-filled", items without one get that of their neighbours by text (see
             `fill_unnamed`).
+
+    Raises:
+        ValueError: a setting is of another kind or out of range.
     """
 
     levels: int = 4
@@ -57,6 +77,14 @@ class SidConfig:
     encoder: EncoderLike = None
     seed: int = 0
     signals: tuple[str, ...] = ("text",)
+
+    def __post_init__(self) -> None:
+        check_settings(self, _RULES)
+        check_encoder("SidConfig: encoder", self.encoder)
+        signals = self.signals
+        is_list = isinstance(signals, tuple | list) and len(signals) > 0
+        if not is_list or any(signal not in SIGNALS for signal in signals):
+            raise ValueError(f"SidConfig: signals must be among {SIGNALS} (got {signals!r})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +114,23 @@ def make_catalogue(
     Args:
         held: ids of items that are left out of the quantizer's fit and get their SIDs afterwards.
         texts: embeddings of the items' texts, float32 [N, D], if they are computed already.
+
+    Raises:
+        ValueError: an argument is of another kind, the data set has no items, or `texts` does not
+            hold one row of finite floats per item.
     """
+    check_kind("make_catalogue: dataset", dataset, CrsDataset, "a CrsDataset")
+    check_kind("make_catalogue: config", config, SidConfig | None, "a SidConfig or None")
+    check_arguments("make_catalogue", _FLAG, progress=progress)
+    if isinstance(held, str) or not isinstance(held, Collection):
+        raise ValueError(f"make_catalogue: held must be a collection of item ids (got {held!r})")
+    if not dataset.items:
+        raise ValueError("make_catalogue: dataset must have items (got none)")
     config = config or SidConfig()
-    unknown = [signal for signal in config.signals if signal not in SIGNALS]
-    if unknown:
-        raise ValueError(f"make_catalogue: signals must be among {SIGNALS} (got {unknown[0]!r})")
+    if any(signal != "text" for signal in config.signals):
+        need_splits(dataset, "make_catalogue", ["train"])
+    if texts is not None:
+        check_embeddings("make_catalogue: texts", texts, len(dataset.items))
     if texts is None:
         texts = encode_texts(item_texts(dataset), config.encoder, progress=progress)
     embeddings = torch.cat([_signal(name, dataset, texts) for name in config.signals], 1)
@@ -192,9 +232,16 @@ def train_recommender(
             split, an item could not be saved, a setting of SIDs is given together with `titles`; or
             as in `train`.
     """
+    check_kind("train_recommender: dataset", dataset, CrsDataset, "a CrsDataset")
+    check_path("train_recommender: output_dir", output_dir)
+    check_kind("train_recommender: sids", sids, SidConfig | None, "a SidConfig or None")
+    check_kind("train_recommender: training", training, TrainConfig | None, "a TrainConfig or None")
+    check_kind("train_recommender: catalogue", catalogue, Catalogue | None, "a Catalogue or None")
+    check_arguments("train_recommender", _FLAGS, titles=titles, resume=resume, progress=progress)
     check_folder("train_recommender: output_dir", Path(output_dir))
     need_splits(dataset, "train_recommender", ["train"])
     check_items("train_recommender", dataset.items)
+    check_backbone("train_recommender", backbone)
     training = training or TrainConfig()
     if titles:
         given = {"sids": sids, "catalogue": catalogue, "code_noise": training.code_noise}
