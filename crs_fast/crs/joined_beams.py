@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from crs_fast._arguments import check_kind, is_number
 from crs_fast.crs.data.dialogue import Item, Turn
 from crs_fast.trie import ItemFilter
 from crs_fast.trie.item_filter import stacked
@@ -45,7 +46,7 @@ class JoinedBeams:
         rule: one of `RULES`.
 
     Raises:
-        ValueError: a share outside [0, 1], or an unknown rule.
+        ValueError: a source that can't be called, a share outside [0, 1], or an unknown rule.
     """
 
     source: Source
@@ -53,6 +54,7 @@ class JoinedBeams:
     rule: str = "mixture"
 
     def __post_init__(self) -> None:
+        check_kind("JoinedBeams: source", self.source, Callable, "a function of conversations")
         check_share(self.share)
         if self.rule not in RULES:
             raise ValueError(f"JoinedBeams: rule must be one of {RULES} (got {self.rule!r})")
@@ -116,8 +118,8 @@ def check_share(share: float) -> None:
     Raises:
         ValueError: the share of a source is outside [0, 1].
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"JoinedBeams: share must lie in [0, 1] (got {share})")
+    if not is_number(share) or not 0 <= share <= 1:
+        raise ValueError(f"JoinedBeams: share must lie in [0, 1] (got {share!r})")
 
 
 def _log(x: float) -> float:

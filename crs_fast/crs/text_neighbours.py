@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from crs_fast._arguments import all_of_kind, is_integer, is_number
 from crs_fast.crs.data.dialogue import Item, Turn
 from crs_fast.crs.joined_beams import Scored
 from crs_fast.quantize import encode_texts
@@ -36,7 +37,8 @@ class TextNeighbours:
         temperature: divides the cosines.
 
     Raises:
-        ValueError: no item, embeddings of another number, or a number that is not above 0.
+        ValueError: no item, embeddings of another number or that are not finite, or a number that
+            is not above 0.
     """
 
     def __init__(
@@ -49,16 +51,22 @@ class TextNeighbours:
         num_items: int = 50,
         temperature: float = 0.05,
     ) -> None:
-        numbers = (("turns", turns), ("num_items", num_items), ("temperature", temperature))
-        for name, value in numbers:
-            if not value > 0:
-                raise ValueError(f"TextNeighbours: {name} must be above 0 (got {value!r})")
+        for name, value in (("turns", turns), ("num_items", num_items)):
+            if not is_integer(value, 1):
+                raise ValueError(
+                    f"TextNeighbours: {name} must be an integer above 0 (got {value!r})"
+                )
+        if not is_number(temperature) or not temperature > 0:
+            raise ValueError(
+                f"TextNeighbours: temperature must be above 0 and finite (got {temperature!r})"
+            )
+        items = _checked_items(items)
         self._encoder = load_encoder(encoder)
         self._encoding = threading.Lock()  # a tokenizer serves one thread at a time
         self._turns, self._num_items, self._temperature = turns, num_items, temperature
         texts = [item.text() for item in items]
         known = self._encode(texts) if embeddings is None else embeddings
-        self._take(items, texts, torch.as_tensor(known, device="cpu").float())
+        self._take(items, texts, _numbers(known).float())
 
     def for_items(self, items: Sequence[Item]) -> TextNeighbours:
         """The same for another catalogue. An item whose text is in this one keeps its embedding;
@@ -67,6 +75,7 @@ class TextNeighbours:
         Raises:
             ValueError: there is no item.
         """
+        items = _checked_items(items)
         texts = [item.text() for item in items]
         rows = {text: row for row, text in enumerate(self._texts)}
         new = [text for text in dict.fromkeys(texts) if text not in rows]
@@ -103,8 +112,16 @@ class TextNeighbours:
 
     def __call__(self, contexts: Sequence[Sequence[Turn]]) -> list[list[Scored]]:
         """The candidates of each conversation, (item id, log-probability), best first."""
+        must_be = "a list with the Turns of each conversation"
+        if isinstance(contexts, str) or not isinstance(contexts, Sequence):
+            raise ValueError(
+                f"TextNeighbours: contexts must be {must_be} (got {type(contexts).__name__})"
+            )
         if not contexts:
             return []
+        contexts = [
+            all_of_kind("TextNeighbours: contexts", turns, Turn, must_be) for turns in contexts
+        ]
         said = [" ".join(turn.text for turn in turns[-self._turns :]) for turns in contexts]
         query = self._encode([text or _NOTHING_SAID for text in said])  # [B, D]
         most = min(self._num_items, len(self._ids))
@@ -114,3 +131,23 @@ class TextNeighbours:
             [(self._ids[i], score) for i, score in zip(of_one, scores, strict=True)]
             for of_one, scores in zip(best.tolist(), log_q.tolist(), strict=True)
         ]
+
+
+def _checked_items(items: Sequence[Item]) -> tuple[Item, ...]:
+    items = all_of_kind("TextNeighbours: items", items, Item, "at least one Item")
+    if not items:
+        raise ValueError("TextNeighbours: items must be at least one Item (got none)")
+    return items
+
+
+def _numbers(embeddings: Any) -> torch.Tensor:
+    try:
+        made = torch.as_tensor(embeddings, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"TextNeighbours: embeddings must be numbers (got {error})") from None
+    if not made.is_floating_point() or not bool(made.isfinite().all()):
+        raise ValueError(
+            f"TextNeighbours: embeddings must be finite floats (got {made.dtype}"
+            f"{', with NaN or infinity' if made.is_floating_point() else ''})"
+        )
+    return made
