@@ -153,8 +153,6 @@ class Turn:
             raise ValueError(f"Turn: text must be a string (got {self.text!r:.100})")
         if self.intent is not None and not isinstance(self.intent, str):
             raise ValueError(f"Turn: intent must be a string or None (got {self.intent!r})")
-        if self.mentions != ():
-            all_of_kind("Turn: mentions", self.mentions, Mention, "a tuple of Mentions")
         if self.breaks != ():
             all_of_kind("Turn: breaks", self.breaks, int, "a tuple of integers")
         if self.corrected is not None:
@@ -165,7 +163,8 @@ class Turn:
                 "Turn: breaks must be rising places inside the text "
                 f"(got {self.breaks} in a text of {len(self.text)} characters)"
             )
-        object.__setattr__(self, "mentions", tuple(sorted(self.mentions, key=_text_order)))
+        if self.mentions != ():
+            object.__setattr__(self, "mentions", self._ordered_mentions())
         before: Mention | None = None
         for mention in self.mentions:
             if mention.start is None or mention.end is None:
@@ -178,6 +177,13 @@ class Turn:
             if before is not None and before.end is not None and mention.start < before.end:
                 raise ValueError(f"Turn: mentions must not overlap (got {before} and {mention})")
             before = mention
+
+    def _ordered_mentions(self) -> tuple[Mention, ...]:
+        mentions = self.mentions
+        # Readers make a turn for every message, so what they give is looked at in one pass.
+        if not (type(mentions) is tuple and all(type(m) is Mention for m in mentions)):
+            mentions = all_of_kind("Turn: mentions", mentions, Mention, "a tuple of Mentions")
+        return mentions if len(mentions) == 1 else tuple(sorted(mentions, key=_text_order))
 
     def item_ids(self) -> list[str]:
         """Distinct items of the turn, in order of first mention."""
