@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from operator import index
 from types import UnionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 _KINDS = {int: "an integer", float: "a number", bool: "True or False", str: "a string"}
 
@@ -108,6 +110,33 @@ def check_kind(what: str, value: Any, kind: type | UnionType, expected: str) -> 
     """
     if not isinstance(value, kind):
         raise ValueError(f"{what} must be {expected} (got {_shown(value)})")
+
+
+def all_of_kind(what: str, values: Iterable[T], kind: type[T], expected: str) -> tuple[T, ...]:
+    """`values`, all of them of one kind, as a tuple. Strings and mappings are no lists of values.
+
+    Raises:
+        ValueError: they are something else.
+    """
+    if isinstance(values, str | bytes | dict) or not hasattr(values, "__iter__"):
+        raise ValueError(f"{what} must be {expected} (got {_shown(values)})")
+    made = tuple(values)
+    for one in made:
+        if not isinstance(one, kind):
+            raise ValueError(f"{what} must be {expected} (got {_shown(one)} among them)")
+    return made
+
+
+def is_integer(value: Any, least: int | None = None) -> bool:
+    """Whether a value is an integer, of Python's or numpy's kinds, and at least `least`."""
+    number = plain(value, int)
+    return number is not None and (least is None or number >= least)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, of Python's or numpy's kinds."""
+    number = plain(value, float)
+    return number is not None and math.isfinite(number)
 
 
 def check_path(what: str, value: Any) -> None:

@@ -13,14 +13,15 @@ import crs_fast
 PACKAGE = Path(crs_fast.__file__).parent
 MAY_IMPORT = {
     "_native": set(),
+    "_arguments": set(),
     "_files": set(),
     "_text": set(),
     "_arguments": set(),
     "ops": {"_native"},
-    "trie": {"ops", "_files"},
-    "quantize": {"ops", "_files", "_text", "_arguments"},
-    "decode": {"trie", "ops"},
-    "crs": {"decode", "trie", "quantize", "_files", "_text", "_arguments"},
+    "trie": {"ops", "_arguments", "_files"},
+    "quantize": {"ops", "_arguments", "_files", "_text"},
+    "decode": {"trie", "ops", "_arguments"},
+    "crs": {"decode", "trie", "quantize", "_arguments", "_files", "_text"},
     "serve": {"crs", "decode", "trie", "_files", "_text"},
     "integrations": {"crs", "decode", "trie", "_files"},
     "cli": {

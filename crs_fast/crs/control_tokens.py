@@ -5,12 +5,13 @@ A mode is "chat" or "rec", or one of these with an intent, such as "rec:explain"
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from crs_fast._arguments import all_of_kind, check_kind, is_integer
 from crs_fast.trie import Vocabulary
-from crs_fast.trie.sid_vocab import add_special_tokens, token_id
+from crs_fast.trie.sid_vocab import add_special_tokens, check_tokenizer, token_id
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +37,33 @@ def likelier_mode(rec_probability: float) -> str:
 @dataclass(frozen=True, slots=True)
 class ControlTokens:
     """The token ids of `<RESP>`, `<MODE=CHAT>` and `<MODE=REC>`, and of finer modes by name:
-    `fine["rec:explain"]` is the id of `<MODE=REC:explain>`."""
+    `fine["rec:explain"]` is the id of `<MODE=REC:explain>`.
+
+    Raises:
+        ValueError: what is no token id, one token for two of them, or a finer mode that is neither
+            "chat:<intent>" nor "rec:<intent>".
+    """
 
     resp: int
     chat: int
     rec: int
     fine: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_kind("ControlTokens: fine", self.fine, Mapping, "a mapping of modes to token ids")
+        _check_fine("ControlTokens", self.fine)
+        named = [("resp", self.resp), ("chat", self.chat), ("rec", self.rec)]
+        named += [(f"fine[{mode!r}]", token) for mode, token in self.fine.items()]
+        names: dict[int, str] = {}
+        for name, token in named:
+            if not is_integer(token, 0):
+                raise ValueError(f"ControlTokens: {name} must be a token id (got {token!r})")
+            if token in names:
+                raise ValueError(
+                    f"ControlTokens: {name} must be a token of its own (got {token}, which is "
+                    f"{names[token]} too)"
+                )
+            names[token] = name
 
     @classmethod
     def extend(
@@ -54,14 +76,13 @@ class ControlTokens:
         place.
 
         Raises:
-            ValueError: a finer mode is neither "chat:<intent>" nor "rec:<intent>".
+            ValueError: a finer mode is neither "chat:<intent>" nor "rec:<intent>"; no tokenizer or
+                no model.
         """
+        check_tokenizer("ControlTokens.extend", tokenizer, model)
+        fine = all_of_kind("ControlTokens.extend: fine", fine, str, "names of modes")
+        _check_fine("ControlTokens.extend", fine)
         parts = [split_mode(mode) for mode in fine]
-        if wrong := [m for m, (c, i) in zip(fine, parts, strict=True) if c not in MODES or not i]:
-            raise ValueError(
-                "ControlTokens.extend: fine must hold names 'chat:<intent>' or 'rec:<intent>' "
-                f"(got {wrong[0]!r})"
-            )
         names = [f"<MODE={coarse.upper()}:{intent}>" for coarse, intent in parts]
         resp, chat, rec, *rest = add_special_tokens(tokenizer, model, (*CONTROL, *names))
         return cls(resp, chat, rec, dict(zip(fine, rest, strict=True)))
@@ -71,8 +92,9 @@ class ControlTokens:
         """The control tokens that a tokenizer has already.
 
         Raises:
-            ValueError: it lacks one.
+            ValueError: it lacks one, or is no tokenizer.
         """
+        check_tokenizer("ControlTokens.of", tokenizer)
         ids = {name: token_id(tokenizer, name) for name in CONTROL}
         lacking = [name for name, number in ids.items() if number is None]
         if lacking:
@@ -124,6 +146,15 @@ class ControlTokens:
         for i, intent in enumerate(intents):
             sums[:, i] = probabilities[:, modes_of[intent]].sum(1)
         return [intents[i] for i in sums.argmax(1).tolist()]
+
+
+def _check_fine(op: str, fine: Iterable[str]) -> None:
+    for mode in fine:
+        coarse, intent = split_mode(mode) if isinstance(mode, str) else ("", "")
+        if coarse not in MODES or not intent:
+            raise ValueError(
+                f"{op}: fine must hold names 'chat:<intent>' or 'rec:<intent>' (got {mode!r})"
+            )
 
 
 def new_tokens(vocab: Vocabulary, control: ControlTokens) -> list[int]:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from crs_fast._arguments import all_of_kind, check_kind, is_integer
+from crs_fast.crs.checkpoint import check_items_of
 from crs_fast.crs.data.dialogue import Item, Turn
 from crs_fast.crs.joined_beams import JoinedBeams, Scored, join_beams
 from crs_fast.trie import ItemFilter, SidTrie
@@ -46,11 +48,19 @@ class ItemGroups:
         items: the catalogue.
         trie: the trie of the same items.
         groups_of: the names of the groups that an item belongs to.
+
+    Raises:
+        ValueError: items that are no `Item`s or not those of the trie, or names of groups that are
+            no strings.
     """
 
     def __init__(
         self, items: Sequence[Item], trie: SidTrie, groups_of: GroupsOf = genres_of
     ) -> None:
+        items = all_of_kind("ItemGroups: items", items, Item, "Items")
+        check_kind("ItemGroups: trie", trie, SidTrie, "a SidTrie")
+        check_kind("ItemGroups: groups_of", groups_of, Callable, "a function of an Item")
+        check_items_of("ItemGroups", trie, items)
         self.trie = trie
         self._ids = {item.item_id for item in items}
         self._groups: dict[str, tuple[str, ...]] = {}  # of each item that has any
@@ -58,7 +68,10 @@ class ItemGroups:
         self._film = {item.item_id: item.imdb_id for item in items if item.imdb_id is not None}
         self._entries: dict[str, list[str]] = {}  # the items of each film
         for item in items:
-            names = dict.fromkeys(map(group_name, groups_of(item)))
+            groups = all_of_kind(
+                "ItemGroups: groups_of", groups_of(item), str, "a function that gives names"
+            )
+            names = dict.fromkeys(map(group_name, groups))
             if names:
                 self._groups[item.item_id] = tuple(names)
             for name in names:
@@ -124,7 +137,7 @@ class Exposure:
             list holds a film once. The reply may name them in any case.
 
     Raises:
-        ValueError: a limit below 1.
+        ValueError: what is no collection of names, or a limit that is no integer from 1 on.
     """
 
     exclude: Collection[str] = ()
@@ -136,17 +149,23 @@ class Exposure:
     def __post_init__(self) -> None:
         for name in ("exclude", "allow", "groups"):
             value = getattr(self, name)
-            if isinstance(value, str):
+            if isinstance(value, str | bytes) or not isinstance(value, Collection):
+                if value is None and name != "exclude":
+                    continue
                 raise ValueError(f"Exposure: {name} must be a collection of names (got {value!r})")
-        object.__setattr__(self, "groups", tuple(map(group_name, self.groups or ())))
+        groups = all_of_kind("Exposure: groups", self.groups or (), str, "a collection of names")
+        object.__setattr__(self, "groups", tuple(map(group_name, groups)))
+        check_kind("Exposure: repeat_named", self.repeat_named, bool, "True or False")
         limits = self.max_per_group
         if isinstance(limits, Mapping):
+            all_of_kind("Exposure: max_per_group", [*limits], str, "limits by the names of groups")
             limits = {group_name(name): limit for name, limit in limits.items()}
             object.__setattr__(self, "max_per_group", limits)
-        numbers = limits.values() if isinstance(limits, Mapping) else [limits or 1]
-        if limits == 0 or any(isinstance(n, bool) or n < 1 for n in numbers):
+        numbers = limits.values() if isinstance(limits, Mapping) else [limits]
+        if limits is not None and not all(is_integer(n, 1) for n in numbers):
             raise ValueError(
-                f"Exposure: max_per_group must be at least 1 (got {self.max_per_group!r})"
+                "Exposure: max_per_group must be at least 1, an integer for all groups or for "
+                f"each by name (got {self.max_per_group!r})"
             )
 
     def known(self, catalogue: ItemGroups) -> tuple[Exposure, list[str]]:
@@ -234,12 +253,17 @@ def exposures_of(
         for name, value in (("exclude", exclude), ("allow", allow))
     ]
     exposures = [
-        replace(limits, exclude=list(denied or ()), allow=allowed)
+        replace(limits, exclude=list(denied or ()), allow=_collection(allowed))
         for denied, allowed in zip(*both, strict=True)
     ]
     for exposure in exposures:
         exposure.need_known(catalogue, op)
     return exposures
+
+
+def _collection(ids: Any) -> Any:
+    """What can be read only once (a generator) as a list."""
+    return ids if ids is None or isinstance(ids, Collection) else list(ids)
 
 
 def _one_each(op: str, name: str, value: Any, batch: int | None) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from crs_fast._arguments import all_of_kind, check_kind, check_path
 from crs_fast._files import write_text
 from crs_fast.crs.data.dialogue import Item
 from crs_fast.crs.shared_encoder import SharedEncoder
@@ -34,6 +35,9 @@ class ItemEncoder:
         by_text: whether `encoder` made all of the catalogue's embeddings. If not, new items need
             embeddings.
         device: where an encoder given by its name runs; None lets sentence-transformers choose.
+
+    Raises:
+        ValueError: no quantizer, or an encoder that is none of what `encode_texts` takes.
     """
 
     def __init__(
@@ -43,6 +47,15 @@ class ItemEncoder:
         by_text: bool = True,
         device: torch.device | str | None = None,
     ) -> None:
+        if quantizer is not None:  # None is refused where it is needed
+            _need_quantizer("ItemEncoder", quantizer)
+        is_encoder = isinstance(encoder, str | Path) or callable(encoder)
+        if encoder is not None and not is_encoder and not hasattr(encoder, "encode"):
+            raise ValueError(
+                "ItemEncoder: encoder must be a name, a function of texts, an object with a method "
+                f"`encode`, or None (got {type(encoder).__name__})"
+            )
+        check_kind("ItemEncoder: by_text", by_text, bool, "True or False")
         self.quantizer, self.encoder, self.by_text = quantizer, encoder, by_text
         self.shared_encoder = SharedEncoder(encoder, device)
 
@@ -57,6 +70,7 @@ class ItemEncoder:
             FileNotFoundError: the directory has no quantizer.
             ValueError: its quantizer is of no known kind.
         """
+        check_path("ItemEncoder.read: folder", folder)
         path = Path(folder) / QUANTIZER
         if not (path / "config.json").is_file():
             raise FileNotFoundError(
@@ -85,6 +99,13 @@ class ItemEncoder:
         Raises:
             ValueError: embeddings are needed or of another shape, or there is no free SID.
         """
+        items = all_of_kind("ItemEncoder.sids: items", items, Item, "Items")
+        _need_quantizer("ItemEncoder.sids", self.quantizer)
+        levels = len(self.quantizer.codebooks)
+        if not isinstance(occupied, torch.Tensor) or occupied.ndim != 2:
+            raise ValueError(
+                f"ItemEncoder.sids: occupied must be int64 [M, {levels}] (got {occupied!r:.100})"
+            )
         x = self._embeddings(items, embeddings)
         if not len(items):
             return torch.empty(0, occupied.shape[1], dtype=torch.int64)
@@ -104,13 +125,28 @@ class ItemEncoder:
         if embeddings is None:
             x = self.shared_encoder.encode_items([item.text() for item in items])
         else:
-            x = torch.as_tensor(embeddings, device="cpu")
+            try:
+                x = torch.as_tensor(embeddings, device="cpu")
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"with_catalogue: embeddings must be numbers (got {error})"
+                ) from None
         if x.shape != (len(items), width):
             raise ValueError(
                 f"with_catalogue: embeddings must have shape {(len(items), width)} "
                 f"(got {tuple(x.shape)})"
             )
+        if not bool(x.isfinite().all()):
+            raise ValueError("with_catalogue: embeddings must be finite (got NaN or infinity)")
         return x
+
+
+def _need_quantizer(op: str, quantizer: Any) -> None:
+    if not all(hasattr(quantizer, name) for name in ("encode", "embed", "codebooks")):
+        raise ValueError(
+            f"{op}: quantizer must be a quantizer such as RQVAE or RQKMeans "
+            f"(got {type(quantizer).__name__})"
+        )
 
 
 def encoder_record(encoder: EncoderLike, signals: Sequence[str]) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import TYPE_CHECKING
 
+from crs_fast._arguments import check_kind, is_number
 from crs_fast.crs.data.dialogue import Item, Turn
 from crs_fast.trie import ItemFilter
 from crs_fast.trie.item_filter import stacked
@@ -47,7 +47,7 @@ class JoinedBeams:
         rule: one of `RULES`.
 
     Raises:
-        ValueError: a share outside [0, 1], or an unknown rule.
+        ValueError: a source that can't be called, a share outside [0, 1], or an unknown rule.
     """
 
     source: Source
@@ -55,6 +55,7 @@ class JoinedBeams:
     rule: str = "mixture"
 
     def __post_init__(self) -> None:
+        check_kind("JoinedBeams: source", self.source, Callable, "a function of conversations")
         check_share(self.share)
         if self.rule not in RULES:
             raise ValueError(f"JoinedBeams: rule must be one of {RULES} (got {self.rule!r})")
@@ -118,10 +119,8 @@ def check_share(share: float) -> None:
     Raises:
         ValueError: the share of a source is no number in [0, 1].
     """
-    if isinstance(share, bool) or not isinstance(share, Real):
+    if not is_number(share) or not 0 <= share <= 1:
         raise ValueError(f"JoinedBeams: share must be a number in [0, 1] (got {share!r})")
-    if not 0 <= share <= 1:
-        raise ValueError(f"JoinedBeams: share must lie in [0, 1] (got {share})")
 
 
 def _log(x: float) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from crs_fast._arguments import all_of_kind, is_integer, is_number
 from crs_fast.crs.data.dialogue import Item, Turn
 from crs_fast.crs.joined_beams import Scored
 from crs_fast.crs.shared_encoder import SharedEncoder
@@ -34,7 +35,8 @@ class TextNeighbours:
         device: where an encoder given by its name runs; None lets sentence-transformers choose.
 
     Raises:
-        ValueError: no item, embeddings of another number, or a number that is not above 0.
+        ValueError: no item, embeddings of another number or that are not finite, or a number that
+            is not above 0.
     """
 
     def __init__(
@@ -48,16 +50,22 @@ class TextNeighbours:
         temperature: float = 0.05,
         device: torch.device | str | None = None,
     ) -> None:
-        numbers = (("turns", turns), ("num_items", num_items), ("temperature", temperature))
-        for name, value in numbers:
-            if not value > 0:
-                raise ValueError(f"TextNeighbours: {name} must be above 0 (got {value!r})")
+        for name, value in (("turns", turns), ("num_items", num_items)):
+            if not is_integer(value, 1):
+                raise ValueError(
+                    f"TextNeighbours: {name} must be an integer above 0 (got {value!r})"
+                )
+        if not is_number(temperature) or not temperature > 0:
+            raise ValueError(
+                f"TextNeighbours: temperature must be above 0 and finite (got {temperature!r})"
+            )
+        items = _checked_items(items)
         self._encoder = SharedEncoder.of(encoder, device)
         self._encoder.load()
         self._turns, self._num_items, self._temperature = turns, num_items, temperature
         texts = [item.text() for item in items]
         known = self._encoder.encode_items(texts) if embeddings is None else embeddings
-        rows = torch.as_tensor(known, device="cpu").float()
+        rows = _numbers(known).float()
         self._take(items, rows)
         self._encoder.remember(dict(zip(texts, rows, strict=True)))
 
@@ -68,6 +76,7 @@ class TextNeighbours:
         Raises:
             ValueError: there is no item.
         """
+        items = _checked_items(items)
         changed = copy.copy(self)
         changed._take(items, self._encoder.encode_items([item.text() for item in items]))
         return changed
@@ -84,8 +93,16 @@ class TextNeighbours:
 
     def __call__(self, contexts: Sequence[Sequence[Turn]]) -> list[list[Scored]]:
         """The candidates of each conversation, (item id, log-probability), best first."""
+        must_be = "a list with the Turns of each conversation"
+        if isinstance(contexts, str) or not isinstance(contexts, Sequence):
+            raise ValueError(
+                f"TextNeighbours: contexts must be {must_be} (got {type(contexts).__name__})"
+            )
         if not contexts:
             return []
+        contexts = [
+            all_of_kind("TextNeighbours: contexts", turns, Turn, must_be) for turns in contexts
+        ]
         said = [" ".join(turn.text for turn in turns[-self._turns :]) for turns in contexts]
         query = self._encoder.encode([text or _NOTHING_SAID for text in said])  # [B, D]
         most = min(self._num_items, len(self._ids))
@@ -95,3 +112,23 @@ class TextNeighbours:
             [(self._ids[i], score) for i, score in zip(of_one, scores, strict=True)]
             for of_one, scores in zip(best.tolist(), log_q.tolist(), strict=True)
         ]
+
+
+def _checked_items(items: Sequence[Item]) -> tuple[Item, ...]:
+    items = all_of_kind("TextNeighbours: items", items, Item, "at least one Item")
+    if not items:
+        raise ValueError("TextNeighbours: items must be at least one Item (got none)")
+    return items
+
+
+def _numbers(embeddings: Any) -> torch.Tensor:
+    try:
+        made = torch.as_tensor(embeddings, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"TextNeighbours: embeddings must be numbers (got {error})") from None
+    if not made.is_floating_point() or not bool(made.isfinite().all()):
+        raise ValueError(
+            f"TextNeighbours: embeddings must be finite floats (got {made.dtype}"
+            f"{', with NaN or infinity' if made.is_floating_point() else ''})"
+        )
+    return made

@@ -70,9 +70,16 @@ def beam_search(
         items than beams) are padding after the prompt, their scores -inf.
 
     Raises:
-        ValueError: no trie, no input_ids, a maximum length that leaves no room for a SID, a
-            streamer, or beam groups.
+        ValueError: no model, no trie, no input_ids, a maximum length that leaves no room for a
+            SID, a streamer, or beam groups.
     """
+    for name, value, attribute, must_be in (
+        ("model", model, "generation_config", "a model of transformers"),
+        ("input_ids", input_ids, "shape", "a tensor [B, P]"),
+        ("generation_config", generation_config, "num_return_sequences", "a GenerationConfig"),
+    ):
+        if not hasattr(value, attribute):
+            raise ValueError(f"beam_search: {name} must be {must_be} (got {type(value).__name__})")
     if trie is None:
         raise ValueError("beam_search: trie must be given (got None)")
     if model_kwargs.pop("streamer", None) is not None:

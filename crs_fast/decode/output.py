@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from crs_fast._arguments import check_kind
 from crs_fast.ops import trie_walk
 from crs_fast.trie import ItemFilter, SidTrie
 
@@ -44,6 +45,11 @@ def refuse_not_numbers(requests: Collection[int], op: str = "recommend") -> None
     Raises:
         ValueError: there are requests whose logits are no numbers.
     """
+    check_kind("refuse_not_numbers: requests", requests, Collection, "numbers of requests")
+    if isinstance(requests, str):
+        raise ValueError(
+            f"refuse_not_numbers: requests must be numbers of requests (got {requests!r})"
+        )
     if requests:
         raise ValueError(
             f"{op}: the model's logits must be numbers (got NaN or infinity after the prompt "

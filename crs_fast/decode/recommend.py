@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from crs_fast._arguments import check_kind
 from crs_fast.trie import ItemFilter, SidTrie, Vocabulary
 from crs_fast.trie.terminated import Terminator
 from crs_fast.trie.typed import TypedVocab, as_catalogue
@@ -259,6 +260,9 @@ class BeamTree:
 
     output: the beams as items
     beams: their tokens, and where these stand in the tree
+
+    Raises:
+        ValueError: `prompt` is no `Prompt`; and as `recommend`.
     """
 
     @torch.no_grad()
@@ -272,6 +276,7 @@ class BeamTree:
         temperature: float = 1.0,
         filters: ItemFilter | None = None,
     ) -> None:
+        check_kind("BeamTree: prompt", prompt, Prompt, "a Prompt")
         request = SearchRequest(
             trie=trie,
             vocab=vocab,

@@ -62,7 +62,7 @@ def sequential(model: PreTrainedModel) -> Sequential:
     after prompts of unequal length are compared with those of plain forward passes.
 
     Raises:
-        ValueError: the model is not causal.
+        ValueError: the model is not causal, or has no head.
     """
     model = unwrapped(model)
     state, key = ModelState.of(model), state_key(model)
@@ -85,6 +85,10 @@ def sequential(model: PreTrainedModel) -> Sequential:
 @torch.no_grad()
 def _probed(model: Any) -> Sequential | None:
     """The fastest way that is right; None where logits are no numbers."""
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"recommend: model must have a head that gives logits (got {type(model).__name__})"
+        )
     lm = stand_in(model)
     with torch.autocast(input_device(model).type, enabled=False):
         for way in _WAYS:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from crs_fast.ops.host import as_integers
+from crs_fast.ops.host import as_integers, check_integer
 
 from .vocabulary import Vocabulary
 
@@ -127,8 +127,11 @@ class SidVocab(Vocabulary):
                 nobody can type an item into a prompt: `crs_fast.crs` demands it.
 
         Raises:
-            ValueError: `levels` outside [1, 26] or `codes` < 1.
+            ValueError: `levels` outside [1, 26], `codes` < 1, no tokenizer or no model.
         """
+        check_tokenizer("SidVocab.extend", tokenizer, model)
+        for name, value in (("levels", levels), ("codes", codes)):
+            check_integer(f"SidVocab.extend: {name}", value, -(1 << 31))
         if not 1 <= levels <= len(string.ascii_lowercase) or codes < 1:
             raise ValueError(
                 f"SidVocab.extend: levels must lie in [1, 26] and codes be at least 1 "
@@ -164,6 +167,26 @@ class SidVocab(Vocabulary):
             ValueError: tokens that the tokenizer lacks, with the first of their names; a level
                 without tokens or with one token twice.
         """
+        check_tokenizer("SidVocab.from_tokens", tokenizer)
+        for name, value in (("begin", begin), ("end", end)):
+            if value is not None and not isinstance(value, str):
+                raise ValueError(
+                    f"SidVocab.from_tokens: {name} must be a token's name or None (got {value!r})"
+                )
+        if isinstance(levels, str) or not hasattr(levels, "__iter__"):
+            raise ValueError(
+                f"SidVocab.from_tokens: levels must be a list of levels (got {levels!r})"
+            )
+        levels = list(levels)
+        for level in levels:
+            if isinstance(level, str) or not hasattr(level, "__iter__"):
+                raise ValueError(
+                    f"SidVocab.from_tokens: levels must be lists of tokens' names (got {level!r})"
+                )
+            if odd := [t for t in level if t is not None and not isinstance(t, str)]:
+                raise ValueError(
+                    f"SidVocab.from_tokens: levels must hold tokens' names or None (got {odd[0]!r})"
+                )
         frame = [token for token in (begin, end) if token is not None]
         names = dict.fromkeys([*frame, *(token for level in levels for token in level if token)])
         if add:
@@ -181,6 +204,22 @@ class SidVocab(Vocabulary):
             begin=None if begin is None else ids[begin],
             end=None if end is None else ids[end],
             eos=tokenizer.eos_token_id,
+        )
+
+
+def check_tokenizer(op: str, tokenizer: Any, model: Any = None) -> None:
+    """
+    Raises:
+        ValueError: `tokenizer` is no tokenizer of transformers, or `model` is neither a model nor
+            None.
+    """
+    if not hasattr(tokenizer, "convert_tokens_to_ids"):
+        raise ValueError(
+            f"{op}: tokenizer must be a tokenizer of transformers (got {type(tokenizer).__name__})"
+        )
+    if model is not None and not hasattr(model, "get_input_embeddings"):
+        raise ValueError(
+            f"{op}: model must be a model of transformers or None (got {type(model).__name__})"
         )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .sid_vocab import BEGIN, END, add_special_tokens
+from crs_fast.ops.host import as_integers
+
+from .sid_vocab import BEGIN, END, add_special_tokens, check_tokenizer
 from .token_ids import TokenIds
 
 if TYPE_CHECKING:
@@ -28,7 +30,23 @@ class TitleVocab(TokenIds):
 
         Args:
             titles: the tokens of each item's title.
+
+        Raises:
+            ValueError: no title, a title without tokens, or one that is no list of token ids.
         """
+        check_tokenizer("TitleVocab.extend_for", tokenizer, model)
+        if not isinstance(titles, Mapping) or not titles:
+            raise ValueError(
+                "TitleVocab.extend_for: titles must map at least one item to the tokens of its "
+                f"title (got {titles!r:.100})"
+            )
+        for item_id, tokens in titles.items():
+            ids = as_integers(f"TitleVocab.extend_for: titles[{item_id!r}]", tokens)
+            if ids.ndim != 1 or not ids.numel() or int(ids.min()) < 0:
+                raise ValueError(
+                    f"TitleVocab.extend_for: titles[{item_id!r}] must be at least one token id "
+                    f"(got {tokens!r:.100})"
+                )
         begin, end = add_special_tokens(tokenizer, model, (BEGIN, END))
         levels = max(map(len, titles.values())) + 1
         highest = max(begin, end, *(max(tokens) for tokens in titles.values()))

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from crs_fast.ops.host import check_integer
+
 from .sid_trie import SidTrie
 from .sid_vocab import SidVocab
 from .vocabulary import Vocabulary
@@ -66,12 +68,24 @@ def typed_catalogue(
             types together, or the type whose begin token the prompt ends with.
 
     Raises:
-        ValueError: no type, a vocabulary of another kind or without codes of its trie, vocabularies
-            with several `end`s or none, a begin token that stands for a code, or an item in two
-            catalogues.
+        ValueError: no type, a begin token that is no token id or stands for a code, a vocabulary of
+            another kind or without codes of its trie, vocabularies with several `end`s or none, or
+            an item in two catalogues.
     """
+    if not isinstance(tries, Mapping):
+        raise ValueError(
+            "typed_catalogue: tries must map begin tokens to catalogues "
+            f"(got {type(tries).__name__})"
+        )
     if not tries:
         raise ValueError("typed_catalogue: tries must hold at least one catalogue (got none)")
+    for begin, trie in tries.items():
+        check_integer("typed_catalogue: the begin tokens of tries", begin, 0)
+        if not isinstance(trie, SidTrie):
+            raise ValueError(
+                "typed_catalogue: tries must hold a SidTrie for each begin token "
+                f"(got {type(trie).__name__})"
+            )
     begins = [int(begin) for begin in tries]
     vocabs = [
         _checked(trie, vocab.get(begin) if isinstance(vocab, Mapping) else vocab)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import ops_rows, public_rows, whole_run_rows
+from . import data_rows, model_rows, ops_rows, public_rows, whole_run_rows
 from .table import Call, Row
 
 
@@ -29,6 +29,8 @@ _CALLS = [
     *ops_rows.head_calls(),
     *public_rows.calls(),
     *whole_run_rows.calls(),
+    *model_rows.calls(),
+    *data_rows.calls(),
 ]
 ROWS = [row for call in _CALLS for row in call.rows()]
 ROWS += [row for call in ops_rows.meta_calls() for row in _meta(call)]

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import index
 from typing import Any
+
+from crs_fast._arguments import all_of_kind, check_kind, is_integer
 
 SEEKER = "seeker"
 RECOMMENDER = "recommender"
@@ -50,7 +52,8 @@ class Item:
     Entries with one `imdb_id` are the same film (see `crs_fast.crs.evaluation.score`).
 
     Raises:
-        ValueError: an id that is no string, or a year that is no whole number.
+        ValueError: an id, a title or an `imdb_id` that is no string, a year that is no whole
+            number, or fields that are no mapping.
     """
 
     item_id: str
@@ -62,6 +65,12 @@ class Item:
     def __post_init__(self) -> None:
         if not isinstance(self.item_id, str):
             raise ValueError(f"Item: item_id must be a string (got {self.item_id!r})")
+        if not isinstance(self.title, str):
+            raise ValueError(f"Item: title must be a string (got {self.title!r})")
+        if not isinstance(self.fields, Mapping):
+            raise ValueError(f"Item: fields must map names to texts (got {self.fields!r:.100})")
+        if self.imdb_id is not None and not isinstance(self.imdb_id, str):
+            raise ValueError(f"Item: imdb_id must be a string or None (got {self.imdb_id!r})")
         year = None if is_null(self.year) else whole_number(self.year)
         if year is None and not is_null(self.year):
             raise ValueError(f"Item: year must be an integer or None (got {self.year!r})")
@@ -81,11 +90,26 @@ class Item:
 @dataclass(frozen=True, slots=True)
 class Mention:
     """An item named in a turn. `start:end` are character offsets into the turn's text;
-    both are None when the turn is known to name the item but where is not."""
+    both are None when the turn is known to name the item but where is not.
+
+    Raises:
+        ValueError: an id that is no string, or offsets that are not both integers or both None.
+    """
 
     item_id: str
     start: int | None = None
     end: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.item_id, str):
+            raise ValueError(f"Mention: item_id must be a string (got {self.item_id!r})")
+        if self.start is self.end is None or type(self.start) is type(self.end) is int:
+            return
+        if not (is_integer(self.start) and is_integer(self.end)):
+            raise ValueError(
+                "Mention: start and end must both be integers, or both None "
+                f"(got {self.start!r} and {self.end!r})"
+            )
 
     @property
     def located(self) -> bool:
@@ -110,8 +134,9 @@ class Turn:
     None where nobody did.
 
     Raises:
-        ValueError: an unknown role, a mention that lies outside the text or overlaps another, or
-            breaks that don't rise inside the text.
+        ValueError: an unknown role, a text or an intent that is no string, a mention that lies
+            outside the text or overlaps another, breaks that don't rise inside the text, or
+            corrected labels that are no ids.
     """
 
     role: str
@@ -124,13 +149,22 @@ class Turn:
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise ValueError(f"Turn: role must be one of {ROLES} (got {self.role!r})")
+        if not isinstance(self.text, str):
+            raise ValueError(f"Turn: text must be a string (got {self.text!r:.100})")
+        if self.intent is not None and not isinstance(self.intent, str):
+            raise ValueError(f"Turn: intent must be a string or None (got {self.intent!r})")
+        if self.breaks != ():
+            all_of_kind("Turn: breaks", self.breaks, int, "a tuple of integers")
+        if self.corrected is not None:
+            all_of_kind("Turn: corrected", self.corrected, str, "a tuple of item ids, or None")
         inside = range(1, len(self.text) + 1)
         if any(b not in inside for b in self.breaks) or list(self.breaks) != sorted(self.breaks):
             raise ValueError(
                 "Turn: breaks must be rising places inside the text "
                 f"(got {self.breaks} in a text of {len(self.text)} characters)"
             )
-        object.__setattr__(self, "mentions", tuple(sorted(self.mentions, key=_text_order)))
+        if self.mentions != ():
+            object.__setattr__(self, "mentions", self._ordered_mentions())
         before: Mention | None = None
         for mention in self.mentions:
             if mention.start is None or mention.end is None:
@@ -143,6 +177,13 @@ class Turn:
             if before is not None and before.end is not None and mention.start < before.end:
                 raise ValueError(f"Turn: mentions must not overlap (got {before} and {mention})")
             before = mention
+
+    def _ordered_mentions(self) -> tuple[Mention, ...]:
+        mentions = self.mentions
+        # Readers make a turn for every message, so what they give is looked at in one pass.
+        if not (type(mentions) is tuple and all(type(m) is Mention for m in mentions)):
+            mentions = all_of_kind("Turn: mentions", mentions, Mention, "a tuple of Mentions")
+        return mentions if len(mentions) == 1 else tuple(sorted(mentions, key=_text_order))
 
     def item_ids(self) -> list[str]:
         """Distinct items of the turn, in order of first mention."""
@@ -187,22 +228,58 @@ class Turn:
 class Dialogue:
     """A conversation; neighbouring turns have different roles (see `merge_turns`). `liked` is what
     the seeker said of items (item id -> one of OPINIONS) after it was over, and `seen` the items
-    that the seeker then had seen: for oracles and for scoring alone."""
+    that the seeker then had seen: for oracles and for scoring alone.
+
+    Raises:
+        ValueError: an id that is no string, turns that are no `Turn`s, an unknown opinion, or items
+            that are no ids.
+    """
 
     dialogue_id: str
     turns: tuple[Turn, ...]
     liked: dict[str, str] = field(default_factory=dict)
     seen: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.dialogue_id, str):
+            raise ValueError(
+                f"Dialogue: dialogue_id must be a string (got {self.dialogue_id!r:.100})"
+            )
+        check_kind("Dialogue: turns", self.turns, tuple | list, "a tuple of Turns")
+        all_of_kind("Dialogue: turns", self.turns, Turn, "a tuple of Turns")
+        check_kind("Dialogue: liked", self.liked, Mapping, "a mapping of item ids to opinions")
+        for opinion in self.liked.values():
+            if opinion not in OPINIONS:
+                raise ValueError(
+                    f"Dialogue: liked must hold opinions of {OPINIONS} (got {opinion!r})"
+                )
+        if self.seen != ():
+            all_of_kind("Dialogue: seen", self.seen, str, "a tuple of item ids")
+
 
 @dataclass(frozen=True, slots=True)
 class CrsDataset:
     """A catalogue and its dialogues. Item order is the catalogue's order: every tie in a ranking
-    goes to the lower index. `splits` holds "train", "valid" and "test" where they exist."""
+    goes to the lower index. `splits` holds "train", "valid" and "test" where they exist.
+
+    Raises:
+        ValueError: a name that is no string, items that are no `Item`s, or splits that are no
+            mapping of names to `Dialogue`s.
+    """
 
     name: str
     items: tuple[Item, ...]
     splits: dict[str, tuple[Dialogue, ...]]
+
+    def __post_init__(self) -> None:
+        check_kind("CrsDataset: name", self.name, str, "a string")
+        check_kind("CrsDataset: items", self.items, tuple | list, "a tuple of Items")
+        all_of_kind("CrsDataset: items", self.items, Item, "a tuple of Items")
+        must_be = "a mapping of names to tuples of Dialogues"
+        check_kind("CrsDataset: splits", self.splits, Mapping, must_be)
+        for dialogues in self.splits.values():
+            check_kind("CrsDataset: splits", dialogues, tuple | list, must_be)
+            all_of_kind("CrsDataset: splits", dialogues, Dialogue, must_be)
 
 
 def need_splits(dataset: CrsDataset, caller: str, names: Iterable[str]) -> None:

@@ -38,10 +38,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
+from crs_fast._arguments import all_of_kind, check_path
 from crs_fast.crs.data.dialogue import (
     OPINIONS,
     CrsDataset,
@@ -50,6 +51,7 @@ from crs_fast.crs.data.dialogue import (
     Mention,
     Turn,
     merge_turns,
+    need_distinct_ids,
     whole_number,
 )
 from crs_fast.crs.data.entity_linking import TitleIndex
@@ -57,6 +59,7 @@ from crs_fast.crs.data.lines import (
     Once,
     OnError,
     ReadReport,
+    check_reading,
     data_object,
     find_file,
     need_file,
@@ -112,8 +115,10 @@ def read_items(
     """Read an `items.jsonl` (this module's docstring has the format).
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: a broken line or an item_id given twice, unless `on_error` is "skip".
     """
+    check_reading("read_items", path, on_error, report)
     ids = Once("item_id")
 
     def parse(line: str) -> Item:
@@ -204,9 +209,13 @@ def read_dialogues(
         report: filled in where given.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: a broken line or a dialogue_id given twice, with file and line number, unless
             `on_error` is "skip".
     """
+    check_reading("read_dialogues", path, on_error, report)
+    if items is not None:
+        items = all_of_kind("read_dialogues: items", items, Item, "Items, or None")
     parse, numbers = dialogue_parser(Path(path), items, report), count(1)
 
     def parse_line(line: str) -> Dialogue:
@@ -257,11 +266,20 @@ def write_items(path: str | Path, items: Sequence[Item]) -> None:
     """Write an `items.jsonl` that `read_items` reads back equal.
 
     Raises:
-        ValueError: a field is named item_id, title, year or imdb_id.
+        ValueError: an item that the file can't hold, such as one with a field named item_id, title,
+            year or imdb_id, or an item_id given twice.
+        TypeError: a field that is no text.
     """
+    check_path("write_items: path", path)
+    items = all_of_kind("write_items: items", items, Item, "Items")
     for item in items:
-        if clash := [key for key in _ITEM_KEYS if key in item.fields]:
-            raise ValueError(f"write_items: fields must not be named {clash[0]!r} ({item.item_id})")
+        for name, text in item.fields.items():
+            if not isinstance(text, str | list):
+                raise TypeError(
+                    f"write_items: fields of items must be strings (got {text!r:.100} for {name!r} "
+                    f"of {item.item_id!r})"
+                )
+    check_items("write_items", items)
     write_lines(path, map(_item_record, items))
 
 
@@ -275,7 +293,7 @@ def check_items(op: str, items: Sequence[Item]) -> None:
     for item in items:
         try:
             if clash := [key for key in _ITEM_KEYS if key in item.fields]:
-                raise ValueError(f"fields must not be named {clash[0]!r}")
+                raise ValueError(f"fields must not be named {clash[0]!r} (got a field of it)")
             ids.check(item_of(data_object(json.dumps(_item_record(item)))).item_id)
         except (TypeError, ValueError) as error:
             raise ValueError(
@@ -307,7 +325,25 @@ def _turn_record(turn: Turn) -> dict[str, Any]:
 
 
 def write_dialogues(path: str | Path, dialogues: Sequence[Dialogue]) -> None:
-    """Write a dialogues file that `read_dialogues` reads back equal."""
+    """Write a dialogues file that `read_dialogues` reads back equal.
+
+    Raises:
+        ValueError: something else than dialogues, an empty id, an id given twice, or neighbouring
+            turns of one role, which are one turn to a reader (see `merge_turns`).
+    """
+    check_path("write_dialogues: path", path)
+    dialogues = all_of_kind("write_dialogues: dialogues", dialogues, Dialogue, "Dialogues")
+    need_distinct_ids(dialogues, "write_dialogues: dialogues")
+    for dialogue in dialogues:
+        if not dialogue.dialogue_id:
+            raise ValueError(
+                "write_dialogues: dialogues must have a dialogue_id that is not empty (got '')"
+            )
+        if any(a.role == b.role for a, b in pairwise(dialogue.turns)):
+            raise ValueError(
+                "write_dialogues: dialogues must have neighbouring turns of different roles, as "
+                f"merge_turns makes them (got {dialogue.dialogue_id!r})"
+            )
     write_lines(
         path,
         (

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
+from crs_fast._arguments import check_kind, check_path
 from crs_fast._files import replacing
 from crs_fast._gzip import DAMAGED, UnpacksToTooMuchError, open_gzip
 from crs_fast._text import well_formed
@@ -32,6 +33,24 @@ class ReadReport:
     skipped: list[str] = field(default_factory=list)
     noise: Counter[str] = field(default_factory=Counter)
     guessed: Counter[str] = field(default_factory=Counter)
+
+
+def check_reading(op: str, path: Any, on_error: Any, report: Any) -> None:
+    """Look at what a reader of one file is given.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: no path, a folder, an unknown `on_error`, or no report.
+    """
+    check_path(f"{op}: path", path)
+    if on_error not in get_args(OnError):
+        raise ValueError(f"{op}: on_error must be one of {get_args(OnError)} (got {on_error!r})")
+    if report is not None:
+        check_kind(f"{op}: report", report, ReadReport, "a ReadReport or None")
+    if Path(path).is_dir():
+        raise ValueError(f"{op}: path must be a file (got the folder {str(path)!r})")
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{op}: no file {path}")
 
 
 def find_file(folder: Path, *names: str) -> Path | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from crs_fast.ops.host import as_numbers
+from crs_fast.ops.host import as_integers, as_numbers, check_integer
 
 from .capability import capability
 from .stand_in import unwrapped
@@ -62,6 +62,7 @@ class Prompt:
         compiled: bool = False,
     ) -> None:
         ids, mask = checked_inputs("Prompt", input_ids, attention_mask)
+        check_integer("Prompt: room", room, 0)
         model = unwrapped(model)
         attention, reason, _ = capability(model)
         if attention is None:
@@ -205,21 +206,54 @@ def checked_inputs(
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token sequences of unequal length as one batch: ids int64 [B, P] and mask bool [B, P]."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows], device="cpu")
-    mask = torch.tensor(
-        [[False] * (width - len(row)) + [True] * len(row) for row in rows], device="cpu"
-    )
-    return ids, mask
+    """Token sequences of unequal length as one batch: ids int64 [B, P] and mask bool [B, P].
+
+    Raises:
+        ValueError: there is no sequence, or a token or the padding is no integer.
+    """
+    width = _width("left_pad", rows, pad_id)
+    ids = [[pad_id] * (width - len(row)) + list(row) for row in rows]
+    mask = [[False] * (width - len(row)) + [True] * len(row) for row in rows]
+    return _batch("left_pad", ids, mask)
 
 
 def right_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """As `left_pad`, with the padding on the right."""
-    width = max(len(row) for row in rows)
+    width = _width("right_pad", rows, pad_id)
     ids = [list(row) + [pad_id] * (width - len(row)) for row in rows]
     mask = [[True] * len(row) + [False] * (width - len(row)) for row in rows]
-    return torch.tensor(ids, device="cpu"), torch.tensor(mask, device="cpu")
+    return _batch("right_pad", ids, mask)
+
+
+def _width(op: str, rows: Sequence[Sequence[int]], pad_id: int) -> int:
+    """The length of the longest sequence.
+
+    Raises:
+        ValueError: there is no sequence, or the padding is no integer.
+    """
+    check_integer(f"{op}: pad_id", pad_id, -(1 << 31))
+    try:
+        return max(len(row) for row in rows)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{op}: rows must be at least one sequence of token ids (got {rows!r:.100})"
+        ) from None
+
+
+def _batch(
+    op: str, ids: list[list[int]], mask: list[list[bool]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Raises:
+        ValueError: a token is no integer.
+    """
+    tokens = as_integers(f"{op}: rows", ids)
+    if tokens.ndim != 2:
+        raise ValueError(
+            f"{op}: rows must be sequences of token ids (got a token of shape "
+            f"{tuple(tokens.shape[2:])})"
+        )
+    return tokens.long(), torch.tensor(mask, device="cpu").bool()
 
 
 def pad_right(ids: torch.Tensor, mask: torch.Tensor) -> PaddedBatch:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from crs_fast._arguments import check_kind
+
 _LARGE = 1 << 16  # elements of a buffer
 
 
@@ -24,7 +26,7 @@ def unwrapped(model: Any) -> Any:
         if inner is None:
             break
         model = inner
-    if not hasattr(model, "config"):
+    if not hasattr(model, "config") or not isinstance(model, torch.nn.Module):
         raise ValueError(
             "recommend: model must be a Hugging Face model, or one that PEFT, torch.compile, "
             f"DataParallel or DistributedDataParallel wraps (got {type(model).__name__})"
@@ -38,7 +40,7 @@ def _inner(model: Any) -> Any:
             "recommend: model must be whole: gather the weights of FullyShardedDataParallel "
             "first, as by accelerator.unwrap_model and get_state_dict"
         )
-    modules = vars(model).get("_modules", {})
+    modules = getattr(model, "_modules", {})
     if "_orig_mod" in modules:
         return modules["_orig_mod"]
     if isinstance(model, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
@@ -74,7 +76,11 @@ def stand_in(model: Any) -> Any:
     stand-in, so the model is never changed and threads may share it. Training mode, and with it
     dropout and gradient checkpointing, is off. `generate` finds no defaults but Hugging Face's
     own, whatever the model's `generation_config` says. Takes about 5 microseconds per module.
+
+    Raises:
+        ValueError: `model` is no module of torch.
     """
+    check_kind("stand_in: model", model, torch.nn.Module, "a torch.nn.Module")
     from transformers import GenerationConfig
 
     twins: dict[int, torch.nn.Module] = {}

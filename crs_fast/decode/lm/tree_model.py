@@ -41,10 +41,20 @@ class TreeModel:
         compiled: bool = False,
         one_shape: bool = False,
     ) -> None:
+        if attention not in ("tree", "mask"):
+            raise ValueError(f"TreeModel: attention must be 'tree' or 'mask' (got {attention!r})")
+        if compiled and attention != "tree":
+            raise ValueError(
+                f"TreeModel: attention must be 'tree' where layers are compiled (got {attention!r})"
+            )
+        is_module = isinstance(model, torch.nn.Module) and hasattr(model, "get_output_embeddings")
+        if not is_module or model.get_output_embeddings() is None:
+            raise ValueError(
+                "TreeModel: model must be a language model with a head "
+                f"(got {type(model).__name__})"
+            )
         self.model = model
         self.head = LmHead(model)
-        if compiled and attention != "tree":
-            raise ValueError("compiled layers must be of a model that takes tree attention")
         self.compiled, self.one_shape = compiled, one_shape
         # Up to transformers 4.57 some models name themselves, head and all.
         decoder = model.get_decoder().base_model
