@@ -26,7 +26,7 @@ NO_ROWS = {
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """About 20 seconds of one core for 3,700 rows."""
+    """About 20 seconds of one core for 4,200 rows."""
     return pool.run([row.name for row in ROWS], workers=1)
 
 

@@ -3,7 +3,9 @@ trains or reads a model."""
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -218,6 +220,7 @@ def text_calls() -> list[Call]:
 def folder() -> Path:
     """Small files to read, and broken ones."""
     path = Path(tempfile.mkdtemp(prefix="crs-fast-rows-"))
+    atexit.register(shutil.rmtree, path)
     np.save(path / "whole.npy", np.ones((2, 3), np.float32))
     np.save(path / "integers.npy", np.ones((2, 3), np.int64))
     np.save(path / "one_axis.npy", np.ones(3, np.float32))
