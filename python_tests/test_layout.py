@@ -16,7 +16,6 @@ MAY_IMPORT = {
     "_arguments": set(),
     "_files": set(),
     "_text": set(),
-    "_arguments": set(),
     "ops": {"_native"},
     "trie": {"ops", "_arguments", "_files"},
     "quantize": {"ops", "_arguments", "_files", "_text"},
