@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable
 from numbers import Integral, Real
 from operator import index
-from types import UnionType
 from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -103,7 +102,7 @@ def finite(allows: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: math.isfinite(value) and allows(value)
 
 
-def check_kind(what: str, value: Any, kind: type | UnionType, expected: str) -> None:
+def check_kind(what: str, value: Any, kind: Any, expected: str) -> None:
     """
     Raises:
         ValueError: the value is no instance of `kind`, which `expected` names.
