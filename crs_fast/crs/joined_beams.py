@@ -119,8 +119,10 @@ def check_share(share: float) -> None:
     Raises:
         ValueError: the share of a source is no number in [0, 1].
     """
-    if not is_number(share) or not 0 <= share <= 1:
+    if not is_number(share):
         raise ValueError(f"JoinedBeams: share must be a number in [0, 1] (got {share!r})")
+    if not 0 <= share <= 1:
+        raise ValueError(f"JoinedBeams: share must lie in [0, 1] (got {share!r})")
 
 
 def _log(x: float) -> float:
